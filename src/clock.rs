@@ -1,0 +1,170 @@
+//! Time: the only reader of the operating system's clocks, and the hybrid logical clock that numbers rounds.
+//!
+//! Protocol code never asks for the time; it is handed [`Now`]. Correctness never depends on any of this, only
+//! progress does.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use crate::types::{Ballot, SLOT_BITS, Slot};
+
+/// One reading of both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Unix nanoseconds; may jump either way.
+    pub wall: i64,
+    /// Time since some fixed moment of this process; never goes back. For timeouts.
+    pub monotonic: Duration,
+}
+
+/// Where time comes from. One is made in `main` and handed down.
+pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
+    /// Reads both clocks.
+    fn now(&self) -> Now;
+}
+
+/// The operating system's clocks. The monotonic part follows tokio's time, so a paused runtime pauses it too.
+#[derive(Debug)]
+pub struct OsClock {
+    started: tokio::time::Instant,
+}
+
+impl OsClock {
+    /// The clock of this process.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads OS time")]
+    pub fn shared() -> Arc<dyn Clock> {
+        Arc::new(Self { started: tokio::time::Instant::now() })
+    }
+}
+
+impl Clock for OsClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads OS time")]
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX), monotonic: self.started.elapsed() }
+    }
+}
+
+/// A clock that moves only when told to: for tests and simulation.
+#[derive(Debug)]
+pub struct ManualClock(Mutex<Now>);
+
+impl ManualClock {
+    /// Starts at `wall` Unix nanoseconds.
+    #[must_use]
+    pub fn new(wall: i64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Now { wall, monotonic: Duration::ZERO })))
+    }
+
+    /// Lets `by` pass on both clocks.
+    pub fn advance(&self, by: Duration) {
+        let mut now = self.0.lock();
+        now.monotonic += by;
+        now.wall += i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
+    }
+
+    /// Moves the wall clock alone by `nanos`, as a careless administrator would.
+    pub fn jump(&self, nanos: i64) {
+        self.0.lock().wall += nanos;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Now {
+        *self.0.lock()
+    }
+}
+
+/// A remote time that is too far ahead of ours to believe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a clock {ahead:?} ahead of ours, more than max_skew = {max_skew:?}")]
+pub struct TooFarAhead {
+    /// By how much.
+    pub ahead: Duration,
+    /// The limit it broke.
+    pub max_skew: Duration,
+}
+
+/// Hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) that issues ballots: never below the wall
+/// clock, never below anything it issued or merged, unique by its slot. Pure: the wall clock's reading is an argument.
+#[derive(Debug, Clone)]
+pub struct HybridClock {
+    slot: Slot,
+    max_skew: Duration,
+    last: i64,
+}
+
+impl HybridClock {
+    /// A clock for the proposer at `slot` that issues ballots above `floor` only, as those up to there may have been
+    /// issued before a restart, and refuses to be dragged more than `max_skew` ahead of its wall clock.
+    #[must_use]
+    pub fn new(slot: Slot, max_skew: Duration, floor: Ballot) -> Self {
+        Self { slot, max_skew, last: floor.nanos() }
+    }
+
+    /// Issues a ballot above every one issued or merged before.
+    pub fn issue(&mut self, wall: i64) -> Ballot {
+        self.last = Ballot::at(wall, self.slot).nanos().max(self.last + (1 << SLOT_BITS));
+        Ballot::at(self.last, self.slot)
+    }
+
+    /// Learns of a ballot seen elsewhere, so that the next one issued here is above it.
+    pub fn merge(&mut self, seen: Ballot, wall: i64) -> Result<(), TooFarAhead> {
+        self.check(seen, wall)?;
+        self.last = self.last.max(seen.nanos());
+        Ok(())
+    }
+
+    /// Refuses a ballot more than `max_skew` ahead of `wall`: one broken clock must not drag the rest along.
+    pub fn check(&self, seen: Ballot, wall: i64) -> Result<(), TooFarAhead> {
+        let ahead = Duration::from_nanos(u64::try_from(seen.nanos().saturating_sub(wall)).unwrap_or(0));
+        if ahead > self.max_skew {
+            return Err(TooFarAhead { ahead, max_skew: self.max_skew });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn clock() -> HybridClock {
+        HybridClock::new(Slot::new(7).unwrap(), Duration::from_secs(10), Ballot::ZERO)
+    }
+
+    #[test]
+    fn a_broken_clock_is_not_followed() {
+        let mut clock = clock();
+        let wall = 1_000 * SECOND;
+        assert!(clock.merge(Ballot(wall + 9 * SECOND), wall).is_ok());
+        assert!(clock.merge(Ballot(wall + 11 * SECOND), wall).is_err());
+        assert!(clock.issue(wall) < Ballot(wall + 10 * SECOND));
+    }
+
+    proptest! {
+        #[test]
+        fn ballots_rise_whatever_the_wall_clock_does(
+            steps in prop::collection::vec((any::<bool>(), 0..2_000 * SECOND), 1..200)
+        ) {
+            let mut clock = clock();
+            let mut last = Ballot::ZERO;
+            for (merge, wall) in steps {
+                if merge && clock.merge(Ballot(wall), wall).is_ok() {
+                    last = last.max(Ballot::at(wall, Slot::new(0).unwrap()));
+                }
+                let issued = clock.issue(wall);
+                prop_assert!(issued > last);
+                prop_assert_eq!(issued.slot().number(), 7);
+                last = issued;
+            }
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! The first thing two nodes say to each other, and whether they may go on. Pure: no tokio, no I/O, no clocks.
+//!
+//! Whatever would make two nodes count different majorities, or issue equal ballots, is found here, before a single
+//! vote: another cluster, another list of voters, one name at two places. A refusal shows both sides' values, as it
+//! stands in both sides' logs and only one of them is wrong.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::membership::{Membership, VOTERS_MAX};
+use super::memory::{Figures, Remembered};
+use crate::types::{Ballot, NodeId, Slot, StorageId};
+
+/// The largest hello, in bytes: [`VOTERS_MAX`] of the longest names fit, with room for fields of later versions.
+pub const HELLO_BYTES_MAX: usize = 64 * 1024;
+/// The longest cluster id, in bytes.
+pub const CLUSTER_ID_BYTES_MAX: usize = 256;
+/// What this program speaks.
+pub const PROTOCOL_VERSIONS: Versions = Versions { min: 1, max: 1 };
+
+/// The protocol versions that a program speaks, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The oldest.
+    pub min: u16,
+    /// The newest.
+    pub max: u16,
+}
+
+impl Versions {
+    /// The newest version that both speak.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<u16> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.min, self.max)
+    }
+}
+
+/// What a node says of itself. Travels as a MessagePack map with named fields: a reader skips those it does not know,
+/// so a later version may add some.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The protocol versions it speaks.
+    pub versions: Versions,
+    /// Its cluster's id.
+    pub cluster: String,
+    /// Its name.
+    pub node: NodeId,
+    /// How often its data directory was opened.
+    pub boot: u64,
+    /// Its proposer number.
+    pub slot: Slot,
+    /// The epoch that it has installed.
+    pub epoch: u64,
+    /// The voters of that epoch.
+    pub voters: Vec<NodeId>,
+    /// Its wall clock when it said this, in Unix nanoseconds.
+    pub wall: i64,
+    /// Its data directory.
+    pub storage_id: StorageId,
+    /// A random number of its process; see [`Figures::run`].
+    pub run: u64,
+    /// Its clock ceiling, as durable on its disk.
+    pub ceiling: Ballot,
+    /// Its journal position, as durable on its disk.
+    pub position: u64,
+    /// What it remembers of the node it speaks to.
+    #[serde(default)]
+    pub remembered: Option<Remembered>,
+}
+
+/// A hello that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BadHello {
+    /// Larger than [`HELLO_BYTES_MAX`].
+    #[error("a hello of {0} bytes, more than {HELLO_BYTES_MAX}")]
+    TooLarge(usize),
+    /// Not a hello, or a field out of bounds.
+    #[error("an unreadable hello: {0}; is something else than outrigger speaking?")]
+    Unreadable(String),
+}
+
+impl Hello {
+    /// The hello's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        // Encoding plain fields into memory has no way to fail; if it found one, the peer would refuse the empty hello.
+        Bytes::from(rmp_serde::to_vec_named(self).unwrap_or_default())
+    }
+
+    /// Reads a hello and checks every bound.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadHello> {
+        if bytes.len() > HELLO_BYTES_MAX {
+            return Err(BadHello::TooLarge(bytes.len()));
+        }
+        let hello: Self = rmp_serde::from_slice(bytes).map_err(|e| BadHello::Unreadable(e.to_string()))?;
+        if hello.cluster.len() > CLUSTER_ID_BYTES_MAX {
+            return Err(BadHello::Unreadable(format!("a cluster id of {} bytes", hello.cluster.len())));
+        }
+        if hello.voters.len() > VOTERS_MAX {
+            return Err(BadHello::Unreadable(format!("{} voters", hello.voters.len())));
+        }
+        if Slot::new(hello.slot.number()).is_none() {
+            return Err(BadHello::Unreadable(format!("slot {}", hello.slot.number())));
+        }
+        Ok(hello)
+    }
+
+    /// What it says of its disk.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures { storage_id: self.storage_id, run: self.run, ceiling: self.ceiling, position: self.position }
+    }
+}
+
+/// What this node judges another's hello by.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// The protocol versions it speaks.
+    pub versions: Versions,
+    /// Its cluster's id.
+    pub cluster: String,
+    /// Its name.
+    pub node: NodeId,
+    /// Its configuration.
+    pub membership: Membership,
+}
+
+/// Why two nodes do not talk: one line that says what differs and what to do. "Theirs" is the peer's, "ours" the
+/// refusing node's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No protocol version that both speak.
+    #[error(
+        "{node} speaks protocol versions {theirs}, {us} speaks {ours}: upgrade the older of the two, one release at a \
+         time"
+    )]
+    NoCommonVersion {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+        /// The peer's versions.
+        theirs: Versions,
+        /// This node's.
+        ours: Versions,
+    },
+    /// Two clusters.
+    #[error(
+        "{node} belongs to cluster {theirs:?}, {us} to {ours:?}: correct [cluster] id, or the seeds that point at \
+         another cluster"
+    )]
+    OtherCluster {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+        /// The peer's cluster.
+        theirs: String,
+        /// This node's.
+        ours: String,
+    },
+    /// A node that is not who its certificate says.
+    #[error(
+        "a node calls itself {claimed} but its certificate is for {certified}: [node] name and the certificate's name \
+         must be the same"
+    )]
+    OtherName {
+        /// What it calls itself.
+        claimed: NodeId,
+        /// What its certificate says.
+        certified: NodeId,
+    },
+    /// One name at two places.
+    #[error("another node has our own name, {0}: give each node its own [node] name, and run it once")]
+    OurName(NodeId),
+    /// Not one of ours.
+    #[error("{node} is not among the voters [{}]: add it to [cluster] voters on every node, or stop it", List(.ours))]
+    NotAVoter {
+        /// The peer.
+        node: NodeId,
+        /// The voters as this node knows them.
+        ours: Vec<NodeId>,
+    },
+    /// Majorities of different lists need not intersect.
+    #[error(
+        "the voters differ: {node} has [{}], {us} has [{}]: [cluster] voters must be the same on every node",
+        List(.theirs), List(.ours)
+    )]
+    VotersDiffer {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+        /// The peer's list.
+        theirs: Vec<NodeId>,
+        /// This node's.
+        ours: Vec<NodeId>,
+    },
+    /// Two configurations.
+    #[error(
+        "{node} has installed epoch {theirs}, {us} epoch {ours}: this version knows only the epoch that [cluster] \
+         voters makes; run the same release everywhere"
+    )]
+    OtherEpoch {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+        /// The peer's epoch.
+        theirs: u64,
+        /// This node's.
+        ours: u64,
+    },
+    /// Equal slots at two nodes could issue equal ballots.
+    #[error(
+        "{node} proposes as slot {theirs}, but its place among the voters [{}] is slot {ours}: run the same release \
+         everywhere", List(.voters)
+    )]
+    OtherSlot {
+        /// The peer.
+        node: NodeId,
+        /// The slot it uses.
+        theirs: u16,
+        /// The slot it has by our list.
+        ours: u16,
+        /// The voters.
+        voters: Vec<NodeId>,
+    },
+}
+
+struct List<'a>(&'a [NodeId]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, node) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str(", ")?;
+            }
+            write!(f, "{node}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Judges what a peer said, whose certificate is for `certificate_name`. Whether its disk has forgotten is another
+/// question, which [`super::memory::PeerMemory::observe`] answers: such a node may talk, only not vote.
+pub fn judge(ours: &Local, theirs: &Hello, certificate_name: &NodeId) -> Result<(), Refusal> {
+    let (node, us) = (theirs.node.clone(), ours.node.clone());
+    if ours.versions.common(theirs.versions).is_none() {
+        return Err(Refusal::NoCommonVersion { node, us, theirs: theirs.versions, ours: ours.versions });
+    }
+    if ours.cluster != theirs.cluster {
+        return Err(Refusal::OtherCluster { node, us, theirs: theirs.cluster.clone(), ours: ours.cluster.clone() });
+    }
+    if theirs.node != *certificate_name {
+        return Err(Refusal::OtherName { claimed: node, certified: certificate_name.clone() });
+    }
+    if theirs.node == ours.node {
+        return Err(Refusal::OurName(node));
+    }
+    judge_membership(ours, theirs)
+}
+
+/// A node whose list lacks us would count other majorities, and so would one that we lack: both are shown as a
+/// difference of lists, except where the peer is simply not ours.
+fn judge_membership(ours: &Local, theirs: &Hello) -> Result<(), Refusal> {
+    let (node, us) = (theirs.node.clone(), ours.node.clone());
+    let voters = ours.membership.voters();
+    let Some(slot) = ours.membership.slot_of(&theirs.node) else {
+        return Err(Refusal::NotAVoter { node, ours: voters.to_vec() });
+    };
+    let mut named = theirs.voters.clone();
+    named.sort_unstable();
+    if named != voters {
+        return Err(Refusal::VotersDiffer { node, us, theirs: named, ours: voters.to_vec() });
+    }
+    if theirs.epoch != ours.membership.epoch() {
+        return Err(Refusal::OtherEpoch { node, us, theirs: theirs.epoch, ours: ours.membership.epoch() });
+    }
+    if theirs.slot != slot {
+        let (theirs, ours) = (theirs.slot.number(), slot.number());
+        return Err(Refusal::OtherSlot { node, theirs, ours, voters: voters.to_vec() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nodes(names: &[&str]) -> Vec<NodeId> {
+        names.iter().map(|name| NodeId::parse(name).unwrap()).collect()
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::parse(name).unwrap()
+    }
+
+    fn local() -> Local {
+        Local {
+            versions: PROTOCOL_VERSIONS,
+            cluster: "blue".into(),
+            node: node("a"),
+            membership: Membership::epoch_one(nodes(&["a", "b", "c"])).unwrap(),
+        }
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            versions: PROTOCOL_VERSIONS,
+            cluster: "blue".into(),
+            node: node("b"),
+            boot: 3,
+            slot: Slot::new(1).unwrap(),
+            epoch: 1,
+            voters: nodes(&["c", "b", "a"]),
+            wall: 1_700_000_000_000_000_000,
+            storage_id: StorageId(0xfeed),
+            run: 77,
+            ceiling: Ballot(1_700_000_000_500_000_000),
+            position: 4_711,
+            remembered: Some(Remembered { storage_id: StorageId(1), ceiling: Ballot(2), position: 3 }),
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Hello)) -> String {
+        let mut theirs = hello();
+        change(&mut theirs);
+        let refusal = judge(&local(), &theirs, &node("b")).unwrap_err().to_string();
+        assert!(!refusal.contains('\n') && refusal.contains(": "), "one line with advice: {refusal}");
+        refusal
+    }
+
+    #[test]
+    fn a_fitting_hello_is_accepted_whatever_the_order_of_its_list() {
+        assert_eq!(judge(&local(), &hello(), &node("b")), Ok(()));
+    }
+
+    #[test]
+    fn every_difference_is_refused_with_both_values() {
+        let cases: [(String, &[&str]); 7] = [
+            (refused(|h| h.versions = Versions { min: 2, max: 3 }), &["2 to 3", "1 to 1"]),
+            (refused(|h| h.cluster = "green".into()), &["\"green\"", "\"blue\""]),
+            (refused(|h| h.voters = nodes(&["a", "b", "x"])), &["[a, b, x]", "[a, b, c]"]),
+            (refused(|h| h.voters = nodes(&["b"])), &["[b]", "[a, b, c]"]),
+            (refused(|h| h.epoch = 2), &["epoch 2", "epoch 1"]),
+            (refused(|h| h.slot = Slot::new(2).unwrap()), &["slot 2", "slot 1"]),
+            (refused(|h| h.node = node("c")), &["c", "certificate is for b"]),
+        ];
+        for (refusal, words) in cases {
+            for word in words {
+                assert!(refusal.contains(word), "{refusal:?} lacks {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn our_own_name_and_strangers_are_refused() {
+        let mut twin = hello();
+        twin.node = node("a");
+        assert_eq!(judge(&local(), &twin, &node("a")), Err(Refusal::OurName(node("a"))));
+        let mut stranger = hello();
+        stranger.node = node("x");
+        let refusal = judge(&local(), &stranger, &node("x")).unwrap_err();
+        assert!(refusal.to_string().contains("x is not among the voters [a, b, c]"), "{refusal}");
+    }
+
+    #[test]
+    fn versions_overlap_or_not() {
+        let v = |min, max| Versions { min, max };
+        assert_eq!(v(1, 3).common(v(2, 5)), Some(3));
+        assert_eq!(v(2, 2).common(v(1, 2)), Some(2));
+        assert_eq!(v(1, 1).common(v(2, 2)), None);
+    }
+
+    #[test]
+    fn a_later_version_may_add_fields_and_leave_out_optional_ones() {
+        let mut map: serde_json::Value = serde_json::to_value(hello()).unwrap();
+        map["colour"] = serde_json::json!({"of": ["the", "sea"]});
+        map.as_object_mut().unwrap().remove("remembered");
+        let read = Hello::decode(&rmp_serde::to_vec_named(&map).unwrap()).unwrap();
+        assert_eq!(read, Hello { remembered: None, ..hello() });
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        let change = |change: fn(&mut Hello)| {
+            let mut hello = hello();
+            change(&mut hello);
+            Hello::decode(&hello.encode())
+        };
+        assert!(change(|_| ()).is_ok());
+        assert!(change(|h| h.cluster = "x".repeat(CLUSTER_ID_BYTES_MAX + 1)).is_err());
+        assert!(change(|h| h.voters = vec![h.node.clone(); VOTERS_MAX + 1]).is_err());
+        assert!(change(|h| h.slot = serde_json::from_str("4096").unwrap()).is_err());
+        assert!(matches!(Hello::decode(&[0; HELLO_BYTES_MAX + 1]), Err(BadHello::TooLarge(_))));
+        // The largest hello that may be said can be read.
+        let longest = |n: usize| node(&format!("{n:0>128}"));
+        let voters: Vec<_> = (0..VOTERS_MAX).map(longest).collect();
+        let largest = Hello { voters, cluster: "x".repeat(CLUSTER_ID_BYTES_MAX), ..hello() };
+        assert_eq!(Hello::decode(&largest.encode()).unwrap(), largest);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Hello::decode(&bytes);
+        }
+
+        /// A damaged byte may well turn one hello into another valid one (a name, a number): it must not panic.
+        #[test]
+        fn damaged_hellos_do_no_harm(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut bytes = hello().encode().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            let _ = Hello::decode(&bytes);
+        }
+
+        #[test]
+        fn cut_hellos_are_refused(cut in any::<prop::sample::Index>()) {
+            let mut bytes = hello().encode().to_vec();
+            bytes.truncate(cut.index(bytes.len()));
+            prop_assert!(Hello::decode(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What a node tells people about itself and its cluster: the shapes behind `/v1/cluster`, `status`, the status page
+//! and `/readyz`. One definition for the server that writes them and the clients that read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Ballot, NodeId, StorageId};
+
+/// What a node does for its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its vote counts.
+    Voter,
+    /// Named a voter, but its vote must not count: it has forgotten promises, or its journal failed.
+    Barred,
+}
+
+/// One node as the answering node sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: NodeId,
+    /// True for the node that answers.
+    pub me: bool,
+    /// Connected, or the answering node itself.
+    pub live: bool,
+    /// What it does.
+    pub role: Role,
+    /// Its data directory's id, once known.
+    pub storage_id: Option<StorageId>,
+    /// Its peer address, once known.
+    pub address: Option<String>,
+    /// Smoothed round-trip time, in microseconds; absent for the node itself.
+    pub round_trip_us: Option<u64>,
+    /// The epoch it has installed, once known.
+    pub epoch: Option<u64>,
+    /// Shards it holds open, as it gossips them.
+    pub open_shards: Option<u64>,
+    /// Accepted frames it does not yet know to be chosen, as it gossips them.
+    pub pending_frames: Option<u64>,
+    /// How far its clock is ahead of ours, in microseconds, at the last message; negative where it is behind.
+    pub clock_skew_us: Option<i64>,
+    /// True once this node and that one have compared all rows since they last connected.
+    pub in_step: bool,
+    /// Committed frames that wait for their shard file, as it gossips them.
+    pub lag_frames: Option<u64>,
+}
+
+/// How proposals ended since the node started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionCounts {
+    /// Accepted.
+    pub accept: u64,
+    /// Rejected: nothing written.
+    pub reject: u64,
+    /// Unknown.
+    pub timeout: u64,
+}
+
+/// The answer to `GET /v1/cluster`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster's id.
+    pub cluster: String,
+    /// Who answers.
+    pub node: NodeId,
+    /// The answering program's version.
+    pub version: String,
+    /// The epoch installed here.
+    pub epoch: u64,
+    /// The voters of that epoch.
+    pub voters: Vec<NodeId>,
+    /// Every voter, and what this node knows of it.
+    pub nodes: Vec<NodeStatus>,
+    /// Shards open on this node.
+    pub open_shards: u64,
+    /// How proposals of this node ended.
+    pub decisions: DecisionCounts,
+    /// Accepted frames that this node does not yet know to be chosen.
+    pub pending_frames: u64,
+    /// Why this node cannot serve quorum operations now; absent when it can.
+    pub unready: Option<String>,
+}
+
+/// One shard, as `GET /v1/shards` lists it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Its org.
+    pub org: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Live keys.
+    pub keys: u64,
+    /// Size of the file and its WAL, in bytes.
+    pub bytes: u64,
+    /// The latest version in it, 0 when empty.
+    pub last_upd: Ballot,
+    /// The replicas that this node has compared all rows with since they last connected.
+    pub in_step: Vec<NodeId>,
+}
+
+/// Where the doors of a node (socket, admin port) get what they show.
+pub trait Observe: Send + Sync + 'static {
+    /// The whole picture.
+    fn cluster(&self) -> ClusterStatus;
+
+    /// `Ok` when this node can serve quorum operations now, otherwise the reason.
+    fn health(&self) -> Result<(), String>;
+
+    /// `Ok` once this node is in step and serves; otherwise what it waits for.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The connected nodes whose rows were all compared with this node's.
+    fn in_step(&self) -> Vec<NodeId>;
+}

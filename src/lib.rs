@@ -1,0 +1,9 @@
+//! Outrigger: a sidecar that keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
+
+pub mod clock;
+pub mod cluster;
+pub mod replication;
+pub mod store;
+pub mod telemetry;
+pub mod transport;
+pub mod types;

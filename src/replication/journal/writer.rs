@@ -1,0 +1,186 @@
+//! The thread that waits for the disk, so that nobody else does. While one sync runs, entries gather for the next: that
+//! is the group commit.
+
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::Duration;
+
+use metrics::{Gauge, Histogram};
+use tokio::sync::mpsc;
+
+use super::{Journal, JournalError};
+use crate::clock::Clock;
+use crate::cluster::memory::PeerMemory;
+use crate::replication::register::{Durable, Entry, Lsn};
+use crate::telemetry;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub enum Submission {
+    /// Write entries up to a place and make them durable.
+    Append {
+        /// What.
+        entries: Vec<Entry>,
+        /// The place after them.
+        lsn: Lsn,
+        /// Begin a new segment first, so that those before can be dropped later.
+        rotate: bool,
+    },
+    /// Give up every segment that begins before this batch.
+    DropBefore(u64),
+    /// Make what is remembered of the peers' disks durable.
+    Remember(PeerMemory),
+    /// Make it durable that this disk must not vote.
+    Bar(String),
+}
+
+/// What the thread reports.
+#[derive(Debug)]
+pub enum WriterEvent {
+    /// A batch is durable.
+    Durable {
+        /// Up to where.
+        durable: Durable,
+        /// The last batch's number.
+        position: u64,
+        /// The number of the batch that the current segment began with, where this batch began one.
+        rotated_at: Option<u64>,
+        /// How many segments are closed and not yet given up.
+        closed_segments: usize,
+    },
+    /// The disk is full and nothing of the batch was written; the thread tries again by itself.
+    Full(JournalError),
+    /// There is room again.
+    RoomAgain,
+    /// What is remembered of the peers is durable.
+    Remembered,
+    /// The journal is poisoned; the thread has ended.
+    Failed(JournalError),
+}
+
+/// How long a full disk is left alone before the next try.
+const FULL_RETRY: Duration = Duration::from_millis(500);
+
+/// A handle on the writer thread; dropping it ends the thread after what was submitted.
+#[derive(Debug)]
+pub struct JournalWriter {
+    submissions: blocking::Sender<Submission>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+struct Writer {
+    journal: Journal,
+    clock: std::sync::Arc<dyn Clock>,
+    events: mpsc::UnboundedSender<WriterEvent>,
+    sync_seconds: Histogram,
+    batch_entries: Histogram,
+    bytes: Gauge,
+}
+
+impl JournalWriter {
+    /// Starts the thread. Events are bounded by submissions, of which the caller keeps few in flight.
+    pub fn spawn(
+        journal: Journal,
+        clock: std::sync::Arc<dyn Clock>,
+        events: mpsc::UnboundedSender<WriterEvent>,
+    ) -> Result<Self, JournalError> {
+        let (submissions, inbox) = blocking::channel();
+        let directory = journal.directory.clone();
+        let writer = Writer {
+            journal,
+            clock,
+            events,
+            sync_seconds: metrics::histogram!(telemetry::FSYNC_SECONDS),
+            batch_entries: metrics::histogram!(telemetry::BATCH_ENTRIES),
+            bytes: metrics::gauge!(telemetry::JOURNAL_BYTES),
+        };
+        let thread = thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&inbox));
+        let thread = thread.map_err(super::io("start the thread of", &directory))?;
+        Ok(Self { submissions, thread: Some(thread) })
+    }
+
+    /// Asks for something; `false` where the thread has ended.
+    pub fn submit(&self, submission: Submission) -> bool {
+        self.submissions.send(submission).is_ok()
+    }
+}
+
+impl Drop for JournalWriter {
+    fn drop(&mut self) {
+        let (closed, _) = blocking::channel();
+        self.submissions = closed;
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread was reported by its hook; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self, inbox: &blocking::Receiver<Submission>) {
+        self.bytes.set(self.journal.bytes() as f64);
+        while let Ok(submission) = inbox.recv() {
+            let done = match submission {
+                Submission::Append { entries, lsn, rotate } => self.append(&entries, lsn, rotate),
+                Submission::DropBefore(number) => self.journal.drop_before(number).map(|()| None),
+                Submission::Remember(peers) => {
+                    self.journal.header_mut().set_peers(peers).map(|()| Some(WriterEvent::Remembered))
+                }
+                Submission::Bar(why) => self.journal.header_mut().bar(&why).map(|()| None),
+            };
+            self.bytes.set(self.journal.bytes() as f64);
+            match done {
+                Ok(None) => {}
+                Ok(Some(event)) => self.tell(event),
+                Err(error) => return self.tell(WriterEvent::Failed(error)),
+            }
+        }
+    }
+
+    fn append(&mut self, entries: &[Entry], lsn: Lsn, rotate: bool) -> Result<Option<WriterEvent>, JournalError> {
+        let started = self.clock.now().monotonic;
+        let mut was_full = false;
+        let (durable, rotated_at) = loop {
+            match self.try_append(entries, lsn, rotate) {
+                Ok(done) => break done,
+                Err(error @ JournalError::Full { .. }) => {
+                    if !was_full {
+                        self.tell(WriterEvent::Full(error));
+                    }
+                    was_full = true;
+                    if self.events.is_closed() {
+                        return Ok(None);
+                    }
+                    thread::sleep(FULL_RETRY);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        if was_full {
+            self.tell(WriterEvent::RoomAgain);
+        }
+        self.sync_seconds.record((self.clock.now().monotonic - started).as_secs_f64());
+        self.batch_entries.record(entries.len() as f64);
+        let position = self.journal.position();
+        let closed_segments = self.journal.closed_segments();
+        Ok(Some(WriterEvent::Durable { durable, position, rotated_at, closed_segments }))
+    }
+
+    fn try_append(
+        &mut self,
+        entries: &[Entry],
+        lsn: Lsn,
+        rotate: bool,
+    ) -> Result<(Durable, Option<u64>), JournalError> {
+        let rotated_at = rotate.then(|| self.journal.next_number());
+        if rotate {
+            self.journal.rotate(0)?;
+        }
+        Ok((self.journal.append(entries, lsn)?, rotated_at))
+    }
+
+    fn tell(&self, event: WriterEvent) {
+        // Nobody listens any more only while the node stops.
+        let _ = self.events.send(event);
+    }
+}

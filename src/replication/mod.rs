@@ -1,0 +1,4 @@
+//! How nodes agree.
+
+pub mod journal;
+pub mod register;

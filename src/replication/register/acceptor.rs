@@ -1,0 +1,487 @@
+//! The voting half of a node: promises, pending records, the ceiling and the floor (rules 1-3, 5, 8).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::message::{Address, Body, Refusal};
+use super::record::{Lineage, Record, Vote};
+use super::sealed::{Durable, Lsn, Sealed};
+use crate::clock::Now;
+use crate::store::StoredRow;
+use crate::types::Ballot;
+
+/// How an acceptor behaves.
+#[derive(Debug, Clone)]
+pub struct AcceptorConfig {
+    /// How far ahead of the clock the durable ceiling is set.
+    pub ceiling_lead: Duration,
+    /// Ballots further ahead of the clock than this are refused.
+    pub max_skew: Duration,
+    /// Promises remembered before the oldest raise the floor instead.
+    pub promises_max: usize,
+    /// Lineages of committed records remembered, so that a retry can tell its fate.
+    pub lineages_max: usize,
+}
+
+impl Default for AcceptorConfig {
+    fn default() -> Self {
+        Self {
+            ceiling_lead: Duration::from_millis(500),
+            max_skew: Duration::from_secs(10),
+            promises_max: 65_536,
+            lineages_max: 65_536,
+        }
+    }
+}
+
+/// What the acceptor writes to the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A vote.
+    #[serde(rename = "a")]
+    Accepted(Address, Record),
+    /// A record learnt to be chosen, complete.
+    #[serde(rename = "h")]
+    Chosen(Address, Record),
+    /// The record of this ballot, journalled before, is chosen.
+    #[serde(rename = "c")]
+    Committed(Address, Ballot),
+    /// No ballot above this was promised, granted, issued or accepted.
+    #[serde(rename = "l")]
+    Ceiling(Ballot),
+}
+
+/// A chosen record on its way into its shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// Which key.
+    pub address: Address,
+    /// The record.
+    pub record: Record,
+}
+
+/// What came of learning that a record is chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Learned {
+    /// It is applied, or on its way, or superseded here.
+    Known,
+    /// It may be applied once its vote here is on disk.
+    Commit(Sealed<Commit>),
+    /// The record is not here: it must be pulled.
+    Missing,
+}
+
+/// What a restart found in the journal.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// The highest durable ceiling.
+    pub ceiling: Ballot,
+    /// Records not known to be chosen.
+    pub pending: Vec<(Address, Record)>,
+}
+
+/// Two different records under one ballot: the protocol is broken, and going on would spread it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{address:?}: two different records claim ballot {ballot}; this node stops rather than vote for both")]
+pub struct ConflictingRecord {
+    /// Where.
+    pub address: Address,
+    /// Which ballot.
+    pub ballot: Ballot,
+}
+
+#[derive(Debug)]
+struct Pending {
+    record: Record,
+    lsn: Lsn,
+    chosen: bool,
+    since: Duration,
+}
+
+#[derive(Debug, Default)]
+struct KeyState {
+    promised: Ballot,
+    pending: Option<Pending>,
+}
+
+/// The acceptor of one node, for all its keys.
+#[derive(Debug)]
+pub struct Acceptor {
+    config: AcceptorConfig,
+    floor: Ballot,
+    /// Durable, and appended but perhaps not yet durable (at that place).
+    ceiling: Ballot,
+    ceiling_appended: (Ballot, Lsn),
+    keys: HashMap<Address, KeyState>,
+    promises: VecDeque<(Ballot, Address)>,
+    lineages: HashMap<Address, (Ballot, Lineage)>,
+    lineage_order: VecDeque<(Ballot, Address)>,
+    pending: usize,
+    appended: Lsn,
+    entries: Vec<Entry>,
+}
+
+impl Acceptor {
+    /// Begins where the journal ended: everything that may have been promised before is refused from now on (rule 2).
+    #[must_use]
+    pub fn new(config: AcceptorConfig, restored: Restored) -> Self {
+        let mut acceptor = Self {
+            config,
+            floor: restored.ceiling,
+            ceiling: restored.ceiling,
+            ceiling_appended: (restored.ceiling, Lsn(0)),
+            keys: HashMap::new(),
+            promises: VecDeque::new(),
+            lineages: HashMap::new(),
+            lineage_order: VecDeque::new(),
+            pending: restored.pending.len(),
+            appended: Lsn(0),
+            entries: Vec::new(),
+        };
+        for (address, record) in restored.pending {
+            let pending = Pending { record, lsn: Lsn(0), chosen: false, since: Duration::ZERO };
+            acceptor.keys.insert(address, KeyState { promised: Ballot::ZERO, pending: Some(pending) });
+        }
+        acceptor
+    }
+
+    /// Everything at or below this is refused: promises made up to there may have been forgotten.
+    #[must_use]
+    pub fn floor(&self) -> Ballot {
+        self.floor
+    }
+
+    /// The durable ceiling.
+    #[must_use]
+    pub fn ceiling(&self) -> Ballot {
+        self.ceiling
+    }
+
+    /// How many records are accepted and not yet applied.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Hands over what is to be journalled, with the place after the last entry.
+    pub fn take_entries(&mut self) -> (Vec<Entry>, Lsn) {
+        (std::mem::take(&mut self.entries), self.appended)
+    }
+
+    /// True where entries wait for the journal.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    /// Learns that the journal is durable up to a place.
+    pub fn on_durable(&mut self, durable: Durable) {
+        let (ceiling, lsn) = self.ceiling_appended;
+        if lsn <= durable.lsn() {
+            self.ceiling = self.ceiling.max(ceiling);
+        }
+    }
+
+    /// Moves the ceiling on along with a batch that is about to be written anyway, so that few ballots wait for a
+    /// write of the ceiling alone.
+    pub fn extend_ceiling(&mut self, now: Now) {
+        if self.ceiling_appended.0.0 < now.wall.saturating_add(nanos(self.config.ceiling_lead) / 2) {
+            self.append_ceiling(self.led(now));
+        }
+    }
+
+    /// Seals `inner` until `ballot` is under the durable ceiling.
+    pub fn seal<T>(&mut self, ballot: Ballot, now: Now, inner: T) -> Sealed<T> {
+        Sealed::new(self.cover(ballot, now), inner)
+    }
+
+    /// What this acceptor holds of a key, for the proposer on the same node: its version and its effect.
+    #[must_use]
+    pub fn peek(&self, address: &Address, stored: Option<&StoredRow>) -> Option<Record> {
+        let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
+        let newer = pending.filter(|pending| stored.is_none_or(|row| row.ballot < pending.record.ballot));
+        match (newer, stored) {
+            (Some(pending), _) => Some(pending.record.clone()),
+            (None, Some(row)) => Some(Record {
+                ballot: row.ballot,
+                upd: row.upd,
+                op: row.op.clone(),
+                lineage: self.lineage(address, row.ballot),
+            }),
+            (None, None) => None,
+        }
+    }
+
+    /// Rule 1.
+    pub fn on_prepare(
+        &mut self,
+        now: Now,
+        address: &Address,
+        ballot: Ballot,
+        holds: Option<Ballot>,
+        stored: Option<&StoredRow>,
+    ) -> Sealed<Body> {
+        if self.is_ahead(ballot, now) {
+            return self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO);
+        }
+        let effective = self.effective(address, stored);
+        let state = self.keys.get(address);
+        // A proposer may ask again for what it was promised: a lost answer, or the token of rule 5.
+        let again = state.is_some_and(|state| {
+            state.promised == ballot && state.pending.as_ref().is_none_or(|pending| pending.record.ballot < ballot)
+        }) && stored.is_none_or(|row| row.ballot < ballot)
+            && ballot > self.floor;
+        if ballot <= effective && !again {
+            return self.refuse(ballot, Refusal::Outbid, effective);
+        }
+        self.promise(address, ballot);
+        let (vote, on_disk) = self.vote(address, holds, stored);
+        let covered = self.cover(ballot, now);
+        Sealed::new(covered.max(on_disk), Body::Promised { ballot, vote })
+    }
+
+    /// Rule 3, and the granting half of rule 5.
+    pub fn on_accept(
+        &mut self,
+        now: Now,
+        address: &Address,
+        record: Record,
+        next: Option<Ballot>,
+        stored: Option<&StoredRow>,
+    ) -> Result<Sealed<Body>, ConflictingRecord> {
+        let ballot = record.ballot;
+        if self.is_ahead(ballot, now) {
+            return Ok(self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO));
+        }
+        if let Some(again) = self.acknowledge_again(address, &record, stored)? {
+            return Ok(again);
+        }
+        let effective = self.effective(address, stored);
+        let is_promised = self.keys.get(address).is_some_and(|state| state.promised == ballot)
+            && effective == ballot
+            && ballot > self.floor;
+        if ballot <= effective && !is_promised {
+            return Ok(self.refuse(ballot, Refusal::Outbid, effective));
+        }
+        let granted = next.filter(|next| *next > ballot && !self.is_ahead(*next, now));
+        self.cover(granted.unwrap_or(ballot), now);
+        let lsn = self.append(Entry::Accepted(address.clone(), record.clone()));
+        self.promise(address, granted.unwrap_or(ballot));
+        self.set_pending(address, Pending { record, lsn, chosen: false, since: now.monotonic });
+        Ok(Sealed::new(lsn, Body::Accepted { ballot, granted: granted.is_some() }))
+    }
+
+    /// Answers a Read: what is held, once all of it is on disk (rule 6).
+    pub fn on_read(
+        &self,
+        address: &Address,
+        round: Ballot,
+        holds: Option<Ballot>,
+        stored: Option<&StoredRow>,
+    ) -> Sealed<Body> {
+        let (vote, on_disk) = self.vote(address, holds, stored);
+        Sealed::new(on_disk, Body::Held { round, vote })
+    }
+
+    /// Learns that the record of `ballot` is chosen.
+    pub fn on_commit(&mut self, address: &Address, ballot: Ballot, stored: Option<&StoredRow>) -> Learned {
+        if stored.is_some_and(|row| row.ballot >= ballot) {
+            return Learned::Known;
+        }
+        let Some(pending) = self.keys.get_mut(address).and_then(|state| state.pending.as_mut()) else {
+            return Learned::Missing;
+        };
+        if pending.record.ballot < ballot {
+            return Learned::Missing;
+        }
+        if pending.chosen || pending.record.ballot > ballot {
+            return Learned::Known;
+        }
+        pending.chosen = true;
+        let commit = Sealed::new(pending.lsn, Commit { address: address.clone(), record: pending.record.clone() });
+        self.append(Entry::Committed(address.clone(), ballot));
+        Learned::Commit(commit)
+    }
+
+    /// Rule 8: takes in a record known to be chosen, whatever was promised. It never becomes a vote of its own.
+    pub fn install(
+        &mut self,
+        now: Now,
+        address: &Address,
+        record: Record,
+        stored: Option<&StoredRow>,
+    ) -> Option<Sealed<Commit>> {
+        let pending = self.keys.get_mut(address).and_then(|state| state.pending.as_mut());
+        let known = pending.as_ref().is_some_and(|p| p.chosen && p.record.ballot >= record.ballot);
+        if known || stored.is_some_and(|row| row.ballot >= record.ballot) {
+            return None;
+        }
+        let newer_vote = pending.is_some_and(|pending| pending.record.ballot > record.ballot);
+        let lsn = self.append(Entry::Chosen(address.clone(), record.clone()));
+        if !newer_vote {
+            let pending = Pending { record: record.clone(), lsn, chosen: true, since: now.monotonic };
+            self.set_pending(address, pending);
+        }
+        Some(Sealed::new(lsn, Commit { address: address.clone(), record }))
+    }
+
+    /// Learns that a chosen record is in its shard, so that it need not be kept here.
+    pub fn on_applied(&mut self, commit: &Commit) {
+        let Commit { address, record } = commit;
+        self.remember_lineage(address, record);
+        let Some(state) = self.keys.get_mut(address) else { return };
+        if state.pending.as_ref().is_some_and(|pending| pending.record.ballot <= record.ballot) {
+            state.pending = None;
+            self.pending -= 1;
+        }
+        if state.pending.is_none() && state.promised <= record.ballot {
+            self.keys.remove(address);
+        }
+    }
+
+    /// Some keys whose record has been pending since before `before`, at most `limit` (rule 7).
+    pub fn stale(&self, before: Duration, limit: usize) -> Vec<Address> {
+        let stale = |state: &KeyState| state.pending.as_ref().is_some_and(|p| !p.chosen && p.since <= before);
+        self.keys.iter().filter(|(_, state)| stale(state)).map(|(address, _)| address.clone()).take(limit).collect()
+    }
+
+    /// Every pending record, for a journal that gives up its old segments.
+    pub fn pending_entries(&self) -> Vec<Entry> {
+        let entry = |(address, state): (&Address, &KeyState)| {
+            let Pending { record, chosen, .. } = state.pending.as_ref()?;
+            let (address, record) = (address.clone(), record.clone());
+            Some(if *chosen { Entry::Chosen(address, record) } else { Entry::Accepted(address, record) })
+        };
+        self.keys.iter().filter_map(entry).collect()
+    }
+
+    fn effective(&self, address: &Address, stored: Option<&StoredRow>) -> Ballot {
+        let state = self.keys.get(address);
+        let promised = state.map_or(Ballot::ZERO, |state| state.promised);
+        let accepted = state.and_then(|state| state.pending.as_ref()).map_or(Ballot::ZERO, |p| p.record.ballot);
+        let committed = stored.map_or(Ballot::ZERO, |row| row.ballot);
+        promised.max(accepted).max(committed).max(self.floor)
+    }
+
+    fn vote(&self, address: &Address, holds: Option<Ballot>, stored: Option<&StoredRow>) -> (Vote, Lsn) {
+        let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
+        match (pending, stored) {
+            (Some(pending), row) if row.is_none_or(|row| row.ballot < pending.record.ballot) => {
+                (Vote::of_record(&pending.record, pending.chosen, holds), pending.lsn)
+            }
+            (_, Some(row)) => (Vote::of_row(row, self.lineage(address, row.ballot), holds), Lsn(0)),
+            (_, None) => (Vote::Absent(Ballot::ZERO), Lsn(0)),
+        }
+    }
+
+    fn acknowledge_again(
+        &mut self,
+        address: &Address,
+        record: &Record,
+        stored: Option<&StoredRow>,
+    ) -> Result<Option<Sealed<Body>>, ConflictingRecord> {
+        let again = Body::Accepted { ballot: record.ballot, granted: false };
+        if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
+            && pending.record.ballot == record.ballot
+        {
+            if pending.record != *record {
+                return Err(ConflictingRecord { address: address.clone(), ballot: record.ballot });
+            }
+            return Ok(Some(Sealed::new(pending.lsn, again)));
+        }
+        let is_committed = stored.is_some_and(|row| row.ballot == record.ballot);
+        Ok(is_committed.then(|| Sealed::new(Lsn(0), again)))
+    }
+
+    fn refuse(&self, ballot: Ballot, why: Refusal, above: Ballot) -> Sealed<Body> {
+        Sealed::new(Lsn(0), Body::Refused { ballot, above, why })
+    }
+
+    fn promise(&mut self, address: &Address, ballot: Ballot) {
+        let state = self.keys.entry(address.clone()).or_default();
+        if state.promised >= ballot {
+            return;
+        }
+        state.promised = ballot;
+        self.promises.push_back((ballot, address.clone()));
+        while self.promises.len() > self.config.promises_max {
+            self.forget_oldest_promise();
+        }
+    }
+
+    /// Forgetting a promise raises the floor to it, so that it stays kept (rule 2).
+    fn forget_oldest_promise(&mut self) {
+        let Some((ballot, address)) = self.promises.pop_front() else { return };
+        let Some(state) = self.keys.get_mut(&address).filter(|state| state.promised == ballot) else { return };
+        self.floor = self.floor.max(ballot);
+        state.promised = Ballot::ZERO;
+        if state.pending.is_none() {
+            self.keys.remove(&address);
+        }
+    }
+
+    fn set_pending(&mut self, address: &Address, pending: Pending) {
+        let state = self.keys.entry(address.clone()).or_default();
+        if state.pending.replace(pending).is_none() {
+            self.pending += 1;
+        }
+    }
+
+    fn lineage(&self, address: &Address, ballot: Ballot) -> Lineage {
+        let known = self.lineages.get(address).filter(|(of, _)| *of == ballot);
+        known.map_or_else(Lineage::default, |(_, lineage)| lineage.clone())
+    }
+
+    fn remember_lineage(&mut self, address: &Address, record: &Record) {
+        if self.lineages.get(address).is_some_and(|(of, _)| *of >= record.ballot) {
+            return;
+        }
+        self.lineages.insert(address.clone(), (record.ballot, record.lineage.clone()));
+        self.lineage_order.push_back((record.ballot, address.clone()));
+        while self.lineage_order.len() > self.config.lineages_max {
+            let Some((ballot, address)) = self.lineage_order.pop_front() else { break };
+            if self.lineages.get(&address).is_some_and(|(of, _)| *of == ballot) {
+                self.lineages.remove(&address);
+            }
+        }
+    }
+
+    fn append(&mut self, entry: Entry) -> Lsn {
+        self.entries.push(entry);
+        self.appended = Lsn(self.appended.0 + 1);
+        self.appended
+    }
+
+    fn append_ceiling(&mut self, ceiling: Ballot) -> Lsn {
+        let lsn = self.append(Entry::Ceiling(ceiling));
+        self.ceiling_appended = (ceiling, lsn);
+        lsn
+    }
+
+    /// The place after which `ballot` is under the durable ceiling; extends the ceiling where it is not yet.
+    fn cover(&mut self, ballot: Ballot, now: Now) -> Lsn {
+        let (appended, lsn) = self.ceiling_appended;
+        if ballot <= self.ceiling {
+            Lsn(0)
+        } else if ballot <= appended {
+            lsn
+        } else {
+            self.append_ceiling(ballot.max(self.led(now)))
+        }
+    }
+
+    fn led(&self, now: Now) -> Ballot {
+        Ballot(now.wall.saturating_add(nanos(self.config.ceiling_lead)))
+    }
+
+    fn is_ahead(&self, ballot: Ballot, now: Now) -> bool {
+        ballot.nanos().saturating_sub(now.wall) > nanos(self.config.max_skew)
+    }
+}
+
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}

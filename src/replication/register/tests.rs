@@ -1,0 +1,417 @@
+//! The pure register under every order, loss, duplication and crash that a seed draws: several nodes, one key, clients
+//! that increment, compare and read. Checked at the end: one value per ballot, no acknowledged write lost, no increment
+//! counted twice, reads never behind what was acknowledged before they began.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::clock::{HybridClock, Now};
+use crate::store::StoredRow;
+use crate::store::replicator::Decision;
+use crate::store::update::{Change, Update, Verdict};
+use crate::types::{Ballot, Key, ShardId, Slot, Value};
+
+const STEP: Duration = Duration::from_millis(1);
+
+fn address() -> Address {
+    Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() }
+}
+
+/// One node with a disk that keeps what was synced.
+struct Node {
+    acceptor: Acceptor,
+    proposer: Proposer,
+    stored: Option<StoredRow>,
+    sealed: SealedQueue<Effect>,
+    unsynced: Vec<Entry>,
+    synced: Vec<Entry>,
+    lsn: Lsn,
+    waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
+}
+
+enum Effect {
+    Send(usize, Message),
+    Commit(Commit),
+}
+
+struct World {
+    nodes: Vec<Node>,
+    network: Vec<(usize, usize, Message)>,
+    now: Now,
+    decided: HashMap<OpId, Decision>,
+    asked: HashMap<OpId, i64>,
+    acknowledged: i64,
+    attempted: i64,
+    next_op: u64,
+    chosen: HashMap<Ballot, Record>,
+}
+
+fn node(slot: usize, restored: Restored, voters: usize) -> (Acceptor, Proposer) {
+    let clock =
+        HybridClock::new(Slot::new(u16::try_from(slot).unwrap()).unwrap(), Duration::from_secs(10), restored.ceiling);
+    let mut proposer = Proposer::new(ProposerConfig::new(slot, voters, slot as u64 + 1), clock);
+    proposer.set_reachable(voters);
+    (Acceptor::new(AcceptorConfig { promises_max: 8, ..AcceptorConfig::default() }, restored), proposer)
+}
+
+impl World {
+    fn new(voters: usize) -> Self {
+        let nodes = (0..voters).map(|slot| {
+            let (acceptor, proposer) = node(slot, Restored::default(), voters);
+            Node {
+                acceptor,
+                proposer,
+                stored: None,
+                sealed: SealedQueue::default(),
+                unsynced: Vec::new(),
+                synced: Vec::new(),
+                lsn: Lsn(0),
+                waiting: Vec::new(),
+            }
+        });
+        Self {
+            nodes: nodes.collect(),
+            network: Vec::new(),
+            now: Now { wall: 1_000_000_000_000, monotonic: Duration::ZERO },
+            decided: HashMap::new(),
+            asked: HashMap::new(),
+            acknowledged: 0,
+            attempted: 0,
+            next_op: 0,
+            chosen: HashMap::new(),
+        }
+    }
+
+    fn propose(&mut self, n: usize, update: Update) -> OpId {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        self.attempted += i64::from(!update.is_read());
+        self.asked.insert(id, self.acknowledged);
+        let deadline = self.now.monotonic + Duration::from_secs(3);
+        self.nodes[n].proposer.propose(address(), id, update, deadline);
+        self.pump(n);
+        id
+    }
+
+    /// Does what a node's cores ask for, up to what needs the disk.
+    fn pump(&mut self, n: usize) {
+        loop {
+            let actions = self.nodes[n].proposer.take_actions();
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                self.act(n, action);
+            }
+        }
+        let (entries, lsn) = self.nodes[n].acceptor.take_entries();
+        self.nodes[n].unsynced.extend(entries);
+        self.nodes[n].lsn = lsn;
+    }
+
+    fn act(&mut self, n: usize, action: Action) {
+        let now = self.now;
+        let voters = self.nodes.len();
+        let node = &mut self.nodes[n];
+        match action {
+            Action::Start(address) => {
+                let held = node.acceptor.peek(&address, node.stored.as_ref());
+                node.proposer.start(now, &address, held);
+            }
+            Action::Ask { ballot, message } => {
+                for to in 0..voters {
+                    let sealed = self.nodes[n].acceptor.seal(ballot, now, Effect::Send(to, message.clone()));
+                    self.take(n, sealed);
+                }
+            }
+            Action::Chosen { address, record, announce, decisions } => {
+                let known = self.chosen.entry(record.ballot).or_insert_with(|| record.clone());
+                assert_eq!((&known.op, known.upd), (&record.op, record.upd), "one value per ballot");
+                if announce {
+                    for to in (0..voters).filter(|to| *to != n) {
+                        let body = Body::Commit { ballot: record.ballot };
+                        self.network.push((n, to, Message { address: address.clone(), body }));
+                    }
+                }
+                self.nodes[n].waiting.push((record.ballot, decisions));
+                self.learn(n, record);
+            }
+            Action::Decide(id, decision) => self.decide(id, decision),
+        }
+    }
+
+    fn learn(&mut self, n: usize, record: Record) {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        let stored = node.stored.clone();
+        let commit = match node.acceptor.on_commit(&address(), record.ballot, stored.as_ref()) {
+            Learned::Commit(commit) => Some(commit),
+            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, stored.as_ref()),
+        };
+        match commit {
+            Some(commit) => self.take(n, commit.map(Effect::Commit)),
+            None => self.answer(n),
+        }
+    }
+
+    fn take(&mut self, n: usize, sealed: Sealed<Effect>) {
+        if let Some(effect) = self.nodes[n].sealed.push(sealed) {
+            self.effect(n, effect);
+        }
+    }
+
+    fn effect(&mut self, n: usize, effect: Effect) {
+        match effect {
+            Effect::Send(to, message) => self.network.push((n, to, message)),
+            Effect::Commit(commit) => {
+                let node = &mut self.nodes[n];
+                let Record { ballot, upd, op, .. } = commit.record.clone();
+                if node.stored.as_ref().is_none_or(|row| row.ballot < ballot) {
+                    assert!(node.stored.as_ref().is_none_or(|row| row.upd <= upd), "a row's version only rises");
+                    node.stored = Some(StoredRow { op, upd, ballot });
+                }
+                node.acceptor.on_applied(&commit);
+                self.answer(n);
+            }
+        }
+    }
+
+    fn answer(&mut self, n: usize) {
+        let stored = self.nodes[n].stored.as_ref().map_or(Ballot::ZERO, |row| row.ballot);
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.nodes[n].waiting).into_iter().partition(|(ballot, _)| *ballot <= stored);
+        self.nodes[n].waiting = waiting;
+        for (id, decision) in ready.into_iter().flat_map(|(_, decisions)| decisions) {
+            self.decide(id, decision);
+        }
+    }
+
+    fn decide(&mut self, id: OpId, decision: Decision) {
+        if let Decision::Accept(outcome) = &decision {
+            let number = |row: &Option<crate::store::update::Row>| {
+                row.as_ref().map_or(0, |row| std::str::from_utf8(row.value.as_bytes()).unwrap().parse::<i64>().unwrap())
+            };
+            assert!(number(&outcome.before) >= self.asked[&id], "{id:?} saw less than was acknowledged before it");
+            if outcome.verdict == Verdict::Written {
+                self.acknowledged += 1;
+            }
+            assert!(number(&outcome.after) >= self.acknowledged.min(number(&outcome.after)));
+        }
+        assert!(self.decided.insert(id, decision).is_none(), "{id:?} decided twice");
+    }
+
+    fn sync(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        node.synced.append(&mut node.unsynced);
+        let durable = Durable::synced(node.lsn);
+        node.acceptor.on_durable(durable);
+        let effects: Vec<Effect> = node.sealed.release(durable).collect();
+        for effect in effects {
+            self.effect(n, effect);
+        }
+        self.pump(n);
+    }
+
+    fn deliver(&mut self, at: usize, keep: bool) {
+        if self.network.is_empty() {
+            return;
+        }
+        let at = at % self.network.len();
+        let (from, to, message) = if keep { self.network[at].clone() } else { self.network.swap_remove(at) };
+        let now = self.now;
+        let node = &mut self.nodes[to];
+        let stored = node.stored.clone();
+        let Message { address, body } = message;
+        let reply = match body {
+            Body::Prepare { ballot, holds } => {
+                Some(node.acceptor.on_prepare(now, &address, ballot, holds, stored.as_ref()))
+            }
+            Body::Accept { record, next } => {
+                Some(node.acceptor.on_accept(now, &address, record, next, stored.as_ref()).unwrap())
+            }
+            Body::Read { round, holds } => Some(node.acceptor.on_read(&address, round, holds, stored.as_ref())),
+            Body::Commit { ballot } => {
+                match node.acceptor.on_commit(&address, ballot, stored.as_ref()) {
+                    Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
+                    Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull })),
+                    Learned::Known => {}
+                }
+                return self.pump(to);
+            }
+            Body::Pull => {
+                if let (Some(row), Some(record)) = (&stored, node.acceptor.peek(&address, stored.as_ref()))
+                    && row.ballot == record.ballot
+                {
+                    self.network.push((to, from, Message { address, body: Body::Chosen { record } }));
+                }
+                None
+            }
+            Body::Chosen { record } => {
+                self.learn(to, record);
+                return self.pump(to);
+            }
+            body => {
+                node.proposer.on_message(now, from, Message { address, body });
+                return self.pump(to);
+            }
+        };
+        if let Some(reply) = reply {
+            let reply = reply.map(|body| Effect::Send(from, Message { address: super::tests::address(), body }));
+            self.take(to, reply);
+        }
+        self.pump(to);
+    }
+
+    /// SIGKILL: memory and what was not synced are gone; the clients of the node never hear.
+    fn crash(&mut self, n: usize) {
+        let voters = self.nodes.len();
+        let mut restored = Restored::default();
+        let mut pending: HashMap<Address, Record> = HashMap::new();
+        let mut stored: Option<StoredRow> = None;
+        let mut apply = |record: &Record| {
+            if stored.as_ref().is_none_or(|row| row.ballot < record.ballot) {
+                stored = Some(StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot });
+            }
+        };
+        for entry in &self.nodes[n].synced {
+            match entry {
+                Entry::Ceiling(ceiling) => restored.ceiling = restored.ceiling.max(*ceiling),
+                Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
+                Entry::Chosen(_, record) => apply(record),
+                Entry::Committed(address, ballot) => {
+                    if let Some(record) = pending.get(address).filter(|record| record.ballot == *ballot) {
+                        apply(record);
+                    }
+                }
+            }
+        }
+        pending.retain(|_, record| stored.as_ref().is_none_or(|row| row.ballot < record.ballot));
+        restored.pending = pending.into_iter().collect();
+        let floor = restored.ceiling;
+        let (acceptor, proposer) = node(n, restored, voters);
+        let node = &mut self.nodes[n];
+        (node.acceptor, node.proposer, node.stored) = (acceptor, proposer, stored);
+        (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
+        node.unsynced.clear();
+        node.waiting.clear();
+        self.now.wall = self.now.wall.max(floor.0);
+    }
+
+    fn tick(&mut self, by: Duration) {
+        self.now.monotonic += by;
+        self.now.wall += i64::try_from(by.as_nanos()).unwrap();
+        for n in 0..self.nodes.len() {
+            self.nodes[n].proposer.on_tick(self.now);
+            self.pump(n);
+        }
+    }
+
+    /// Heals everything and lets it come to rest.
+    fn settle(&mut self) {
+        for _ in 0..20_000 {
+            for n in 0..self.nodes.len() {
+                self.sync(n);
+            }
+            if !self.network.is_empty() {
+                self.deliver(0, false);
+            } else if self.nodes.iter().any(|node| node.proposer.is_busy()) {
+                self.tick(STEP);
+            } else {
+                return;
+            }
+        }
+        panic!("a healed world does not come to rest");
+    }
+
+    /// What a linearizable read on `n` finds in a healed world.
+    fn read(&mut self, n: usize) -> i64 {
+        self.settle();
+        let id = self.propose(n, Update::read());
+        self.settle();
+        let Some(Decision::Accept(outcome)) = self.decided.get(&id) else { panic!("{:?}", self.decided.get(&id)) };
+        let value = outcome.after.as_ref().map(|row| row.value.clone()).unwrap_or(Value::from("0"));
+        std::str::from_utf8(value.as_bytes()).unwrap().parse().unwrap()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Increment(usize),
+    Read(usize),
+    Deliver(usize),
+    Duplicate(usize),
+    Lose(usize),
+    Sync(usize),
+    Crash(usize),
+    Tick(u64),
+}
+
+fn event(voters: usize) -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0..voters).prop_map(Event::Increment),
+        1 => (0..voters).prop_map(Event::Read),
+        24 => any::<usize>().prop_map(Event::Deliver),
+        2 => any::<usize>().prop_map(Event::Duplicate),
+        2 => any::<usize>().prop_map(Event::Lose),
+        8 => (0..voters).prop_map(Event::Sync),
+        1 => (0..voters).prop_map(Event::Crash),
+        3 => (0_u64..600).prop_map(Event::Tick),
+    ]
+}
+
+fn run(voters: usize, events: &[Event]) {
+    let mut world = World::new(voters);
+    for event in events {
+        match *event {
+            Event::Increment(n) => drop(world.propose(n, Update::always(Change::Add(1)))),
+            Event::Read(n) => drop(world.propose(n, Update::read())),
+            Event::Deliver(at) => world.deliver(at, false),
+            Event::Duplicate(at) => world.deliver(at, true),
+            Event::Lose(at) if !world.network.is_empty() => {
+                let at = at % world.network.len();
+                world.network.swap_remove(at);
+            }
+            Event::Lose(_) => {}
+            Event::Sync(n) => world.sync(n),
+            Event::Crash(n) => world.crash(n),
+            Event::Tick(ms) => world.tick(Duration::from_millis(ms)),
+        }
+    }
+    for n in 0..voters {
+        let read = world.read(n);
+        assert!(read >= world.acknowledged, "{} increments acknowledged, {read} found", world.acknowledged);
+        assert!(read <= world.attempted, "{} increments asked for, {read} counted", world.attempted);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_acknowledged_write_is_lost_and_none_counts_twice(events in prop::collection::vec(event(3), 1..400)) {
+        run(3, &events);
+    }
+
+    #[test]
+    fn five_voters(events in prop::collection::vec(event(5), 1..300)) {
+        run(5, &events);
+    }
+}
+
+#[test]
+fn a_lone_node_agrees_with_itself() {
+    run(1, &[Event::Increment(0), Event::Crash(0), Event::Increment(0), Event::Sync(0), Event::Deliver(0)]);
+}
+
+#[test]
+fn a_key_rewritten_by_one_node_costs_one_round_trip() {
+    let mut world = World::new(3);
+    for expected in 1..=3 {
+        world.propose(0, Update::always(Change::Add(1)));
+        assert_eq!(world.read(0), expected);
+    }
+    assert!(world.nodes[0].proposer.counts().token >= 1, "{:?}", world.nodes[0].proposer.counts());
+}

@@ -1,0 +1,69 @@
+//! What travels between replicators: batches of register messages, and the requests by which a node catches up.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::register::{Message, Record};
+use crate::types::{Ballot, Key, ShardId};
+
+/// Messages of one tick for one peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Batch {
+    /// The sender's epoch: an acceptor takes no other.
+    #[serde(rename = "e")]
+    pub epoch: u64,
+    /// The sender's wall clock in Unix nanoseconds, to show how far the clocks are apart.
+    #[serde(rename = "w")]
+    pub wall: i64,
+    /// The messages.
+    #[serde(rename = "m")]
+    pub messages: Vec<Message>,
+}
+
+/// A request on a stream of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// Which shards are there? Answered by [`Answer::Shards`].
+    Shards,
+    /// Which keys, in which versions? Answered by [`Answer::Pairs`], in key order.
+    Pairs(ShardId),
+    /// The rows of these keys, please. Answered by [`Answer::Rows`].
+    Rows(ShardId, Vec<Key>),
+}
+
+/// One part of an answer; the stream ends when all is said.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Answer {
+    /// Some shards.
+    Shards(Vec<ShardId>),
+    /// Some keys with their versions, deleted ones included.
+    Pairs(Vec<(Key, Ballot)>),
+    /// Some rows, all of them chosen.
+    Rows(Vec<(Key, Record)>),
+    /// The last part: nothing is missing.
+    Done,
+    /// It could not be said.
+    Failed(String),
+}
+
+/// Keys in one [`Request::Rows`].
+pub const KEYS_PER_REQUEST_MAX: usize = 1024;
+/// Keys in one [`Answer::Pairs`].
+pub const PAIRS_PER_ANSWER_MAX: usize = 8192;
+/// Bytes of values after which an [`Answer::Rows`] is sent off.
+pub const ROWS_BYTES_PER_ANSWER: usize = 1 << 20;
+
+/// Bytes that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed message: {0}")]
+pub struct Malformed(String);
+
+/// Encodes anything of this file.
+pub fn encode(message: &impl Serialize) -> Result<Bytes, Malformed> {
+    rmp_serde::to_vec_named(message).map(Bytes::from).map_err(|error| Malformed(error.to_string()))
+}
+
+/// Decodes anything of this file. Names and keys are checked as they are read.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    rmp_serde::from_slice(bytes).map_err(|error| Malformed(error.to_string()))
+}

@@ -1,0 +1,265 @@
+//! What a client asks of one key, as a pure function from the row before to the row after.
+//!
+//! Every write, conditional write, read-modify-write and linearizable read is one [`Update`]: the register evaluates
+//! it on the row that its round proved, and the dialects read their answer off the [`Outcome`].
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Ballot, Value};
+
+/// A live row as a client sees it: there is none for a deleted key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The value.
+    #[serde(rename = "v")]
+    pub value: Value,
+    /// Its version.
+    #[serde(rename = "u")]
+    pub upd: Ballot,
+}
+
+/// What must hold of the row before for a change to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// Nothing.
+    Always,
+    /// The key has no value.
+    Absent,
+    /// The key has a value.
+    Present,
+    /// The key has a value of this version.
+    UpdIs(Ballot),
+    /// The key has exactly this value.
+    ValueIs(Value),
+}
+
+impl Condition {
+    fn holds(&self, row: Option<&Row>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Absent => row.is_none(),
+            Self::Present => row.is_some(),
+            Self::UpdIs(upd) => row.is_some_and(|row| row.upd == *upd),
+            Self::ValueIs(value) => row.is_some_and(|row| row.value == *value),
+        }
+    }
+}
+
+/// What becomes of the row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Nothing: a linearizable read.
+    Read,
+    /// The value is replaced.
+    Put(Value),
+    /// The key is deleted; nothing is written if it has no value.
+    Del,
+    /// Bytes are added at the end; an absent value counts as empty.
+    Append(Value),
+    /// A decimal `i64` is added to the value read as one; an absent value counts as 0.
+    Add(i64),
+}
+
+/// One request for one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// When to make the change.
+    #[serde(rename = "w")]
+    pub condition: Condition,
+    /// The change.
+    #[serde(rename = "c")]
+    pub change: Change,
+}
+
+/// What an [`Update`] came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// A new version was written (a deletion is one).
+    Written,
+    /// There was nothing to write: a read, or a deletion of an absent key.
+    Unchanged,
+    /// The condition did not hold. Nothing was written.
+    ConditionFailed,
+    /// The change makes no sense for the value there. Nothing was written.
+    Invalid(InvalidChange),
+}
+
+/// Why a change makes no sense for the value there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum InvalidChange {
+    /// `Add` on something else than a decimal `i64`.
+    #[error("value is not an integer or out of range")]
+    NotAnInteger,
+    /// `Add` past the range of `i64`.
+    #[error("increment or decrement would overflow")]
+    Overflow,
+    /// `Append` past `value_size_max`.
+    #[error("the value would exceed value_size_max = {max} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        max: usize,
+    },
+}
+
+/// The answer to an [`Update`], linearizable: the row that it saw and the row that it left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What it came to.
+    #[serde(rename = "r")]
+    pub verdict: Verdict,
+    /// The row it saw.
+    #[serde(rename = "b")]
+    pub before: Option<Row>,
+    /// The row it left; equal to `before` unless the verdict is [`Verdict::Written`].
+    #[serde(rename = "a")]
+    pub after: Option<Row>,
+}
+
+impl Update {
+    /// A change without a condition.
+    #[must_use]
+    pub fn always(change: Change) -> Self {
+        Self { condition: Condition::Always, change }
+    }
+
+    /// Replaces the value, whatever it was.
+    #[must_use]
+    pub fn put(value: Value) -> Self {
+        Self::always(Change::Put(value))
+    }
+
+    /// Deletes the key, whatever it was.
+    #[must_use]
+    pub fn del() -> Self {
+        Self::always(Change::Del)
+    }
+
+    /// Reads the row linearizably.
+    #[must_use]
+    pub fn read() -> Self {
+        Self::always(Change::Read)
+    }
+
+    /// True where the change itself can never write.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.change == Change::Read
+    }
+
+    /// Evaluates the update on `before`. A row it writes has the version `upd`; no value grows beyond
+    /// `value_bytes_max`.
+    #[must_use]
+    pub fn evaluate(&self, before: Option<Row>, upd: Ballot, value_bytes_max: usize) -> Outcome {
+        let unwritten = |verdict, before: Option<Row>| Outcome { verdict, after: before.clone(), before };
+        if !self.condition.holds(before.as_ref()) {
+            return unwritten(Verdict::ConditionFailed, before);
+        }
+        let current = before.as_ref().map_or(&[][..], |row| row.value.as_bytes());
+        let value = match &self.change {
+            Change::Read => return unwritten(Verdict::Unchanged, before),
+            Change::Del if before.is_none() => return unwritten(Verdict::Unchanged, before),
+            Change::Del => return Outcome { verdict: Verdict::Written, before, after: None },
+            Change::Put(value) => Ok(value.clone()),
+            Change::Append(tail) => append(current, tail.as_bytes(), value_bytes_max),
+            Change::Add(by) => add(before.is_some().then_some(current), *by),
+        };
+        match value {
+            Ok(value) => Outcome { verdict: Verdict::Written, before, after: Some(Row { value, upd }) },
+            Err(why) => unwritten(Verdict::Invalid(why), before),
+        }
+    }
+}
+
+fn append(current: &[u8], tail: &[u8], max: usize) -> Result<Value, InvalidChange> {
+    if current.len() + tail.len() > max {
+        return Err(InvalidChange::TooLarge { max });
+    }
+    let mut bytes = BytesMut::with_capacity(current.len() + tail.len());
+    bytes.extend_from_slice(current);
+    bytes.extend_from_slice(tail);
+    Ok(Value::from(bytes.freeze()))
+}
+
+fn add(current: Option<&[u8]>, by: i64) -> Result<Value, InvalidChange> {
+    let number = current.map_or(Ok(0), integer)?;
+    let sum = number.checked_add(by).ok_or(InvalidChange::Overflow)?;
+    Ok(Value::from(Bytes::from(sum.to_string())))
+}
+
+/// Reads a decimal `i64` as Redis does: no sign but `-`, no leading zeros, no blanks.
+fn integer(bytes: &[u8]) -> Result<i64, InvalidChange> {
+    let text = std::str::from_utf8(bytes).map_err(|_| InvalidChange::NotAnInteger)?;
+    let number: i64 = text.parse().map_err(|_| InvalidChange::NotAnInteger)?;
+    if number.to_string() == text { Ok(number) } else { Err(InvalidChange::NotAnInteger) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 8;
+
+    fn row(value: &'static str, upd: i64) -> Row {
+        Row { value: Value::from(value), upd: Ballot(upd) }
+    }
+
+    fn run(update: &Update, before: Option<Row>) -> Outcome {
+        update.evaluate(before, Ballot(9), MAX)
+    }
+
+    #[test]
+    fn conditions_see_absence_presence_version_and_value() {
+        let put = |condition| Update { condition, change: Change::Put(Value::from("new")) };
+        let cases = [
+            (Condition::Always, None, true),
+            (Condition::Absent, None, true),
+            (Condition::Absent, Some(row("x", 1)), false),
+            (Condition::Present, None, false),
+            (Condition::Present, Some(row("x", 1)), true),
+            (Condition::UpdIs(Ballot(1)), Some(row("x", 1)), true),
+            (Condition::UpdIs(Ballot(2)), Some(row("x", 1)), false),
+            (Condition::UpdIs(Ballot(0)), None, false),
+            (Condition::ValueIs(Value::from("x")), Some(row("x", 1)), true),
+            (Condition::ValueIs(Value::from("y")), Some(row("x", 1)), false),
+        ];
+        for (condition, before, written) in cases {
+            let outcome = run(&put(condition.clone()), before.clone());
+            assert_eq!(outcome.verdict == Verdict::Written, written, "{condition:?} on {before:?}");
+            assert_eq!(outcome.before, before);
+            assert_eq!(outcome.after, if written { Some(row("new", 9)) } else { before });
+        }
+    }
+
+    #[test]
+    fn deleting_what_is_not_there_writes_nothing() {
+        assert_eq!(run(&Update::del(), None).verdict, Verdict::Unchanged);
+        let outcome = run(&Update::del(), Some(row("x", 1)));
+        assert_eq!((outcome.verdict, outcome.after), (Verdict::Written, None));
+    }
+
+    #[test]
+    fn numbers_are_read_as_redis_reads_them() {
+        let add = |by, before: Option<&'static str>| {
+            let outcome = run(&Update::always(Change::Add(by)), before.map(|v| row(v, 1)));
+            match outcome.verdict {
+                Verdict::Written => Ok(outcome.after.unwrap().value),
+                Verdict::Invalid(why) => Err(why),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(add(-5, None), Ok(Value::from("-5")));
+        assert_eq!(add(2, Some("40")), Ok(Value::from("42")));
+        for bad in ["", " 1", "01", "+1", "1.0", "x", "-0", "9223372036854775808"] {
+            assert_eq!(add(1, Some(bad)), Err(InvalidChange::NotAnInteger), "{bad:?}");
+        }
+        assert_eq!(add(1, Some("9223372036854775807")), Err(InvalidChange::Overflow));
+    }
+
+    #[test]
+    fn a_value_cannot_grow_past_its_limit() {
+        let append = Update::always(Change::Append(Value::from("12345")));
+        assert_eq!(run(&append, Some(row("abc", 1))).after.unwrap().value, Value::from("abc12345"));
+        assert_eq!(run(&append, Some(row("abcd", 1))).verdict, Verdict::Invalid(InvalidChange::TooLarge { max: MAX }));
+    }
+}

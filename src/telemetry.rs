@@ -1,0 +1,91 @@
+//! Every metric's name, kind, unit and meaning, in one table, so that docs, dashboards and code cannot disagree.
+//!
+//! A room keeps the handles of its metrics (`metrics::counter!` and so on) in its own structs: looking a metric up by
+//! name costs more than the thing it counts.
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Buckets.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name, with the unit at its end.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// What it means, with its labels.
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($constant:ident, $kind:ident, $name:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+        /// All of them.
+        pub const METRICS: &[Metric] = &[$(Metric { name: $name, kind: Kind::$kind, help: $help }),*];
+    };
+}
+
+metrics_table! {
+    DECISIONS, Counter, "outrigger_decisions_total", "Proposals ended, by decision: accept, reject, timeout.";
+    PROPOSE_SECONDS, Histogram, "outrigger_propose_seconds", "From a proposal's arrival to its decision, by kind: write, read.";
+    ROUNDS, Counter, "outrigger_rounds_total", "Rounds begun, by kind: prepared, token.";
+    ROUNDS_REFUSED, Counter, "outrigger_rounds_refused_total", "Rounds that lost to another and began again.";
+    FOLDED_UPDATES, Histogram, "outrigger_folded_updates", "Updates folded into one round.";
+    FSYNC_SECONDS, Histogram, "outrigger_journal_fsync_seconds", "Writing and syncing one batch of the journal.";
+    BATCH_ENTRIES, Histogram, "outrigger_journal_batch_entries", "Entries in one batch of the journal.";
+    JOURNAL_BYTES, Gauge, "outrigger_journal_bytes", "Size of the journal's segments on disk.";
+    PENDING_FRAMES, Gauge, "outrigger_pending_frames", "Accepted frames not yet known to be chosen.";
+    APPLY_BACKLOG, Gauge, "outrigger_apply_backlog_frames", "Committed frames that wait for their shard file.";
+    APPLY_SECONDS, Histogram, "outrigger_apply_seconds", "One transaction of committed frames into a shard file.";
+    INBOX_DEPTH, Gauge, "outrigger_replication_inbox_messages", "Messages and proposals waiting for the register.";
+    PEER_BATCH, Histogram, "outrigger_peer_batch_messages", "Protocol messages sent to one peer at once.";
+    PEERS_LIVE, Gauge, "outrigger_peers_live", "Peers connected now.";
+    PEER_ROUND_TRIP, Gauge, "outrigger_peer_round_trip_seconds", "Smoothed round trip, by peer.";
+    CLOCK_SKEW, Gauge, "outrigger_peer_clock_skew_seconds", "How far a peer's clock is ahead of ours, by peer.";
+    CLOCK_REFUSED, Counter, "outrigger_clock_refused_total", "Messages refused because their time was more than max_skew ahead.";
+    PEERS_REFUSED, Counter, "outrigger_peer_connections_refused_total", "Connections refused, by reason: tls, hello.";
+    MESSAGES_DROPPED, Counter, "outrigger_peer_messages_dropped_total", "Messages dropped because a peer's queue was full.";
+    MESSAGES_MALFORMED, Counter, "outrigger_peer_messages_malformed_total", "Messages from peers that could not be read.";
+    SYNCED_ROWS, Counter, "outrigger_synced_rows_total", "Rows fetched from peers because this node had missed them.";
+    OPEN_SHARDS, Gauge, "outrigger_open_shards", "Shards held open.";
+    REQUESTS, Counter, "outrigger_requests_total", "Requests on the socket, by dialect: http, resp.";
+    REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";
+    REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, by dialect and class: read, write, other.";
+    CONNECTIONS, Gauge, "outrigger_connections", "Connections on the socket.";
+    READY, Gauge, "outrigger_ready", "1 once this node serves, 0 before and while draining.";
+}
+
+/// Tells the installed recorder every metric's meaning.
+pub fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_prefixed_unique_and_carry_their_unit() {
+        let mut seen = std::collections::HashSet::new();
+        for metric in METRICS {
+            assert!(metric.name.starts_with("outrigger_"), "{}", metric.name);
+            assert!(seen.insert(metric.name), "{} stands twice", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+}
