@@ -1,0 +1,4 @@
+//! The Unix socket.
+pub mod command;
+pub mod error;
+mod resp;

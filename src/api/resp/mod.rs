@@ -1,0 +1,4 @@
+//! RESP.
+mod glob;
+mod parse;
+mod reply;
