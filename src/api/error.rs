@@ -18,6 +18,25 @@ pub const PROBLEM_TYPE_PREFIX: &str = "urn:outrigger:problem:";
 /// How many seconds a client is told to wait before it tries again.
 pub const RETRY_AFTER_SECONDS: u32 = 1;
 
+/// Every row's label: the values that the `error` label of the errors' metric can have.
+pub(super) const LABELS: &[&str] = &[
+    "condition-failed",
+    "frame-rejected",
+    "no-quorum",
+    "timeout",
+    "too-large",
+    "invalid-request",
+    "disk-full",
+    "busy",
+    "not-found",
+    "method-not-allowed",
+    "slow-client",
+    "unsupported-media-type",
+    "not-supported",
+    "unhealthy",
+    "internal",
+];
+
 /// Whether a failed request may have changed something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -281,6 +300,7 @@ mod tests {
             let row = error.row();
             assert_eq!((row.status.as_u16(), row.label, row.resp), (status, label, resp), "{error:?}");
             assert_eq!((row.written.as_str(), row.retry_after, row.exit), (written, retry_after, exit), "{error:?}");
+            assert!(LABELS.contains(&row.label), "{error:?} is not counted");
             let problem = serde_json::to_value(error.problem()).unwrap();
             assert_eq!(problem["type"], format!("urn:outrigger:problem:{label}"));
             assert_eq!(problem["status"], status);

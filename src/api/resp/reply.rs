@@ -133,11 +133,6 @@ impl<'a> Reply<'a> {
         self.length(b'*', length);
     }
 
-    /// The head of a set, which is an array in RESP2.
-    pub(super) fn set(&mut self, length: usize) {
-        self.length(if self.version == Version::Resp3 { b'~' } else { b'*' }, length);
-    }
-
     /// The head of a map of `pairs` keys and values, which is an array of both in RESP2.
     pub(super) fn map(&mut self, pairs: usize) {
         match self.version {
@@ -174,10 +169,9 @@ mod tests {
     #[test]
     fn each_version_has_its_own_words_for_nil_maps_and_text() {
         type Case = (fn(&mut Reply<'_>), &'static [u8], &'static [u8]);
-        let cases: [Case; 6] = [
+        let cases: [Case; 5] = [
             (|r| r.nil(), b"$-1\r\n", b"_\r\n"),
             (|r| r.map(2), b"*4\r\n", b"%2\r\n"),
-            (|r| r.set(1), b"*1\r\n", b"~1\r\n"),
             (|r| r.verbatim("ab"), b"$2\r\nab\r\n", b"=6\r\ntxt:ab\r\n"),
             (|r| r.bulk_or_nil(Some(b"x")), b"$1\r\nx\r\n", b"$1\r\nx\r\n"),
             (|r| r.error("ERR a\r\n+OK"), b"-ERR a  +OK\r\n", b"-ERR a  +OK\r\n"),
