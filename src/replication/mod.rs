@@ -1,4 +1,5 @@
 //! How nodes agree.
 
 pub mod journal;
+pub mod local;
 pub mod register;
