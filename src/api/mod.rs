@@ -20,5 +20,5 @@ pub mod service;
 mod stream;
 
 pub use error::ApiError;
-pub use listener::{Config, Error, Server, serve};
+pub use listener::{CONNECTIONS_MAX, Config, Error, SOCKET_MODE, Server, serve};
 pub use service::{Service, ServiceConfig};

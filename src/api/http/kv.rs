@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -32,41 +33,41 @@ const NDJSON: &str = "application/x-ndjson";
 
 /// Every request under `/v1/kv`.
 pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
-    let path = request.uri().path().to_owned();
-    let mut parts = path.strip_prefix("/v1/kv/").unwrap_or_default().splitn(3, '/');
+    let (head, body) = request.into_parts();
+    let mut parts = head.uri.path().strip_prefix("/v1/kv/").unwrap_or_default().splitn(3, '/');
     let org = parts.next().filter(|org| !org.is_empty());
     let org = org.ok_or_else(|| ApiError::NotFound("want /v1/kv/{org}/{namespace}/{key}".to_owned()))?;
     let org = Org::parse(&request::decoded(org)?)?;
     match (parts.next().filter(|namespace| !namespace.is_empty()), parts.next()) {
-        (None, _) => list(&service, Scope::Org(org), &request).await,
+        (None, _) => list(&service, Scope::Org(org), &head).await,
         (Some(namespace), None) => {
             let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
-            list(&service, Scope::Shard(shard), &request).await
+            list(&service, Scope::Shard(shard), &head).await
         }
         (Some(namespace), Some(key)) => {
             let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
             let key = request::decoded(key)?;
             let key = Key::parse_bytes(key.as_bytes(), service.config().key_bytes_max)?;
-            one_key(&service, Address { shard, key }, request).await
+            one_key(&service, Address { shard, key }, &head, body).await
         }
     }
 }
 
-async fn one_key(service: &Service, at: Address, request: Request) -> Result<Response, ApiError> {
-    match *request.method() {
-        Method::GET | Method::HEAD => get(service, at, &request).await,
-        Method::PUT => put(service, at, request).await,
-        Method::DELETE => delete(service, at, &request).await,
+async fn one_key(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+    match head.method {
+        Method::GET | Method::HEAD => get(service, at, head).await,
+        Method::PUT => put(service, at, head, body).await,
+        Method::DELETE => delete(service, at, head).await,
         ref method => Err(ApiError::MethodNotAllowed(format!("{method} of a key: want GET, PUT or DELETE"))),
     }
 }
 
-async fn get(service: &Service, at: Address, request: &Request) -> Result<Response, ApiError> {
-    let options: Options = request::query(request.uri())?;
+async fn get(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
     let (consistency, timeout) = (options.read_consistency()?, options.timeout(service)?);
     let not_found = ApiError::NotFound(format!("key {:?} has no value in {}", at.key, at.shard));
     let row = service.get(Get { at, consistency, timeout }).await?.ok_or(not_found)?;
-    let seen = single_etag(request.headers(), &IF_NONE_MATCH)?;
+    let seen = single_etag(&head.headers, &IF_NONE_MATCH)?;
     let mut response = if seen == Some(Tag::Any) || seen == Some(Tag::Version(row.upd)) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
@@ -78,22 +79,22 @@ async fn get(service: &Service, at: Address, request: &Request) -> Result<Respon
     Ok(response)
 }
 
-async fn put(service: &Service, at: Address, request: Request) -> Result<Response, ApiError> {
-    let options: Options = request::query(request.uri())?;
+async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
     options.check_write_consistency()?;
     let timeout = options.timeout(service)?;
-    let condition = condition(request.headers())?;
-    let value = request::body(request.into_body(), service.config().value_bytes_max, "the value").await?;
+    let condition = condition(&head.headers)?;
+    let value = request::body(body, service.config().value_bytes_max, "the value").await?;
     let update = Update { condition, change: Change::Put(Value::from(value)) };
     let outcome = service.write(Write { at, update, timeout }).await?;
     written(&outcome)
 }
 
-async fn delete(service: &Service, at: Address, request: &Request) -> Result<Response, ApiError> {
-    let options: Options = request::query(request.uri())?;
+async fn delete(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
     options.check_write_consistency()?;
     let timeout = options.timeout(service)?;
-    let condition = condition(request.headers())?;
+    let condition = condition(&head.headers)?;
     if condition == Condition::Absent {
         return Err(ApiError::Invalid("If-None-Match: * of a DELETE would never delete anything".to_owned()));
     }
@@ -185,11 +186,11 @@ struct ListOptions {
     timeout: Option<String>,
 }
 
-async fn list(service: &Arc<Service>, scope: Scope, request: &Request) -> Result<Response, ApiError> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Err(ApiError::MethodNotAllowed(format!("{} of a list: want GET", request.method())));
+async fn list(service: &Arc<Service>, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
+    if !matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(ApiError::MethodNotAllowed(format!("{} of a list: want GET", head.method)));
     }
-    let options: ListOptions = request::query(request.uri())?;
+    let options: ListOptions = request::query(&head.uri)?;
     if request::consistency(options.consistency.as_deref(), Consistency::Local)? == Consistency::Quorum {
         let why = "lists are of this node's copy; consistency=quorum is not supported, read the keys one by one";
         return Err(ApiError::NotSupported(why.to_owned()));
@@ -206,7 +207,7 @@ async fn list(service: &Arc<Service>, scope: Scope, request: &Request) -> Result
     if !(1..=PAGE_KEYS_MAX).contains(&list.limit) {
         return Err(ApiError::Invalid(format!("limit={} is out of range: want 1 to {PAGE_KEYS_MAX}", list.limit)));
     }
-    if wants_ndjson(request.headers()) {
+    if wants_ndjson(&head.headers) {
         let limit = options.limit;
         return stream(Arc::clone(service), list, limit).await;
     }

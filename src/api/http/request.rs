@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Query;
 use axum::http::Uri;
 use bytes::{Bytes, BytesMut};
@@ -85,7 +85,7 @@ pub(super) fn timeout(text: Option<&str>, service: &Service) -> Result<Option<Du
 /// Reads a whole body of at most `max` bytes; `what` names it in errors.
 pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::TooLarge(format!("{what} has more than the {max} bytes allowed"));
-    let announced = http_body::Body::size_hint(&body).lower();
+    let announced = HttpBody::size_hint(&body).lower();
     if announced > max as u64 {
         return Err(too_large());
     }
