@@ -142,13 +142,19 @@ impl Node {
         Answer::parse(&client.rest().await)
     }
 
+    /// The same, for a head made on the way.
+    pub async fn http_owned(&self, head: String, body: &[u8]) -> Answer {
+        self.http(&head, body).await
+    }
+
     /// Sends RESP commands, each given as its words, and returns all replies.
     pub async fn resp(&self, commands: &[&[&str]]) -> String {
         let mut client = self.connect().await;
         for words in commands {
             client.send(&command(words)).await;
         }
-        client.0.shutdown().await.unwrap();
+        // A node that has refused the connection may be gone already.
+        let _ = client.0.shutdown().await;
         String::from_utf8(client.rest().await).unwrap()
     }
 }

@@ -1,0 +1,296 @@
+//! The HTTP dialect: keys, conditions, lists, batches, errors.
+
+use serde_json::{Value, json};
+
+use crate::support::{Node, VALUE_BYTES_MAX};
+
+#[tokio::test]
+async fn a_value_is_written_read_and_deleted() {
+    let node = Node::start().await;
+    let url = "/v1/kv/acme/payments/wf/payments/a/1";
+    let put = node.http(&format!("PUT {url}"), b"\x00raw\xff").await;
+    assert_eq!(put.status, 204);
+    let etag = put.header("etag").unwrap().to_owned();
+    let get = node.http(&format!("GET {url}"), b"").await;
+    assert_eq!((get.status, &get.body[..]), (200, &b"\x00raw\xff"[..]));
+    assert_eq!(get.header("etag"), Some(&*etag));
+    assert_eq!(get.header("content-type"), Some("application/octet-stream"));
+    let quorum = node.http(&format!("GET {url}?consistency=quorum&timeout=2s"), b"").await;
+    assert_eq!((quorum.status, quorum.header("etag")), (200, Some(&*etag)));
+    assert_eq!(node.http(&format!("GET {url}\nif-none-match: {etag}"), b"").await.status, 304);
+    let head = node.http(&format!("HEAD {url}"), b"").await;
+    assert_eq!((head.status, head.header("content-length"), head.text()), (200, Some("5"), ""));
+    assert_eq!(node.http(&format!("DELETE {url}"), b"").await.status, 204);
+    assert_eq!(node.http(&format!("DELETE {url}"), b"").await.status, 204, "missing or not");
+    let gone = node.http(&format!("GET {url}"), b"").await;
+    assert_eq!(gone.problem(), (404, "not-found".to_owned(), "no".to_owned()));
+}
+
+#[tokio::test]
+async fn conditions_compare_versions() {
+    let node = Node::start().await;
+    let put = |headers: &'static str| node.http_owned(format!("PUT /v1/kv/_/default/k{headers}"), b"v");
+    assert_eq!(put("\nif-match: *").await.status, 412);
+    let first = put("\nif-none-match: *").await;
+    assert_eq!(first.status, 204);
+    let etag = first.header("etag").unwrap().to_owned();
+    let again = put("\nif-none-match: *").await;
+    assert_eq!((again.problem().1, again.header("etag")), ("condition-failed".to_owned(), Some(&*etag)));
+    for foreign in ["\"1\"", "\"not-a-version\""] {
+        let answer = node.http(&format!("PUT /v1/kv/_/default/k\nif-match: {foreign}"), b"w").await;
+        assert_eq!((answer.status, answer.header("etag")), (412, Some(&*etag)), "{foreign}");
+    }
+    let second = node.http(&format!("PUT /v1/kv/_/default/k\nif-match: {etag}"), b"w").await;
+    assert_eq!(second.status, 204);
+    assert_eq!(node.http(&format!("DELETE /v1/kv/_/default/k\nif-match: {etag}"), b"").await.status, 412);
+    let etag = second.header("etag").unwrap();
+    assert_eq!(node.http(&format!("DELETE /v1/kv/_/default/k\nif-match: {etag}"), b"").await.status, 204);
+    for malformed in ["if-match: 17", "if-match: \"1\", \"2\"", "if-none-match: \"1\"", "if-match: *\nif-none-match: *"] {
+        let answer = node.http(&format!("PUT /v1/kv/_/default/k\n{malformed}"), b"v").await;
+        assert_eq!(answer.problem(), (400, "invalid-request".to_owned(), "no".to_owned()), "{malformed}");
+    }
+}
+
+#[tokio::test]
+async fn keys_are_the_rest_of_the_path_as_it_is() {
+    let node = Node::start().await;
+    let keys = [("a//b", "a//b"), ("./x/../y", "./x/../y"), ("/lead", "/lead"), ("trail/", "trail/"), ("%C3%A9%2F%25?", "é/%"), ("a+b", "a+b")];
+    for (path, _) in keys {
+        assert_eq!(node.http(&format!("PUT /v1/kv/_/default/{path}"), b"v").await.status, 204, "{path}");
+    }
+    let list = node.http("GET /v1/kv/_/default?keys_only=true", b"").await.json();
+    let mut expected: Vec<_> = keys.iter().map(|(_, key)| *key).collect();
+    expected.sort_unstable();
+    let listed: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap()).collect();
+    assert_eq!(listed, expected);
+    assert!(list["items"][0].get("value").is_none());
+}
+
+#[tokio::test]
+async fn every_error_is_a_problem() {
+    let node = Node::start().await;
+    let long = "k".repeat(2_000);
+    for (request, status, kind) in [
+        ("GET /nowhere", 404, "not-found"),
+        ("GET /", 404, "not-found"),
+        ("GET /v1/kv", 404, "not-found"),
+        ("POST /v1/orgs", 405, "method-not-allowed"),
+        ("POST /v1/kv/_/default/k", 405, "method-not-allowed"),
+        ("PUT /v1/kv/_/default", 405, "method-not-allowed"),
+        ("GET /v1/batch/_/default", 405, "method-not-allowed"),
+        ("GET /v1/kv/_/default/k?bogus=1", 400, "invalid-request"),
+        ("GET /v1/kv/_/default/k?consistency=maybe", 400, "invalid-request"),
+        ("GET /v1/kv/_/default/k?timeout=soon", 400, "invalid-request"),
+        ("GET /v1/kv/_/default/k?timeout=1h", 400, "invalid-request"),
+        ("GET /v1/kv/_/default/k?timeout=0s", 400, "invalid-request"),
+        ("GET /v1/kv/_/default?limit=0", 400, "invalid-request"),
+        ("GET /v1/kv/_/default?limit=10001", 400, "invalid-request"),
+        ("GET /v1/kv/_/default?limit=x", 400, "invalid-request"),
+        ("GET /v1/kv/_?prefix=wf/", 400, "invalid-request"),
+        ("GET /v1/kv/_", 400, "invalid-request"),
+        ("GET /v1/kv/../default/k", 400, "invalid-request"),
+        ("PUT /v1/kv/_/%2E%2E/k", 400, "invalid-request"),
+        ("PUT /v1/kv/_/default/", 400, "invalid-request"),
+        ("PUT /v1/kv/_/default/%FF", 400, "invalid-request"),
+        ("PUT /v1/kv/_/default/a%00b", 400, "invalid-request"),
+        (&format!("PUT /v1/kv/_/default/{long}"), 413, "too-large"),
+        ("POST /v1/shards/_/none/checkpoint", 404, "not-found"),
+        ("GET /v1/shards?org=..", 400, "invalid-request"),
+    ] {
+        assert_eq!(node.http(request, b"").await.problem(), (status, kind.to_owned(), "no".to_owned()), "{request}");
+    }
+    let body = vec![0; VALUE_BYTES_MAX + 1];
+    let answer = node.http("PUT /v1/kv/_/default/k", &body).await;
+    assert_eq!(answer.problem(), (413, "too-large".to_owned(), "no".to_owned()));
+    assert_eq!(node.http("PUT /v1/kv/_/default/k", &body[1..]).await.status, 204);
+}
+
+async fn put_all(node: &Node, keys: &[&str]) {
+    for key in keys {
+        assert_eq!(node.http(&format!("PUT /v1/kv/acme/{key}"), key.as_bytes()).await.status, 204);
+    }
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_of_key_order() {
+    let node = Node::start().await;
+    put_all(&node, &["pay/b", "pay/a/2", "pay/a/1", "pay/c", "other/a/3"]).await;
+    let (mut after, mut keys) = (String::new(), Vec::new());
+    loop {
+        let page = node.http(&format!("GET /v1/kv/acme/pay?limit=2&after={after}"), b"").await.json();
+        for item in page["items"].as_array().unwrap() {
+            keys.push(item["key"].as_str().unwrap().to_owned());
+            assert!(item["upd"].as_i64().unwrap() > 0 && item["value"].is_string());
+        }
+        match &page["next"] {
+            Value::String(next) => after.clone_from(next),
+            _ => break,
+        }
+    }
+    assert_eq!(keys, ["a/1", "a/2", "b", "c"]);
+    let page = node.http("GET /v1/kv/acme/pay?prefix=a/", b"").await.json();
+    assert_eq!(page["items"].as_array().unwrap().len(), 2);
+    assert_eq!(page["items"][0]["value"], "cGF5L2EvMQ==");
+    assert_eq!(page["next"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_stream_has_every_row_on_a_line() {
+    let node = Node::start().await;
+    let ops: Vec<_> = (0..900).map(|n| json!({"put": {"key": format!("k{n:04}"), "value": "dg=="}})).collect();
+    for _ in 0..2 {
+        let answer = node.http("POST /v1/batch/acme/pay", &serde_json::to_vec(&json!({ "ops": ops })).unwrap()).await;
+        assert_eq!(answer.status, 200);
+    }
+    put_all(&node, &["pay/l"]).await;
+    let stream = node.http("GET /v1/kv/acme/pay?prefix=k\naccept: application/x-ndjson", b"").await;
+    assert_eq!((stream.status, stream.header("content-type")), (200, Some("application/x-ndjson")));
+    let lines: Vec<Value> = stream.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 900);
+    for (n, line) in lines.iter().enumerate() {
+        assert_eq!((&line["key"], &line["value"]), (&json!(format!("k{n:04}")), &json!("dg==")));
+    }
+    let few = node.http("GET /v1/kv/acme/pay?keys_only=true&limit=3&after=k0100\naccept: application/x-ndjson", b"").await;
+    let keys: Vec<Value> = few.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["key"].clone()).collect();
+    assert_eq!(keys, ["k0101", "k0102", "k0103"]);
+    let none = node.http("GET /v1/kv/acme/none\naccept: application/x-ndjson", b"").await;
+    assert_eq!((none.status, none.text()), (200, ""));
+}
+
+#[tokio::test]
+async fn kinds_that_span_namespaces_are_listed_across_them() {
+    let node = Node::start().await;
+    put_all(&node, &["b/ns/b", "a/ns/a", "c/nx/c/e", "c/ns/c", "c/wf/c/1"]).await;
+    let list = |query: &'static str| async {
+        let page = node.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
+        let keys = page["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap().to_owned());
+        (keys.collect::<Vec<_>>(), page["next"].clone())
+    };
+    assert_eq!(list("prefix=ns/").await, (vec!["ns/a".into(), "ns/b".into(), "ns/c".into()], Value::Null));
+    assert_eq!(list("prefix=ns/&limit=2").await, (vec!["ns/a".into(), "ns/b".into()], json!("ns/b")));
+    assert_eq!(list("prefix=ns/&limit=2&after=ns/b").await, (vec!["ns/c".into()], Value::Null));
+    assert_eq!(list("prefix=nx/").await.0, ["nx/c/e"]);
+    let stream = node.http("GET /v1/kv/acme?prefix=ns/\naccept: application/x-ndjson", b"").await;
+    assert_eq!(stream.text().lines().count(), 3);
+}
+
+#[tokio::test]
+async fn a_batch_answers_each_operation() {
+    let node = Node::start().await;
+    let ops = json!({"ops": [
+        {"get": {"key": "a"}},
+        {"put": {"key": "a", "value": "MQ=="}},
+        {"get": {"key": "a"}},
+        {"put": {"key": "a", "value": "Mg==", "if_absent": true}},
+        {"put": {"key": "b", "value": "Mg==", "if_absent": true}},
+        {"del": {"key": "b", "if_upd": 1}},
+        {"del": {"key": "a"}},
+        {"get": {"key": "a"}},
+    ]});
+    let answer = node.http("POST /v1/batch/_/default", &serde_json::to_vec(&ops).unwrap()).await;
+    assert_eq!(answer.status, 200);
+    let results = answer.json()["results"].as_array().unwrap().clone();
+    let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [404, 204, 200, 412, 204, 412, 204, 404]);
+    assert_eq!((&results[2]["value"], &results[2]["upd"]), (&json!("MQ=="), &results[1]["upd"]));
+    assert_eq!(results[3]["type"], "urn:outrigger:problem:condition-failed");
+    assert_eq!((&results[3]["upd"], &results[3]["written"]), (&results[1]["upd"], &json!("no")));
+    assert_eq!(results[5]["upd"], results[4]["upd"]);
+}
+
+#[tokio::test]
+async fn a_batch_may_be_messagepack() {
+    #[derive(serde::Serialize)]
+    struct Put<'a> {
+        key: &'a str,
+        value: Blob,
+    }
+    struct Blob;
+    impl serde::Serialize for Blob {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(b"\xffraw")
+        }
+    }
+    #[derive(serde::Serialize)]
+    struct Get<'a> {
+        key: &'a str,
+    }
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Op<'a> {
+        Put(Put<'a>),
+        Get(Get<'a>),
+    }
+    #[derive(serde::Serialize)]
+    struct Ops<'a> {
+        ops: Vec<Op<'a>>,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    struct Results {
+        results: Vec<OneResult>,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    struct OneResult {
+        status: u16,
+        value: Option<bytes::Bytes>,
+    }
+    let node = Node::start().await;
+    let ops = Ops { ops: vec![Op::Put(Put { key: "k", value: Blob }), Op::Get(Get { key: "k" })] };
+    let body = rmp_serde::to_vec_named(&ops).unwrap();
+    let answer = node.http("POST /v1/batch/_/default\ncontent-type: application/msgpack", &body).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/msgpack")));
+    let Results { results } = rmp_serde::from_slice(&answer.body).unwrap();
+    assert_eq!((results[0].status, results[1].status), (204, 200));
+    assert_eq!(results[1].value.as_deref(), Some(&b"\xffraw"[..]));
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_does_nothing() {
+    let node = Node::start().await;
+    let too_many = json!({"ops": vec![json!({"get": {"key": "k"}}); 1_001]}).to_string();
+    for (headers, body, status) in [
+        ("", "{", 400),
+        ("", r#"{"ops":[{"put":{"key":"k","value":"dg=="}},{"bogus":{}}]}"#, 400),
+        ("", r#"{"ops":[{"put":{"key":"k","value":"dg=="}},{"get":{"key":""}}]}"#, 400),
+        ("", r#"{"ops":[{"put":{"key":"k","value":"not base64!"}}]}"#, 400),
+        ("", r#"{"ops":[{"put":{"key":"k","value":"dg==","if_upd":1,"if_absent":true}}]}"#, 400),
+        ("", &too_many, 413),
+        ("\ncontent-type: text/plain", "{}", 415),
+        ("\ncontent-type: application/msgpack", "{}", 400),
+    ] {
+        let answer = node.http(&format!("POST /v1/batch/_/default{headers}"), body.as_bytes()).await;
+        assert_eq!(answer.problem().0, status, "{body}");
+    }
+    assert_eq!(node.http("GET /v1/kv/_/default/k", b"").await.status, 404);
+}
+
+#[tokio::test]
+async fn what_is_stored_is_told() {
+    let node = Node::start().await;
+    put_all(&node, &["pay/a", "pay/b", "other/a"]).await;
+    assert_eq!(node.http("PUT /v1/kv/_/default/k", b"v").await.status, 204);
+    assert_eq!(node.http("GET /v1/orgs", b"").await.json(), json!({"orgs": ["_", "acme"]}));
+    let shards = node.http("GET /v1/shards?org=acme", b"").await.json();
+    let shards = shards["shards"].as_array().unwrap();
+    let told: Vec<_> = shards.iter().map(|shard| (shard["namespace"].as_str().unwrap(), shard["keys"].as_u64())).collect();
+    assert_eq!(told, [("other", Some(1)), ("pay", Some(2))]);
+    assert_eq!(node.http("GET /v1/shards", b"").await.json()["shards"].as_array().unwrap().len(), 3);
+    assert_eq!(node.http("POST /v1/shards/acme/pay/checkpoint", b"").await.status, 204);
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests() {
+    let node = Node::start().await;
+    let mut client = node.connect().await;
+    for n in 0..3 {
+        let request = format!("PUT /v1/kv/_/default/k{n} HTTP/1.1\r\nhost: o\r\ncontent-length: 1\r\n\r\nv");
+        client.send(request.as_bytes()).await;
+        client.expect("HTTP/1.1 204 No Content\r\n").await;
+        let mut byte = [0];
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            tokio::io::AsyncReadExt::read_exact(&mut client.0, &mut byte).await.unwrap();
+            head.push(byte[0]);
+        }
+    }
+}

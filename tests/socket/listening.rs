@@ -1,0 +1,74 @@
+//! The socket file, and who gets in.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use outrigger::api;
+use outrigger::clock::OsClock;
+use outrigger::replication::local::LocalReplicator;
+
+use crate::support::{Answer, Node, command};
+
+#[tokio::test]
+async fn the_file_has_its_mode_and_goes_with_the_server() {
+    let node =
+        Node::start_with(|m| LocalReplicator::new(m, OsClock::shared()), |c| api::Config { mode: 0o600, ..c }).await;
+    let path = node.path();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(node.server.shutdown(Duration::from_secs(5)).await, 0);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_living_socket_is_left_alone_and_a_dead_one_replaced() {
+    let node = Node::start().await;
+    let path = node.path();
+    let second = api::serve(api::Config::at(&path), node.service.clone()).await;
+    assert!(matches!(second, Err(api::Error::InUse { .. })), "{second:?}");
+    assert_eq!(node.resp(&[&["PING"]]).await, "+PONG\r\n");
+
+    let stale = node.dir.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    assert!(stale.exists());
+    let server = api::serve(api::Config::at(&stale), node.service.clone()).await.unwrap();
+    // What took its place meanwhile is not the server's to remove.
+    std::fs::remove_file(&stale).unwrap();
+    let successor = std::os::unix::net::UnixListener::bind(&stale).unwrap();
+    server.shutdown(Duration::from_secs(5)).await;
+    assert!(stale.exists());
+    drop(successor);
+
+    let file = node.dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let refused = api::serve(api::Config::at(&file), node.service.clone()).await;
+    assert!(matches!(refused, Err(api::Error::NotASocket { .. })), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so_in_its_dialect() {
+    let change = |config| api::Config { connections_max: 1, ..config };
+    let node = Node::start_with(|m| LocalReplicator::new(m, OsClock::shared()), change).await;
+    let mut first = node.connect().await;
+    first.send(&command(&["PING"])).await;
+    first.expect("+PONG\r\n").await;
+    assert!(node.resp(&[&["PING"]]).await.starts_with("-BUSY "));
+    let mut http = node.connect().await;
+    http.send(b"GET /v1/orgs HTTP/1.1\r\nhost: o\r\n\r\n").await;
+    let answer = Answer::parse(&http.rest().await);
+    assert_eq!(answer.problem(), (503, "busy".to_owned(), "no".to_owned()));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    first.send(&command(&["QUIT"])).await;
+    assert_eq!(first.rest().await, b"+OK\r\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_request_is_not_waited_for_for_ever() {
+    let node = Node::start().await;
+    let mut client = node.connect().await;
+    client.send(b"GET /v1/orgs HTT").await;
+    client.rest().await;
+    let mut client = node.connect().await;
+    client.send(b"PUT /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: 5\r\n\r\nab").await;
+    assert_eq!(Answer::parse(&client.rest().await).problem(), (408, "slow-client".to_owned(), "no".to_owned()));
+}
