@@ -153,10 +153,10 @@ mod tests {
         let mut pairs = card().pairs(false);
         pairs.push(("colour", "sea".into()));
         assert_eq!(read(&pairs), Read::Card(Box::new(card()), false));
-        for missing in 0..KEYS.len() {
+        for (missing, key) in KEYS.iter().enumerate() {
             let mut pairs = card().pairs(false);
             pairs.remove(missing);
-            assert_eq!(read(&pairs), Read::Incomplete, "without {}", KEYS[missing]);
+            assert_eq!(read(&pairs), Read::Incomplete, "without {key}");
         }
     }
 
