@@ -82,11 +82,11 @@ pub fn install_metrics() -> Result<PrometheusHandle, Error> {
 }
 
 fn recorder() -> Result<PrometheusBuilder, BuildError> {
-    let histograms = METRICS.iter().filter(|metric| metric.kind == Kind::Histogram);
-    histograms.fold(Ok(PrometheusBuilder::new()), |builder, metric| {
+    let mut histograms = METRICS.iter().filter(|metric| metric.kind == Kind::Histogram);
+    histograms.try_fold(PrometheusBuilder::new(), |builder, metric| {
         let in_seconds = metric.name.ends_with("_seconds");
         let buckets: &[f64] = if in_seconds { &SECONDS_BUCKETS } else { &COUNT_BUCKETS };
-        builder?.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
+        builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
     })
 }
 
