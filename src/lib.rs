@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod config;
+pub mod node;
 pub mod replication;
 pub mod store;
 pub mod telemetry;
