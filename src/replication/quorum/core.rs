@@ -49,6 +49,13 @@ enum Effect {
     Done(oneshot::Sender<()>),
 }
 
+/// Clients whose record is chosen, at this ballot, and not visible here yet.
+#[derive(Debug)]
+struct Waiting {
+    ballot: Ballot,
+    decisions: Vec<(OpId, Decision)>,
+}
+
 /// What needs to know the row that its shard file holds.
 #[derive(Debug)]
 enum Task {
@@ -97,7 +104,7 @@ pub(super) struct Core {
     /// Messages of this node to itself.
     local: VecDeque<Message>,
     /// Decisions that wait until their record is visible here.
-    waiting: HashMap<Address, Vec<(Ballot, Vec<(OpId, Decision)>)>>,
+    waiting: HashMap<Address, Vec<Waiting>>,
     pulls: HashMap<Address, BTreeSet<usize>>,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
@@ -460,7 +467,7 @@ impl Core {
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
                 }
                 if !decisions.is_empty() {
-                    self.waiting.entry(address.clone()).or_default().push((ballot, decisions));
+                    self.waiting.entry(address.clone()).or_default().push(Waiting { ballot, decisions });
                 }
                 self.learn(now, &address, record, stored);
             }
@@ -588,11 +595,11 @@ impl Core {
             }
         }
         let Some(waiting) = self.waiting.get_mut(address) else { return };
-        let ready: Vec<_> = waiting.extract_if(.., |(ballot, _)| *ballot <= record.ballot).collect();
+        let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
         if waiting.is_empty() {
             self.waiting.remove(address);
         }
-        for (id, decision) in ready.into_iter().flat_map(|(_, decisions)| decisions) {
+        for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
             self.decide(now, id, decision);
         }
     }
