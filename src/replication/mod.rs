@@ -7,8 +7,10 @@
 //! ```
 
 pub mod journal;
+pub mod local;
 pub mod quorum;
 pub mod register;
 pub mod wire;
 
+pub use local::LocalReplicator;
 pub use quorum::QuorumReplicator;
