@@ -11,6 +11,7 @@
 //! Delivery is at most once, in order within one lane of one connection; a lost connection loses what was queued.
 //! Nothing here blocks a sender: a full queue drops the message and says so.
 
+mod certificate;
 pub mod memory;
 pub mod quic;
 pub mod tls;
