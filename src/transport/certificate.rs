@@ -161,8 +161,7 @@ pub enum NoName {
 /// The node that a certificate is for. A name in this module's own encoding wins; certificates made by other tools
 /// carry the name as CN, or else as their only DNS name. Says nothing about who signed it.
 pub(super) fn name_of(certificate: &CertificateDer<'_>) -> Result<NodeId, NoName> {
-    let parsed =
-        webpki::EndEntityCert::try_from(certificate).map_err(|error| NoName::Unreadable(error.to_string()))?;
+    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|error| NoName::Unreadable(error.to_string()))?;
     let dns_names: Vec<&str> = parsed.valid_dns_names().collect();
     let mut encoded = dns_names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
     if let Some(name) = encoded.next() {
@@ -213,7 +212,7 @@ fn der(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, bytes) = bytes.split_first()?;
     let (length, bytes) = bytes.split_first()?;
     let (length, bytes) = match (*length, bytes) {
-        (short @ ..0x80, rest) => (usize::from(short), rest),
+        (short @ ..=0x7f, rest) => (usize::from(short), rest),
         (0x81, [length, rest @ ..]) => (usize::from(*length), rest),
         (0x82, [high, low, rest @ ..]) => (usize::from(u16::from_be_bytes([*high, *low])), rest),
         _ => return None,

@@ -114,7 +114,13 @@ pub enum Error {
 #[derive(PartialEq, Eq)]
 pub(super) enum Sources {
     Secret(Vec<u8>),
-    Pem { ca: Vec<u8>, cert: Vec<u8>, key: Vec<u8> },
+    Pem { ca: PemFile, cert: PemFile, key: PemFile },
+}
+
+#[derive(PartialEq, Eq)]
+pub(super) struct PemFile {
+    path: PathBuf,
+    held: Vec<u8>,
 }
 
 /// Both ends' TLS configuration for one identity.
@@ -136,30 +142,49 @@ impl Identity {
                 Ok(Sources::Secret(secret.to_vec()))
             }
             Self::Pem { ca, cert, key } => Ok(Sources::Pem {
-                ca: read("CA file", ca, PEM_BYTES_MAX)?,
-                cert: read("certificate file", cert, PEM_BYTES_MAX)?,
-                key: read("private key file", key, PEM_BYTES_MAX)?,
+                ca: PemFile::read("CA file", ca)?,
+                cert: PemFile::read("certificate file", cert)?,
+                key: PemFile::read("private key file", key)?,
             }),
         }
     }
+}
 
+impl PemFile {
+    fn read(what: &'static str, path: &Path) -> Result<Self, Error> {
+        Ok(Self { path: path.to_owned(), held: read(what, path, PEM_BYTES_MAX)? })
+    }
+
+    fn certificates(&self, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.held).collect();
+        let found = found.map_err(|error| self.bad(what, error.to_string()))?;
+        if found.is_empty() {
+            return Err(self.bad(what, "no CERTIFICATE section".to_owned()));
+        }
+        Ok(found)
+    }
+
+    fn private_key(&self, what: &'static str) -> Result<PrivateKeyDer<'static>, Error> {
+        PrivateKeyDer::from_pem_slice(&self.held).map_err(|error| self.bad(what, error.to_string()))
+    }
+
+    fn bad(&self, what: &'static str, reason: String) -> Error {
+        Error::Pem { what, path: self.path.clone(), reason }
+    }
+}
+
+impl Sources {
     /// Makes configurations for `node`. Checks what its peers will check, so that a wrong file is found here.
-    pub(super) fn configure(&self, sources: &Sources, node: &NodeId) -> Result<Configs, Error> {
+    pub(super) fn configure(&self, node: &NodeId) -> Result<Configs, Error> {
         let mut roots = RootCertStore::empty();
-        let (chain, key) = match (self, sources) {
-            (Self::Pem { ca, cert, key }, Sources::Pem { ca: ca_pem, cert: cert_pem, key: key_pem }) => {
-                for root in certificates("CA file", ca, ca_pem)? {
+        let (chain, key) = match self {
+            Self::Pem { ca, cert, key } => {
+                for root in ca.certificates("CA file")? {
                     roots.add(root)?;
                 }
-                let bad_key = |error: rustls::pki_types::pem::Error| Error::Pem {
-                    what: "private key file",
-                    path: key.clone(),
-                    reason: error.to_string(),
-                };
-                let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(bad_key)?;
-                (certificates("certificate file", cert, cert_pem)?, key)
+                (cert.certificates("certificate file")?, key.private_key("private key file")?)
             }
-            (_, Sources::Secret(secret) | Sources::Pem { key: secret, .. }) => {
+            Self::Secret(secret) => {
                 let Chain { ca, chain, key } = certificate::from_secret(secret, node)?;
                 roots.add(ca)?;
                 (chain, key)
@@ -173,23 +198,15 @@ fn read(what: &'static str, path: &Path, max: usize) -> Result<Vec<u8>, Error> {
     use io::Read as _;
     let mut held = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    fs::File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut held))
-        .map_err(|source| Error::Read { what, path: path.to_owned(), source })?;
+    fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut held)).map_err(|source| Error::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })?;
     if held.len() > max {
         return Err(Error::TooLarge { what, path: path.to_owned(), max });
     }
     Ok(held)
-}
-
-fn certificates(what: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let bad = |reason: String| Error::Pem { what, path: path.to_owned(), reason };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let found = found.map_err(|error| bad(error.to_string()))?;
-    if found.is_empty() {
-        return Err(bad("no CERTIFICATE section".to_owned()));
-    }
-    Ok(found)
 }
 
 fn configure(
@@ -280,9 +297,7 @@ impl NodeVerifier {
 }
 
 fn names_a_node(leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
-    certificate::name_of(leaf)
-        .map(drop)
-        .map_err(|error| CertificateError::Other(OtherError(Arc::new(error))).into())
+    certificate::name_of(leaf).map(drop).map_err(|error| CertificateError::Other(OtherError(Arc::new(error))).into())
 }
 
 impl ServerCertVerifier for NodeVerifier {
