@@ -151,7 +151,6 @@ impl Node {
             recovered,
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
-        manager.with_replicator(replicator.clone());
 
         let advertise = if config.is_alone() { transport.local_addr() } else { resolve(&config).await? };
         let view = Arc::new(View {

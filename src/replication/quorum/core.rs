@@ -113,6 +113,8 @@ pub(super) struct Core {
     next_op: u64,
     seq: u64,
     barred: Option<String>,
+    /// What is wrong with the shard files, as of the last slow tick.
+    store_trouble: Option<String>,
     closing: Option<oneshot::Sender<()>>,
     metrics: super::metrics::CoreMetrics,
 }
@@ -141,6 +143,7 @@ impl Core {
             // Boots in the high bits: the count rises across restarts without being written down.
             seq: rooms.greeter.boot() << 40,
             barred: None,
+            store_trouble: None,
             closing: None,
             metrics: super::metrics::CoreMetrics::default(),
             config,
@@ -265,6 +268,7 @@ impl Core {
                 self.proposer.settle(address, OpId(self.next_op), now.monotonic + SETTLE_TIMEOUT);
             }
         }
+        self.store_trouble = self.rooms.manager.trouble();
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
     }
@@ -345,7 +349,7 @@ impl Core {
     }
 
     fn full(&self) -> Option<String> {
-        self.disk.full().map(str::to_owned).or_else(|| self.rooms.manager.trouble())
+        self.disk.full().map(str::to_owned).or_else(|| self.store_trouble.clone())
     }
 
     fn is_overloaded(&self) -> bool {

@@ -83,7 +83,7 @@ pub struct Foundations {
     pub clock: Arc<dyn Clock>,
     /// The hello's speaker, shared with the transport.
     pub greeter: Arc<Greeter>,
-    /// The shards, to look rows up in. It is also the first subscriber of what is committed.
+    /// The shards: rows are looked up in them, and the driver installs itself as their replicator.
     pub manager: Arc<Manager>,
     /// The way to the peers.
     pub transport: Arc<dyn Transport>,
@@ -160,26 +160,29 @@ impl QuorumReplicator {
         let acceptor = Acceptor::new(accepting, restored);
 
         let subscribers = Subscribers::default();
-        subscribers.write().push(manager.clone());
+        let (shown, status) = watch::channel(QuorumStatus::default());
+        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
+        // Before anything is committed: the store subscribes with this.
+        manager.with_replicator(this.clone());
         let serving = tokio::spawn(catch_up::serve(calls, manager.clone()));
         let rooms = Rooms {
             clock: clock.clone(),
             greeter,
             manager,
             transport,
-            inputs: inputs.clone(),
-            subscribers: subscribers.clone(),
+            inputs,
+            subscribers,
         };
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         core.bar_at_start(damage);
-        let (shown, status) = watch::channel(core.status());
+        shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
         tokio::spawn(async move {
             driver.run().await;
             serving.abort();
         });
-        Ok(Arc::new(Self { inputs, subscribers, status }))
+        Ok(this)
     }
 
     /// How it stands, as of a moment ago.

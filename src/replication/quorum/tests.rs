@@ -78,7 +78,6 @@ impl Node {
             recovered,
         };
         let replicator = QuorumReplicator::start(config, foundations).await.unwrap();
-        manager.with_replicator(replicator.clone());
         Self { manager, replicator, transport }
     }
 
