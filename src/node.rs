@@ -6,8 +6,10 @@
 //!   drain:  not ready ─► writes refused ─► requests end ─► gossip leaves ─► driver ─► socket ─► connections ─► shards
 //! ```
 
+use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -50,6 +52,14 @@ pub enum Error {
     #[error("cannot make the data directory {path}: {source}; set [node] data_dir to a place this user may write")]
     DataDirectory {
         /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The secret of stateless resets cannot be kept.
+    #[error("cannot write {path}: {source}")]
+    ResetKey {
+        /// Where.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -292,15 +302,25 @@ fn connect(config: &Config, greeter: &Arc<Greeter>) -> Result<(Arc<dyn Transport
         Identity::KeyFile(path) => tls::Identity::KeyFile(path),
         Identity::Pem { ca, cert, key } => tls::Identity::Pem { ca, cert, key },
     };
-    let endpoint = quic::Config {
-        node: config.node.name.clone(),
-        listen: config.peer.listen,
-        identity,
-        // The same after a restart, so that peers learn at once that their old connection is gone.
-        reset_seed: greeter.figures().storage_id.0,
-    };
+    let reset_key = reset_key(&config.node.data_dir)?;
+    let endpoint = quic::Config::new(config.node.name.clone(), config.peer.listen, identity, reset_key);
     let (transport, inbox) = quic::QuicTransport::start(endpoint, greeter.clone())?;
     Ok((transport, inbox))
+}
+
+/// The secret behind QUIC's stateless resets: random, and the same after a restart, so that peers learn at once that
+/// their old connection is gone.
+fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
+    let path = data_dir.join(journal::DIRECTORY).join("reset-key");
+    if let Some(key) = std::fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(key);
+    }
+    let key: [u8; 32] = rand::random();
+    let mut options = std::fs::File::options();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    let written = options.open(&path).and_then(|mut file| file.write_all(&key));
+    written.map_err(|source| Error::ResetKey { path, source })?;
+    Ok(key)
 }
 
 async fn resolve(config: &Config) -> Result<SocketAddr, Error> {

@@ -107,6 +107,10 @@ impl Transport for Port {
             .collect()
     }
 
+    fn refusals(&self) -> Vec<crate::transport::Refusal> {
+        Vec::new()
+    }
+
     async fn close(&self) {}
 }
 

@@ -40,7 +40,7 @@ struct Node {
 }
 
 impl Node {
-    async fn start(network: &Network, dir: &Path, name: &str, voters: &[&str]) -> Self {
+    async fn start(network: &Arc<Network>, dir: &Path, name: &str, voters: &[&str]) -> Self {
         let clock = OsClock::shared();
         let segment_bytes = 64 * 1024;
         let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
@@ -130,7 +130,7 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 }
 
 struct Cluster {
-    network: Network,
+    network: Arc<Network>,
     dirs: Vec<TempDir>,
     nodes: Vec<Node>,
 }
@@ -313,7 +313,7 @@ async fn a_disk_that_forgot_does_not_vote() {
     let mut cluster = Cluster::start().await;
     cluster.nodes[0].accepted("k", put("v")).await;
     // The same name on an empty disk.
-    cluster.dirs[2] = tempfile::tempdir().unwrap();
+    let _lost = std::mem::replace(&mut cluster.dirs[2], tempfile::tempdir().unwrap());
     cluster.restart(2).await;
     let forgetful = &cluster.nodes[2];
     forgetful.status_is("barred", |status| status.barred.is_some()).await;
