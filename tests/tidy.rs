@@ -212,9 +212,8 @@ fn upward(source: &Source) -> Vec<String> {
     let to_root = "super::".repeat(source.depth());
     let mut named = rooms_after(&source.code, "crate::");
     named.extend(rooms_after(&source.code, &to_root));
-    if room == "main" {
-        named.extend(rooms_after(&source.code, "outrigger::"));
-    }
+    // The program names the library's rooms through the library.
+    named.extend(rooms_after(&source.code, "outrigger::"));
     let is_wrong = |other: &&str| *other != room && storey(other).is_some_and(|theirs| theirs <= own);
     let wrong: BTreeSet<&str> = named.into_iter().filter(is_wrong).collect();
     wrong.into_iter().map(|other| format!("{} imports {other}", source.path)).collect()
@@ -330,6 +329,7 @@ mod checked {
             ["src/store/mod.rs imports transport"]
         );
         assert_eq!(upward(&source("src/main.rs", "use outrigger::node;")), Vec::<String>::new());
+        assert_eq!(upward(&source("src/cli/dev.rs", "use outrigger::main;")), ["src/cli/dev.rs imports main"]);
         assert_eq!(upward(&source("src/clock.rs", "use crate::telemetry;")), ["src/clock.rs imports telemetry"]);
     }
 

@@ -311,6 +311,19 @@ async fn names_are_looked_up_again_as_they_change() {
 }
 
 #[tokio::test]
+async fn one_address_in_two_forms_is_dialled_once() {
+    let net = Arc::new(Net::default());
+    let (port, _inbox) = net.join(&node("a"), at(1));
+    let mapped = |port: u16| format!("[::ffff:127.0.0.1]:{port}").parse().unwrap();
+    let names = Names::default();
+    names.known.lock().insert("both:1".to_owned(), vec![at(2), mapped(2), mapped(1)]);
+    let dialer = Dialer::new(port, at(1));
+    dialer.set_voters([mapped(2), mapped(3)].into_iter());
+    dialer.look_up(&["both:1".to_owned()], &names).await;
+    assert_eq!(net.dialled(at(1)), [at(2), at(3)]);
+}
+
+#[tokio::test]
 async fn a_seed_dials_no_more_addresses_than_its_bound() {
     let net = Arc::new(Net::default());
     let (port, _inbox) = net.join(&node("a"), at(1));
