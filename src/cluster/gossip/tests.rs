@@ -247,6 +247,19 @@ async fn strangers_are_shown_but_not_dialled() {
 }
 
 #[tokio::test]
+async fn gossip_to_an_advertised_address_takes_the_connection_that_its_node_has() {
+    let net = Arc::new(Net::default());
+    let (a, inbox) = net.join(&node("a"), at(1));
+    let (b, _inbox) = net.join(&node("b"), at(2));
+    let line = Line::new("blue".into(), a, inbox);
+    line.set_names([(at(22), node("b"))].into());
+    assert_eq!(line.route(at(22)), at(22), "not connected yet");
+    b.dial(at(1));
+    assert_eq!(line.route(at(22)), at(2));
+    assert_eq!(line.route(at(33)), at(33), "nobody is known to advertise it");
+}
+
+#[tokio::test]
 async fn another_cluster_is_ignored() {
     let net = Arc::new(Net::default());
     let seed = at(1).to_string();
