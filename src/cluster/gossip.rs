@@ -172,7 +172,7 @@ impl Gossip {
         Ok(Arc::new(Self { shared, peers, stop, tasks: Mutex::new(tasks) }))
     }
 
-    /// Says this of the node from now on; only what changed travels.
+    /// Says this of the node from now on; only what changed travels, at once. Made to be called about once a second.
     pub fn say(&self, card: Card) {
         self.shared.said.lock().card = card;
         self.shared.changed.notify_one();
@@ -368,7 +368,7 @@ impl Session {
 
         self.shared.line.set_names(view.names);
         let voters = view.peers.iter().filter(|peer| said.voters.contains(&peer.node));
-        self.shared.dialer.set_voters(voters.map(|peer| peer.address).collect());
+        self.shared.dialer.set_voters(voters.map(|peer| peer.address));
         self.gossip_to_the_unheard(&view.peers, at_once);
         self.shared.peers.send_if_modified(|peers| {
             let changed = **peers != view.peers;

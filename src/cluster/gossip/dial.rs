@@ -56,7 +56,7 @@ struct Book {
 impl Dialer {
     /// Dials nobody yet; never `own`, this node's own address.
     pub(super) fn new(transport: Arc<dyn Transport>, own: SocketAddr) -> Self {
-        Self { transport, own, book: Mutex::new(Book::default()) }
+        Self { transport, own: canonical(own), book: Mutex::new(Book::default()) }
     }
 
     /// Looks every seed up, once. One that fails keeps the addresses it had: a name server that is away moves nobody.
@@ -77,7 +77,7 @@ impl Dialer {
     }
 
     fn resolved(&self, seed: &str, found: Vec<SocketAddr>) {
-        let addresses: BTreeSet<_> = found.into_iter().collect();
+        let addresses: BTreeSet<_> = found.into_iter().map(canonical).collect();
         let addresses: BTreeSet<_> = addresses.into_iter().take(ADDRESSES_PER_SEED_MAX).collect();
         let mut book = self.book.lock();
         if book.failing.remove(seed).is_some() {
@@ -99,7 +99,8 @@ impl Dialer {
     }
 
     /// Dials these addresses of voters, and no longer those that were named before and are not now.
-    pub(super) fn set_voters(&self, addresses: BTreeSet<SocketAddr>) {
+    pub(super) fn set_voters(&self, addresses: impl Iterator<Item = SocketAddr>) {
+        let addresses: BTreeSet<_> = addresses.map(canonical).collect();
         let mut book = self.book.lock();
         if book.voters != addresses {
             book.voters = addresses;
@@ -118,4 +119,9 @@ impl Dialer {
         }
         book.dialled = wanted;
     }
+}
+
+/// One form of each address: IPv4 behind IPv6 is IPv4, or the same node would be dialled twice.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

@@ -1,6 +1,7 @@
 //! Whole gossips over a network in memory, in real time but fast.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
@@ -10,7 +11,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::transport::{CallError, Link, SendError};
+use crate::transport::quic::{self, QuicTransport};
+use crate::transport::{CallError, Greeter, Inbox, Link, Refusal, SendError, tls};
 use crate::types::{Ballot, Slot, StorageId};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -107,7 +109,7 @@ impl Transport for Port {
             .collect()
     }
 
-    fn refusals(&self) -> Vec<crate::transport::Refusal> {
+    fn refusals(&self) -> Vec<Refusal> {
         Vec::new()
     }
 
@@ -247,6 +249,19 @@ async fn strangers_are_shown_but_not_dialled() {
 }
 
 #[tokio::test]
+async fn gossip_to_an_advertised_address_takes_the_connection_that_its_node_has() {
+    let net = Arc::new(Net::default());
+    let (a, inbox) = net.join(&node("a"), at(1));
+    let (b, _inbox) = net.join(&node("b"), at(2));
+    let line = Line::new("blue".into(), a, inbox);
+    line.set_names([(at(22), node("b"))].into());
+    assert_eq!(line.route(at(22)), at(22), "not connected yet");
+    b.dial(at(1));
+    assert_eq!(line.route(at(22)), at(2));
+    assert_eq!(line.route(at(33)), at(33), "nobody is known to advertise it");
+}
+
+#[tokio::test]
 async fn another_cluster_is_ignored() {
     let net = Arc::new(Net::default());
     let seed = at(1).to_string();
@@ -314,6 +329,19 @@ async fn names_are_looked_up_again_as_they_change() {
     point_to(&[]);
     looked_up().await;
     assert_eq!(dialled(), [at(3), at(4)]);
+}
+
+#[tokio::test]
+async fn one_address_in_two_forms_is_dialled_once() {
+    let net = Arc::new(Net::default());
+    let (port, _inbox) = net.join(&node("a"), at(1));
+    let mapped = |port: u16| format!("[::ffff:127.0.0.1]:{port}").parse().unwrap();
+    let names = Names::default();
+    names.known.lock().insert("both:1".to_owned(), vec![at(2), mapped(2), mapped(1)]);
+    let dialer = Dialer::new(port, at(1));
+    dialer.set_voters([mapped(2), mapped(3)].into_iter());
+    dialer.look_up(&["both:1".to_owned()], &names).await;
+    assert_eq!(net.dialled(at(1)), [at(2), at(3)]);
 }
 
 #[tokio::test]
@@ -416,6 +444,60 @@ fn ack(name: &str, keys: &[(&str, u64)], max_version: u64) -> Bytes {
     bytes.extend(ops);
     bytes.push(0);
     Bytes::from(bytes)
+}
+
+/// Lets everyone in.
+struct Host;
+
+impl Greeter for Host {
+    fn hello(&self, _peer: &NodeId) -> Bytes {
+        Bytes::new()
+    }
+
+    fn check(&self, _peer: &NodeId, _hello: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A node with a real transport: what arrives but gossip is read and dropped.
+async fn start_over_quic(name: &str, boot: u64, key: &Path, seeds: &[&str]) -> (Arc<Gossip>, Arc<QuicTransport>) {
+    let identity = tls::Identity::KeyFile(key.to_owned());
+    let quic = quic::Config::new(node(name), at(0), identity, [7; 32]);
+    let (transport, inbox) = QuicTransport::start(quic, Arc::new(Host)).unwrap();
+    let Inbox { mut events, mut calls, gossip } = inbox;
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    tokio::spawn(async move { while calls.recv().await.is_some() {} });
+    let config = config(name, transport.local_addr(), boot, seeds);
+    let card = card(config.advertise, boot);
+    (Gossip::start(config, transport.clone(), gossip, card).await.unwrap(), transport)
+}
+
+#[tokio::test]
+async fn nodes_find_each_other_over_quic_and_one_that_moved_is_found_again() {
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "a secret of more than thirty-two bytes, for everyone").unwrap();
+    let (a, a_door) = start_over_quic("a", 1, key.path(), &[]).await;
+    // The one seed by name, as a pod would have it.
+    let seed = format!("localhost:{}", a_door.local_addr().port());
+    let (b, b_door) = start_over_quic("b", 1, key.path(), &[&seed]).await;
+    let (c, c_door) = start_over_quic("c", 1, key.path(), &[&seed]).await;
+    until(&a, |peers| live(peers) == ["b", "c"]).await;
+    until(&b, |peers| live(peers) == ["a", "c"]).await;
+    until(&c, |peers| live(peers) == ["a", "b"]).await;
+    until_true(|| [&a_door, &b_door, &c_door].iter().all(|door| door.links().len() == 2)).await;
+
+    b.leave().await;
+    b.close().await;
+    b_door.close().await;
+    until(&a, |peers| live(peers) == ["c"]).await;
+    until(&c, |peers| live(peers) == ["a"]).await;
+    let (b, b_door) = start_over_quic("b", 2, key.path(), &[&seed]).await;
+    let moved = b_door.local_addr();
+    for gossip in [&a, &c] {
+        until(gossip, |peers| peers.iter().any(|peer| peer.live && peer.address == moved && peer.card.boot == 2)).await;
+    }
+    until(&b, |peers| live(peers) == ["a", "c"]).await;
+    until_true(|| [&a_door, &b_door, &c_door].iter().all(|door| door.links().len() == 2)).await;
 }
 
 #[tokio::test]
