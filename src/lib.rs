@@ -1,5 +1,6 @@
 //! Outrigger: a sidecar that keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
 
+pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -42,7 +42,7 @@ impl Node {
 
     /// Returns once a quorum answers and this node's shards are in step.
     pub async fn wait_ready(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Returns, with the reason, when the node cannot go on and the process has to end.
