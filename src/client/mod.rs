@@ -112,6 +112,7 @@ pub struct Builder {
     shard: ShardId,
     consistency: Option<Consistency>,
     timeout: Option<Duration>,
+    answer_within: Option<Duration>,
 }
 
 impl Builder {
@@ -135,6 +136,14 @@ impl Builder {
         self
     }
 
+    /// How long to wait for an answer. By default [`ANSWER_SLACK`] longer than the timeout that was set, and
+    /// [`ANSWER_WITHIN`] where none was.
+    #[must_use]
+    pub fn answer_within(mut self, within: Duration) -> Self {
+        self.answer_within = Some(within);
+        self
+    }
+
     /// The client. Connects with the first request.
     #[must_use]
     pub fn build(self) -> Client {
@@ -154,7 +163,7 @@ impl Client {
     #[must_use]
     pub fn builder(socket: impl Into<PathBuf>) -> Builder {
         let shard = ShardId { org: Org::sentinel(), namespace: Namespace::default_name() };
-        Builder { socket: socket.into(), shard, consistency: None, timeout: None }
+        Builder { socket: socket.into(), shard, consistency: None, timeout: None, answer_within: None }
     }
 
     /// Writes; returns the new version once a majority has it on disk.
@@ -286,7 +295,8 @@ impl Client {
     }
 
     fn answer_within(&self) -> Duration {
-        self.options.timeout.map_or(ANSWER_WITHIN, |timeout| timeout.saturating_add(ANSWER_SLACK))
+        let by_timeout = || self.options.timeout.map_or(ANSWER_WITHIN, |timeout| timeout.saturating_add(ANSWER_SLACK));
+        self.options.answer_within.unwrap_or_else(by_timeout)
     }
 
     async fn send(&self, tried: &'static str, request: Request<Body>) -> Result<Answer, Error> {

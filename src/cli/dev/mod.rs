@@ -111,7 +111,8 @@ async fn start(layout: &Layout, children: &mut Children, log: &logging::Options)
 
 /// Asks all nodes again and again until each serves and sees all others.
 async fn agree(layout: &Layout, progress: &mut Progress) {
-    let clients: Vec<_> = layout.nodes.iter().map(|place| Client::builder(&place.socket).build()).collect();
+    let clients: Vec<_> =
+        layout.nodes.iter().map(|place| Client::builder(&place.socket).answer_within(ANSWER_WITHIN).build()).collect();
     loop {
         let mut waiting = Vec::new();
         for (place, client) in layout.nodes.iter().zip(&clients) {
@@ -129,21 +130,18 @@ async fn agree(layout: &Layout, progress: &mut Progress) {
 
 /// Why a node is not part of the whole yet.
 async fn waits_for(client: &Client) -> Option<String> {
-    let ask = async {
-        match client.health().await {
-            Err(error) if error.is_unavailable() => return Some("starting".to_owned()),
-            Err(error) => return Some(error.to_string()),
-            Ok(Health::Unready(reason)) => return Some(reason),
-            Ok(Health::Ready) => {}
-        }
-        let status = match client.cluster().await {
-            Ok(status) => status,
-            Err(error) => return Some(error.to_string()),
-        };
-        let unseen = status.nodes.iter().find(|node| !node.live);
-        unseen.map(|node| format!("does not see {} yet", node.node))
+    match client.health().await {
+        Err(error) if error.is_unavailable() => return Some("starting".to_owned()),
+        Err(error) => return Some(error.to_string()),
+        Ok(Health::Unready(reason)) => return Some(reason),
+        Ok(Health::Ready) => {}
+    }
+    let status = match client.cluster().await {
+        Ok(status) => status,
+        Err(error) => return Some(error.to_string()),
     };
-    tokio::time::timeout(ANSWER_WITHIN, ask).await.unwrap_or_else(|_| Some("no answer".to_owned()))
+    let unseen = status.nodes.iter().find(|node| !node.live);
+    unseen.map(|node| format!("does not see {} yet", node.node))
 }
 
 /// Shows what there is, then says so whenever a node ends, until told to stop.
