@@ -69,7 +69,7 @@ impl Line {
     }
 
     /// Where the connection to whoever advertises `to` leads; `to` itself where nobody is known to.
-    fn route(&self, to: SocketAddr) -> SocketAddr {
+    pub(super) fn route(&self, to: SocketAddr) -> SocketAddr {
         let name = self.names.lock().get(&to).cloned();
         let Some(name) = name else { return to };
         self.transport.links().into_iter().find(|link| link.node == name).map_or(to, |link| link.addr)
