@@ -208,8 +208,8 @@ async fn a_version_is_swapped_by_one_client_only() {
     for round in 0..ROUNDS {
         let upd = clients[0].get("k").await.unwrap().unwrap().upd;
         let swap = async |n: usize| {
-            match clients[n].cas("k", Expect::Version(upd), format!("{round}/{n}")).await {
-                Ok(Cas::Swapped(_)) => 1,
+            match clients[n].cas("k", Expect::Upd(upd), format!("{round}/{n}")).await {
+                Ok(Cas::Written(_)) => 1,
                 Ok(Cas::Mismatch(_)) => 0,
                 Err(error) => panic!("{error}"),
             }
