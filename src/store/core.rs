@@ -194,21 +194,26 @@ impl Core {
         if self.try_reserve(OPEN_SHARDS_MAX) {
             return Ok(());
         }
-        let mut states = self.states();
-        states.sort_by_key(|state| state.last_used());
-        for state in states {
-            // Never wait here: this thread holds another shard's lock.
-            let Some(changing) = state.changing.try_lock() else { continue };
-            self.close_if_idle(&state);
-            drop(changing);
-            if self.try_reserve(OPEN_SHARDS_MAX) {
-                return Ok(());
-            }
+        if self.close_least_used(|| self.try_reserve(OPEN_SHARDS_MAX)) {
+            return Ok(());
         }
         if opener == Opener::Applier && self.try_reserve(usize::MAX) {
             return Ok(());
         }
         Err(Rejection::Busy(format!("all {OPEN_SHARDS_MAX} shards that may be open are in use; try again")).into())
+    }
+
+    /// Closes shards that nobody holds, the least recently used first, until `is_enough`. False if it never was.
+    fn close_least_used(&self, is_enough: impl Fn() -> bool) -> bool {
+        let mut states = self.states();
+        states.sort_by_cached_key(|state| state.last_used());
+        states.iter().any(|state| {
+            // Never wait here: this thread may hold another shard's lock.
+            if let Some(_changing) = state.changing.try_lock() {
+                self.close_if_idle(state);
+            }
+            is_enough()
+        })
     }
 
     fn try_reserve(&self, max: usize) -> bool {
@@ -258,6 +263,10 @@ impl Core {
                 let _changing = state.changing.lock();
                 self.close_if_idle(&state);
             }
+        }
+        if self.open_shard_count() > OPEN_SHARDS_MAX {
+            // The applier went beyond it while all were in use.
+            self.close_least_used(|| self.open_shard_count() <= OPEN_SHARDS_MAX);
         }
         self.states.write().retain(|_, state| Arc::strong_count(state) > 1 || !state.is_idle());
     }

@@ -14,8 +14,8 @@ impl SmallDisk {
     /// None, with the reason printed, where this process may not mount.
     fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(dir.path());
-        let said = { mount }.output();
+        let mut mount = Command::new("mount");
+        let said = mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(dir.path()).output();
         if said.as_ref().is_ok_and(|said| said.status.success()) {
             return Some(Self(dir));
         }
