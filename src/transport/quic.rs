@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use self::ending::LEAVING;
 use self::link::QuicLink;
-use super::dialer::Dialer;
+use super::dialer::{BACKOFF_MAX, Dialer};
 use super::refusal::Refusals;
 use super::registry::Registry;
 use super::{CallError, Greeter, Inbox, InboxSender, Lane, Link, Refusal, SendError, Transport, tls};
@@ -124,7 +124,7 @@ impl QuicTransport {
             client: RwLock::new(configs.client),
             greeter,
             registry: Registry::new(),
-            dialer: Dialer::default(),
+            dialer: Dialer::new(BACKOFF_MAX),
             refusals: Refusals::new(),
             inbox: to_inbox,
             metrics: Metrics {
