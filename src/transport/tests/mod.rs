@@ -1,7 +1,6 @@
-//! One suite that every transport passes, and what only QUIC can show.
+//! One suite that every transport passes, and the nodes it is run with.
 
 mod conformance;
-mod quic;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,18 +19,18 @@ use super::{Event, Greeter, Inbox, Refusal, Transport, tls};
 use crate::types::NodeId;
 
 /// Longer than any of it takes on a busy machine; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(in crate::transport) const PATIENCE: Duration = Duration::from_secs(20);
 
-fn node(name: &str) -> NodeId {
+pub(in crate::transport) fn node(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
 }
 
-async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(in crate::transport) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 /// Asks again and again: for what no event tells of.
-async fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(in crate::transport) async fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     soon(what, async {
         loop {
             if let Some(found) = ask() {
@@ -44,9 +43,9 @@ async fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Says its word, and refuses the word it is told to refuse.
-struct Words {
-    says: &'static str,
-    refuses: &'static str,
+pub(in crate::transport) struct Words {
+    pub(in crate::transport) says: &'static str,
+    pub(in crate::transport) refuses: &'static str,
 }
 
 impl Greeter for Words {
@@ -60,60 +59,60 @@ impl Greeter for Words {
     }
 }
 
-fn polite() -> Arc<dyn Greeter> {
+pub(in crate::transport) fn polite() -> Arc<dyn Greeter> {
     Arc::new(Words { says: "hello", refuses: "go away" })
 }
 
 /// One node.
-struct Peer {
-    node: NodeId,
-    addr: SocketAddr,
-    transport: Arc<dyn Transport>,
-    inbox: Inbox,
+pub(in crate::transport) struct Peer {
+    pub(in crate::transport) node: NodeId,
+    pub(in crate::transport) addr: SocketAddr,
+    pub(in crate::transport) transport: Arc<dyn Transport>,
+    pub(in crate::transport) inbox: Inbox,
 }
 
 impl Peer {
-    fn new(name: &str, transport: Arc<dyn Transport>, inbox: Inbox) -> Self {
+    pub(in crate::transport) fn new(name: &str, transport: Arc<dyn Transport>, inbox: Inbox) -> Self {
         Self { node: node(name), addr: transport.local_addr(), transport, inbox }
     }
 
-    async fn event(&mut self) -> Event {
+    pub(in crate::transport) async fn event(&mut self) -> Event {
         soon("an event", self.inbox.events.recv()).await.expect("the inbox is open")
     }
 
-    async fn up(&mut self, peer: &str) -> Bytes {
+    pub(in crate::transport) async fn up(&mut self, peer: &str) -> Bytes {
         match self.event().await {
             Event::Up { node, hello } if node.as_str() == peer => hello,
             other => panic!("{}: wanted {peer} up, got {other:?}", self.node),
         }
     }
 
-    async fn down(&mut self, peer: &str) -> String {
+    pub(in crate::transport) async fn down(&mut self, peer: &str) -> String {
         match self.event().await {
             Event::Down { node, reason } if node.as_str() == peer => reason,
             other => panic!("{}: wanted {peer} down, got {other:?}", self.node),
         }
     }
 
-    async fn message(&mut self, peer: &str) -> Bytes {
+    pub(in crate::transport) async fn message(&mut self, peer: &str) -> Bytes {
         match self.event().await {
             Event::Message { node, message } if node.as_str() == peer => message,
             other => panic!("{}: wanted a message from {peer}, got {other:?}", self.node),
         }
     }
 
-    fn send(&self, to: &Self, message: impl Into<Bytes>) {
+    pub(in crate::transport) fn send(&self, to: &Self, message: impl Into<Bytes>) {
         self.transport.send(&to.node, message.into()).unwrap();
     }
 
-    async fn refusal(&self, words: &str) -> Refusal {
+    pub(in crate::transport) async fn refusal(&self, words: &str) -> Refusal {
         let find = || self.transport.refusals().into_iter().find(|refusal| refusal.reason.contains(words));
         until(words, find).await
     }
 }
 
 /// Makes nodes of one cluster; a node started under a former name listens where that one did.
-trait Harness: Default {
+pub(in crate::transport) trait Harness: Default {
     async fn start(&self, name: &str, greeter: Arc<dyn Greeter>) -> Peer;
 
     /// A second node of that name, elsewhere.
@@ -146,8 +145,8 @@ impl Harness for OverMemory {
     }
 }
 
-struct OverQuic {
-    dir: tempfile::TempDir,
+pub(in crate::transport) struct OverQuic {
+    pub(in crate::transport) dir: tempfile::TempDir,
     ports: Mutex<HashMap<String, u16>>,
 }
 
@@ -160,13 +159,13 @@ impl Default for OverQuic {
 }
 
 impl OverQuic {
-    fn file(&self, name: &str, held: &str) -> PathBuf {
+    pub(in crate::transport) fn file(&self, name: &str, held: impl AsRef<[u8]>) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, held).unwrap();
         path
     }
 
-    fn config(&self, name: &str) -> Config {
+    pub(in crate::transport) fn config(&self, name: &str) -> Config {
         let port = self.ports.lock().get(name).copied().unwrap_or(0);
         let listen = SocketAddr::from(([127, 0, 0, 1], port));
         let reset_key = [u8::try_from(name.len()).unwrap(); 32];
@@ -174,7 +173,11 @@ impl OverQuic {
     }
 
     /// A former holder's socket closes a moment after its last connection.
-    async fn start_with(&self, config: Config, greeter: Arc<dyn Greeter>) -> Peer {
+    pub(in crate::transport) async fn start_with(
+        &self,
+        config: Config,
+        greeter: Arc<dyn Greeter>,
+    ) -> (Peer, Arc<QuicTransport>) {
         let name = config.node.as_str().to_owned();
         let (transport, inbox) =
             until("the port", || match QuicTransport::start(config.clone(), Arc::clone(&greeter)) {
@@ -184,13 +187,13 @@ impl OverQuic {
             })
             .await;
         self.ports.lock().insert(name.clone(), transport.local_addr().port());
-        Peer::new(&name, transport, inbox)
+        (Peer::new(&name, Arc::clone(&transport) as Arc<dyn Transport>, inbox), transport)
     }
 }
 
 impl Harness for OverQuic {
     async fn start(&self, name: &str, greeter: Arc<dyn Greeter>) -> Peer {
-        self.start_with(self.config(name), greeter).await
+        self.start_with(self.config(name), greeter).await.0
     }
 
     async fn twin(&self, name: &str) -> Peer {

@@ -1,1 +1,0 @@
-//! What only QUIC can show.
