@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench transport`
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on should stop")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +74,7 @@ const ROUNDS: usize = 1000;
 #[divan::bench(args = [64, 4096], min_time = Duration::from_secs(2))]
 fn round_trip(bencher: Bencher, bytes: usize) {
     let (runtime, a, b) = pair();
-    let (to_b, Node { transport: b_transport, inbox: mut b_inbox, .. }) = (b.node, b);
+    let Node { node: to_b, transport: b_transport, inbox: mut b_inbox } = b;
     let to_a = a.node.clone();
     runtime.spawn(async move {
         while let Some(event) = b_inbox.events.recv().await {
@@ -128,4 +130,52 @@ fn one_way(bencher: Bencher, bytes: usize) {
             receiver.await.expect("no panic");
         });
     });
+}
+
+/// The same round trip over one stream of bare quinn, with nothing above it: what the transport is measured against.
+#[divan::bench(args = [64, 4096], min_time = Duration::from_secs(2))]
+fn round_trip_of_bare_quinn(bencher: Bencher, bytes: usize) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (send, recv, _endpoints) = runtime.block_on(bare_pair(bytes));
+    let streams = Arc::new(tokio::sync::Mutex::new((send, recv)));
+    bencher.counter(ItemsCount::new(ROUNDS)).bench_local(|| {
+        let streams = Arc::clone(&streams);
+        let rounds = runtime.spawn(async move {
+            let mut streams = streams.lock().await;
+            let mut message = vec![7; bytes];
+            for _ in 0..ROUNDS {
+                streams.0.write_all(&message).await.expect("a connection");
+                streams.1.read_exact(&mut message).await.expect("a connection");
+            }
+        });
+        runtime.block_on(rounds).expect("no panic");
+    });
+}
+
+async fn bare_pair(bytes: usize) -> (quinn::SendStream, quinn::RecvStream, [quinn::Endpoint; 2]) {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let certificate = params.self_signed(&key).expect("a certificate").der().clone();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    let config = quinn::ServerConfig::with_single_cert(vec![certificate], key).expect("a configuration");
+    let server = quinn::Endpoint::server(config, listen).expect("a free port");
+    let client = quinn::Endpoint::client(listen).expect("a free port");
+    let config = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
+    let addr = server.local_addr().expect("an address");
+    let connecting = client.connect_with(config, addr, "localhost").expect("an address");
+    let accepting = server.clone();
+    tokio::spawn(async move {
+        let connection = accepting.accept().await.expect("an endpoint").await.expect("a handshake");
+        let (mut send, mut recv) = connection.accept_bi().await.expect("a stream");
+        let mut message = vec![0; bytes];
+        while recv.read_exact(&mut message).await.is_ok() {
+            send.write_all(&message).await.expect("a connection");
+        }
+    });
+    let (send, recv) = connecting.await.expect("a handshake").open_bi().await.expect("a stream");
+    (send, recv, [server, client])
 }
