@@ -226,12 +226,9 @@ impl Client {
 
     /// What this node stores, of one org or of all.
     pub async fn shards(&self, org: Option<&Org>) -> Result<Vec<ShardStatus>, Error> {
-        /// The list alone, or in an object that may grow.
         #[derive(serde::Deserialize)]
-        #[serde(untagged)]
-        enum Shards {
-            Bare(Vec<ShardStatus>),
-            Wrapped { shards: Vec<ShardStatus> },
+        struct Shards {
+            shards: Vec<ShardStatus>,
         }
         let path =
             org.map_or_else(|| "/v1/shards".to_owned(), |org| format!("/v1/shards?org={}", escape(org.as_str())));
