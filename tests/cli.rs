@@ -1,5 +1,7 @@
 //! The commands as processes: what they print, where, and how they exit.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
 mod fake;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,5 +1,7 @@
 //! The client against a socket that behaves, and one that does not.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
 mod fake;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! `outrigger dev` as a newcomer meets it: every command that it prints is run as printed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -72,7 +74,8 @@ fn shell(command: &str) -> Output {
 
 /// The command under the comment that starts so.
 fn under<'a>(lines: &'a [String], comment: &str) -> &'a str {
-    let at = lines.iter().position(|line| line.starts_with(comment)).unwrap_or_else(|| panic!("{comment} in {lines:?}"));
+    let at =
+        lines.iter().position(|line| line.starts_with(comment)).unwrap_or_else(|| panic!("{comment} in {lines:?}"));
     &lines[at + 1]
 }
 

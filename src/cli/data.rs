@@ -18,11 +18,10 @@ const PREVIEW_CHARS_MAX: usize = 60;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger put greeting hello                        the sentinel org `_`, namespace `default`
+  outrigger put greeting hello                        org `_`, namespace `default`
   outrigger --org acme --ns payments put wf/payments/a/1 started
   outrigger put logo - < logo.png                     the value from standard input, bytes as they are
-  date | outrigger put now                            the same: no VALUE means standard input
-  outrigger put note draft --consistency local        on this node now, on the others when they can be reached")]
+  date | outrigger put now                            the same: no VALUE means standard input")]
 pub(super) struct Put {
     /// The key inside the shard
     key: String,
@@ -38,7 +37,7 @@ EXAMPLES
   outrigger get greeting
   outrigger get logo > logo.png
   outrigger get greeting --consistency quorum     never stale; a plain get reads this node's copy
-  outrigger get greeting --json | jq .upd         the version, for `cas`")]
+  outrigger get greeting --json                   with its version, the value in base64")]
 pub(super) struct Get {
     /// The key inside the shard
     key: String,
@@ -73,7 +72,7 @@ pub(super) struct Cas {
     value: String,
 }
 
-/// List a shard's keys in order, one consistent snapshot of this node's copy
+/// List a shard's keys in order, from this node's copy
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES

@@ -44,7 +44,8 @@ pub(super) struct Shards {}
 #[command(after_help = "\
 EXAMPLES
   outrigger check-config /etc/outrigger.toml
-  OUTRIGGER__NODE__NAME=b outrigger check-config /etc/outrigger.toml     the environment counts, as in `serve`")]
+  OUTRIGGER__NODE__NAME=b outrigger check-config /etc/outrigger.toml
+                                        the environment counts, as in `serve`")]
 pub(super) struct CheckConfig {
     /// The configuration file, TOML
     file: PathBuf,

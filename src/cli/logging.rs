@@ -10,7 +10,7 @@ use super::Failure;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct Options {
-    /// What log lines on standard error look like
+    /// What log lines on standard error look like; json is an object per line
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     log_format: Format,
     /// error, warn, info, debug, trace, or directives as in warn,outrigger::transport=debug
@@ -21,9 +21,7 @@ pub(super) struct Options {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// For people
     Text,
-    /// An object per line
     Json,
 }
 
@@ -37,6 +35,8 @@ impl Options {
             ))
         })?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // Complaining on standard error that standard error is closed would end the process.
+        let builder = builder.log_internal_errors(false);
         let installed = match self.log_format {
             Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
             Format::Json => builder.json().flatten_event(true).try_init(),

@@ -92,9 +92,7 @@ struct ClientOptions {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Consistency {
-    /// This node alone
     Local,
-    /// A majority of the voters
     Quorum,
 }
 

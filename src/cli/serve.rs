@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger serve                                  alone: data in ./outrigger-data, socket ./outrigger.sock
+  outrigger serve                                  alone, data in ./outrigger-data
   outrigger serve --config /etc/outrigger.toml     as the file says
   OUTRIGGER__NODE__NAME=b outrigger serve --config /etc/outrigger.toml
                                                    the environment covers the file, flags cover both

@@ -1,4 +1,4 @@
-//! Listings: a page at a time, or one snapshot as a stream of lines.
+//! Listings: a page at a time, or all of it as a stream of lines.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn base64_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Byt
     Ok(bytes.map(Bytes::from))
 }
 
-/// A snapshot on its way. Dropping it ends the stream.
+/// A listing on its way. Dropping it ends the stream.
 #[derive(Debug)]
 pub struct Listing {
     socket: PathBuf,

@@ -201,7 +201,7 @@ impl Client {
     }
 
     /// One page of a listing, in key order: keys that start with `prefix` and come after `after`, at most `limit`
-    /// (1 to [`PAGE_ITEMS_MAX`]); without values where `keys_only`. Pages are not one snapshot; [`Client::list`] is.
+    /// (1 to [`PAGE_ITEMS_MAX`]); without values where `keys_only`. Each page is a snapshot of its own.
     pub async fn page(&self, prefix: &str, after: Option<&str>, limit: usize, keys_only: bool) -> Result<Page, Error> {
         let mut path = self.list_path(prefix, keys_only);
         path.push_str(&format!("&limit={}", limit.clamp(1, PAGE_ITEMS_MAX)));
@@ -212,8 +212,8 @@ impl Client {
         self.send("list", request).await?.success()?.json()
     }
 
-    /// Streams one consistent snapshot of all keys that start with `prefix`, in key order, over a connection of its
-    /// own.
+    /// Streams all keys that start with `prefix`, in key order, over a connection of its own: this node's copy, read
+    /// as the stream is taken.
     pub async fn list(&self, prefix: &str, keys_only: bool) -> Result<Listing, Error> {
         let request = self.request(Method::GET, &self.list_path(prefix, keys_only), Bytes::new(), None)?;
         listing::start(&self.options.socket, request, self.answer_within()).await
@@ -226,18 +226,14 @@ impl Client {
 
     /// What this node stores, of one org or of all.
     pub async fn shards(&self, org: Option<&Org>) -> Result<Vec<ShardStatus>, Error> {
-        /// The list alone, or in an object that may grow.
         #[derive(serde::Deserialize)]
-        #[serde(untagged)]
-        enum Shards {
-            Bare(Vec<ShardStatus>),
-            Wrapped { shards: Vec<ShardStatus> },
+        struct Shards {
+            shards: Vec<ShardStatus>,
         }
         let path =
             org.map_or_else(|| "/v1/shards".to_owned(), |org| format!("/v1/shards?org={}", escape(org.as_str())));
-        match self.show("shards", &path).await? {
-            Shards::Bare(shards) | Shards::Wrapped { shards } => Ok(shards),
-        }
+        let Shards { shards } = self.show("shards", &path).await?;
+        Ok(shards)
     }
 
     /// Whether this node can serve quorum operations now.

@@ -138,9 +138,9 @@ impl State {
         let (prefix, after, keys_only) = (of("prefix"), of("after"), of("keys_only") == "true");
         let matching = self.rows.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after);
         let items: Vec<_> = matching
-            .map(|(key, (value, upd))| {
-                let value = if keys_only { serde_json::Value::Null } else { STANDARD.encode(value).into() };
-                json!({ "key": key, "value": value, "upd": upd })
+            .map(|(key, (value, upd))| match keys_only {
+                true => json!({ "key": key, "upd": upd }),
+                false => json!({ "key": key, "value": STANDARD.encode(value), "upd": upd }),
             })
             .collect();
         if request.headers.get("accept").is_some_and(|accept| accept == "application/x-ndjson") {
@@ -223,5 +223,5 @@ const CLUSTER: &str = r#"{"cluster":"blue","node":"a","version":"0.1.0","epoch":
  "round_trip_us":null,"epoch":null,"open_shards":null,"pending_frames":null,"clock_skew_us":null,"in_step":false,"lag_frames":null}],
 "open_shards":4,"decisions":{"accept":12,"reject":1,"timeout":0},"pending_frames":2,"unready":null}"#;
 
-const SHARDS: &str = r#"[{"org":"acme","namespace":"payments","keys":3,"bytes":40960,"last_upd":1700000000123,"in_step":["b","c"]},
-{"org":"_","namespace":"default","keys":0,"bytes":4096,"last_upd":0,"in_step":[]}]"#;
+const SHARDS: &str = r#"{"shards":[{"org":"acme","namespace":"payments","keys":3,"bytes":40960,"last_upd":1700000000123,"in_step":["b","c"]},
+{"org":"_","namespace":"default","keys":0,"bytes":4096,"last_upd":0,"in_step":[]}]}"#;
