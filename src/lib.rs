@@ -4,7 +4,7 @@ pub mod admin;
 pub mod clock;
 pub mod cluster;
 pub mod config;
-pub mod node;
+// pub mod node;
 pub mod replication;
 pub mod store;
 pub mod telemetry;

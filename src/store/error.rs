@@ -52,6 +52,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A file that cannot serve as a shard: of a newer format, or without a write-ahead log.
+    #[error("{path}: cannot be opened as a shard: {why}")]
+    UnusableFile {
+        /// The shard file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// What the callback of a list returned to end it.
     #[error("list callback: {0}")]
     Callback(String),

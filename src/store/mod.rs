@@ -1,17 +1,44 @@
-//! Per-(org, namespace) SQLite shards.
+//! Per-(org, namespace) SQLite shards: a committed row's home, and every read's.
+//!
+//! ```text
+//!  Shard::put --Proposal--> Replicator --Frame--> Manager::on_commit --> overlay (memory) --applier--> <org>/<ns>.db
+//!                                                                            \________ reads ________/
+//! ```
+//!
+//! A row changes in one way only: a replicator agreed on a [`replicator::Frame`]. The frame is in memory when
+//! `on_commit` returns, which every read looks through first, and in its file some milliseconds later. What makes
+//! it durable meanwhile is the replicator's journal, which may forget it after [`Manager::sync_all`]; where there is
+//! none, every transaction is synced and a write waits for its own.
+//!
+//! Not here: agreement, networks, and order across keys.
 
+mod applier;
+mod core;
 pub mod error;
+mod files;
+mod keys;
+mod manager;
+mod overlay;
+mod queries;
+mod readers;
 pub mod replicator;
+mod rows;
+mod schema;
+mod shard;
+mod state;
 pub mod update;
+mod writer;
 
+#[cfg(test)]
+mod tests;
+
+pub use self::core::{APPLY_BACKLOG_BYTES_MAX, APPLY_BACKLOG_FRAMES_MAX, OPEN_SHARDS_MAX};
+pub use applier::{APPLIERS, APPLY_BATCH_BYTES_SOFT_MAX, APPLY_BATCH_FRAMES_MAX};
 pub use error::Error;
-/// A committed row as the protocol sees it: deletions included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredRow {
-    /// What the key was left with.
-    pub op: replicator::Op,
-    /// The version that clients see.
-    pub upd: crate::types::Ballot,
-    /// The round that chose it: `upd`, unless a later round chose the same mutation again.
-    pub ballot: crate::types::Ballot,
-}
+pub use files::copy_file;
+pub use keys::{CANONICAL_KINDS, CROSS_NAMESPACE_KINDS, is_cross_namespace_prefix, ns_from_key, split_prefix};
+pub use manager::{IDLE_EVICT_AFTER, KEY_BYTES_MAX, Manager, StoreConfig, VALUE_BYTES_MAX};
+pub use rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow};
+pub use shard::Shard;
+
+pub use crate::types::SENTINEL_ORG;

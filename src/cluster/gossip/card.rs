@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use crate::cluster::memory::Figures;
 use crate::types::{Ballot, Slot, StorageId};
 
 /// What a node says of itself. Small on purpose: a large state delays the return of a node that was away.
@@ -16,8 +17,12 @@ pub struct Card {
     pub slot: Slot,
     /// The epoch that it has installed.
     pub epoch: u64,
+    /// A random number of its process; see [`Figures::run`].
+    pub run: u64,
     /// Its clock ceiling, as durable on its disk.
     pub ceiling: Ballot,
+    /// Its journal position, as durable on its disk.
+    pub position: u64,
     /// The newest protocol version that it speaks.
     pub protocol: u16,
     /// How often its data directory was opened.
@@ -35,12 +40,14 @@ pub struct Card {
 /// Says that the node is on its way out, by its own will.
 const LEFT: &str = "left";
 /// Every key a complete card has.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 13] = [
     "address",
     "storage_id",
     "slot",
     "epoch",
+    "run",
     "ceiling",
+    "position",
     "protocol",
     "boot",
     "open_shards",
@@ -61,6 +68,12 @@ pub(super) enum Read {
 }
 
 impl Card {
+    /// What it says of its node's disk.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures { storage_id: self.storage_id, run: self.run, ceiling: self.ceiling, position: self.position }
+    }
+
     /// The card as keys and values, all keys always, so that setting them all over again is harmless.
     pub(super) fn pairs(&self, left: bool) -> Vec<(&'static str, String)> {
         let values = [
@@ -68,7 +81,9 @@ impl Card {
             self.storage_id.to_string(),
             self.slot.number().to_string(),
             self.epoch.to_string(),
+            self.run.to_string(),
             self.ceiling.to_string(),
+            self.position.to_string(),
             self.protocol.to_string(),
             self.boot.to_string(),
             self.open_shards.to_string(),
@@ -105,7 +120,9 @@ impl Card {
             storage_id: StorageId::try_from(storage_id).map_err(|_| "storage_id")?,
             slot: Slot::new(field(pairs, "slot")?).ok_or("slot")?,
             epoch: field(pairs, "epoch")?,
+            run: field(pairs, "run")?,
             ceiling: Ballot(field(pairs, "ceiling")?),
+            position: field(pairs, "position")?,
             protocol: field(pairs, "protocol")?,
             boot: field(pairs, "boot")?,
             open_shards: field(pairs, "open_shards")?,
@@ -128,7 +145,9 @@ mod tests {
             storage_id: StorageId(0xfeed),
             slot: Slot::new(4095).unwrap(),
             epoch: 3,
+            run: u64::MAX,
             ceiling: Ballot(i64::MAX),
+            position: 8,
             protocol: 1,
             boot: u64::MAX,
             open_shards: 4,
@@ -163,7 +182,7 @@ mod tests {
     #[test]
     fn a_value_out_of_bounds_is_named() {
         for (at, bad) in
-            ["nowhere", "xyz", "4096", "-1", "high", "65536", "", "1.5", "-2", "many", "perhaps"].iter().enumerate()
+            ["nowhere", "xyz", "4096", "-1", "x", "high", "", "65536", "", "1.5", "-2", "many", "perhaps"].iter().enumerate()
         {
             let mut pairs = card().pairs(false);
             pairs[at].1 = (*bad).to_owned();

@@ -135,6 +135,8 @@ fn card(address: SocketAddr, boot: u64) -> Card {
         boot,
         open_shards: 0,
         pending_frames: 0,
+        run: 1,
+        position: 0,
         lag_frames: 0,
         ready: false,
     }

@@ -1,0 +1,282 @@
+//! What the manager, its shards and its applier share: the cache of open shards and the way in for frames.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use metrics::Gauge;
+use parking_lot::{Mutex, RwLock};
+
+use super::applier::Queue;
+use super::error::Error;
+use super::files;
+use super::manager::StoreConfig;
+use super::overlay::Backlog;
+use super::replicator::{Decision, Frame, Op, Proposal, Rejection, Replicator};
+use super::rows::StoredRow;
+use super::shard::Shard;
+use super::state::ShardState;
+use super::update::Verdict;
+use crate::clock::{Clock, HybridClock};
+use crate::telemetry;
+use crate::types::{Ballot, ShardId, Slot};
+
+/// The most shard files open at once. The applier may exceed it by one per thread, so that it never stands still.
+pub const OPEN_SHARDS_MAX: usize = 128;
+/// Frames waiting for their shard files above which the store is overloaded.
+pub const APPLY_BACKLOG_FRAMES_MAX: u64 = 65_536;
+/// Their size in memory, in bytes, above which it is so, too.
+pub const APPLY_BACKLOG_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// No local write takes a version closer to the end of numbers than this.
+const BALLOT_LOCAL_MAX: Ballot = Ballot(i64::MAX - (1 << 32));
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: StoreConfig,
+    pub(super) clock: Arc<dyn Clock>,
+    states: RwLock<HashMap<ShardId, Arc<ShardState>>>,
+    open_count: AtomicUsize,
+    open_gauge: Gauge,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) queue: Queue,
+    replicator: RwLock<Option<Installed>>,
+    local: Mutex<Local>,
+    is_closed: AtomicBool,
+}
+
+struct Installed(Arc<dyn Replicator>);
+
+impl std::fmt::Debug for Installed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Replicator")
+    }
+}
+
+/// Versions and numbers of frames decided here.
+#[derive(Debug)]
+struct Local {
+    clock: HybridClock,
+    seq: u64,
+}
+
+/// For whom a shard is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opener {
+    Client,
+    Applier,
+}
+
+impl Core {
+    pub(super) fn new(config: StoreConfig, clock: Arc<dyn Clock>) -> Self {
+        let slot = Slot::new(0).unwrap_or_else(|| Ballot::ZERO.slot());
+        // Frames are numbered from the clock on, so that a restart goes on above.
+        let seq = u64::try_from(clock.now().wall).unwrap_or(0);
+        Self {
+            config,
+            clock,
+            states: RwLock::default(),
+            open_count: AtomicUsize::new(0),
+            open_gauge: metrics::gauge!(telemetry::OPEN_SHARDS),
+            backlog: Arc::default(),
+            queue: Queue::default(),
+            replicator: RwLock::default(),
+            local: Mutex::new(Local { clock: HybridClock::new(slot, Duration::MAX, Ballot::ZERO), seq }),
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn shard_path(&self, shard: &ShardId) -> PathBuf {
+        files::shard_path(&self.config.root_dir, shard)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Ends the clients' side. True for the first caller.
+    pub(super) fn set_closed(&self) -> bool {
+        *self.replicator.write() = None;
+        !self.is_closed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn check_open(&self) -> Result<(), Error> {
+        if self.is_closed() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    pub(super) fn replicator(&self) -> Option<Arc<dyn Replicator>> {
+        self.replicator.read().as_ref().map(|installed| Arc::clone(&installed.0))
+    }
+
+    pub(super) fn install(&self, replicator: Arc<dyn Replicator>) {
+        *self.replicator.write() = Some(Installed(replicator));
+    }
+
+    /// Whether an answered write must be durable in its shard file, as nothing else keeps it.
+    pub(super) fn files_carry_durability(&self) -> bool {
+        self.replicator.read().as_ref().is_none_or(|installed| !installed.0.is_durable())
+    }
+
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.backlog.frames.load(Ordering::Relaxed) >= APPLY_BACKLOG_FRAMES_MAX
+            || self.backlog.bytes.load(Ordering::Relaxed) >= APPLY_BACKLOG_BYTES_MAX
+    }
+
+    pub(super) fn open_shard_count(&self) -> usize {
+        self.open_count.load(Ordering::Acquire)
+    }
+
+    /// Every shard known in memory.
+    pub(super) fn states(&self) -> Vec<Arc<ShardState>> {
+        self.states.read().values().cloned().collect()
+    }
+
+    pub(super) fn known(&self, id: &ShardId) -> Option<Arc<ShardState>> {
+        self.states.read().get(id).cloned()
+    }
+
+    pub(super) fn state(&self, id: &ShardId) -> Arc<ShardState> {
+        if let Some(state) = self.known(id) {
+            return state;
+        }
+        let mut states = self.states.write();
+        let state = states.entry(id.clone());
+        Arc::clone(state.or_insert_with(|| Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog)))))
+    }
+
+    /// Takes a committed frame into memory and leaves it to the applier. Never waits for a file.
+    pub(super) fn on_commit(&self, frame: &Frame) {
+        let state = self.state(&frame.shard);
+        if state.overlay.insert(frame) {
+            self.queue.push(&state);
+        }
+    }
+
+    pub(super) fn cached(&self, id: &ShardId) -> Option<Arc<Shard>> {
+        let state = self.known(id)?;
+        let shard = state.current.read().clone();
+        if shard.is_some() {
+            state.touch(self.clock.now().monotonic);
+        }
+        shard
+    }
+
+    /// The open shard, opened first if need be. Blocking.
+    pub(super) fn open(self: &Arc<Self>, id: &ShardId, opener: Opener) -> Result<Arc<Shard>, Error> {
+        if opener == Opener::Client {
+            self.check_open()?;
+        }
+        let state = self.state(id);
+        state.touch(self.clock.now().monotonic);
+        if let Some(shard) = state.current.read().clone() {
+            return Ok(shard);
+        }
+        // Room first: making some locks other shards, which must not happen with this one locked.
+        self.make_room(id, opener)?;
+        let _changing = state.changing.lock();
+        if let Some(shard) = state.current.read().clone() {
+            return Ok(shard);
+        }
+        state.poisoned()?;
+        let shard = Arc::new(Shard::open(self, &state)?);
+        *state.current.write() = Some(Arc::clone(&shard));
+        self.count_open(1);
+        drop(_changing);
+        if opener == Opener::Client && self.is_closed() {
+            // The manager closed meanwhile and may not have seen this one.
+            self.close_shard(&state, |_| true)?;
+            return Err(Error::Closed);
+        }
+        Ok(shard)
+    }
+
+    fn count_open(&self, by: isize) {
+        let before = self.open_count.fetch_add(by.cast_unsigned(), Ordering::AcqRel);
+        self.open_gauge.set(u32::try_from(before.wrapping_add(by.cast_unsigned())).unwrap_or(u32::MAX));
+    }
+
+    /// Closes the least recently used shards that nobody holds until one more fits.
+    fn make_room(&self, id: &ShardId, opener: Opener) -> Result<(), Error> {
+        if self.open_shard_count() < OPEN_SHARDS_MAX {
+            return Ok(());
+        }
+        let mut states = self.states();
+        states.sort_by_key(|state| state.last_used());
+        for state in states.iter().filter(|state| state.id != *id) {
+            if self.open_shard_count() < OPEN_SHARDS_MAX {
+                return Ok(());
+            }
+            self.close_if_idle(state);
+        }
+        if opener == Opener::Applier || self.open_shard_count() < OPEN_SHARDS_MAX {
+            return Ok(());
+        }
+        Err(Rejection::Busy(format!("all {OPEN_SHARDS_MAX} shards that may be open are in use; try again")).into())
+    }
+
+    /// Closes a shard that nobody holds and nothing waits for.
+    fn close_if_idle(&self, state: &ShardState) {
+        let is_idle = |shard: &Arc<Shard>| Arc::strong_count(shard) == 1 && state.overlay.is_empty();
+        if let Err(error) = self.close_shard(state, is_idle) {
+            tracing::error!(shard = %state.id, %error, "closing an idle shard failed");
+        }
+    }
+
+    /// Syncs and closes the open shard if `may` still says so once nobody else can get hold of it. True if closed.
+    pub(super) fn close_shard(&self, state: &ShardState, may: impl Fn(&Arc<Shard>) -> bool) -> Result<bool, Error> {
+        let _changing = state.changing.lock();
+        let mut current = state.current.write();
+        let Some(shard) = current.take_if(|shard| may(shard)) else { return Ok(false) };
+        drop(current);
+        self.count_open(-1);
+        shard.shut().map(|()| true)
+    }
+
+    /// Closes what was not used for `idle_evict_after`, and forgets what is not worth remembering.
+    pub(super) fn evict_idle(&self) {
+        let now = self.clock.now().monotonic;
+        for state in self.states() {
+            if now.saturating_sub(state.last_used()) >= self.config.idle_evict_after {
+                self.close_if_idle(&state);
+            }
+        }
+        self.states.write().retain(|_, state| Arc::strong_count(state) > 1 || !state.is_idle());
+    }
+
+    /// Evaluates a proposal on this node alone and commits what it writes, here and to `also`. The row is locked for
+    /// as long, together with all others: it takes microseconds.
+    pub(super) fn decide_locally(
+        &self,
+        shard: &Shard,
+        proposal: &Proposal,
+        wall: i64,
+        also: impl FnOnce(&Frame),
+    ) -> Decision {
+        let mut local = self.local.lock();
+        let stored = match shard.stored(&proposal.key) {
+            Ok(stored) => stored,
+            Err(error) => return Decision::Reject(Rejection::Refused(error.to_string())),
+        };
+        let below = stored.as_ref().map_or(Ballot::ZERO, |row| row.ballot).max(shard.gc_floor());
+        if below > BALLOT_LOCAL_MAX {
+            let why = format!("the row's version {below} leaves no room for another; delete it by hand");
+            return Decision::Reject(Rejection::Refused(why));
+        }
+        if let Err(error) = local.clock.merge(below, wall) {
+            return Decision::Reject(Rejection::Refused(error.to_string()));
+        }
+        let upd = local.clock.issue(wall);
+        let before = stored.and_then(StoredRow::into_row);
+        let outcome = proposal.update.evaluate(before, upd, self.config.value_bytes_max);
+        if outcome.verdict == Verdict::Written {
+            local.seq += 1;
+            let op = outcome.after.as_ref().map_or(Op::Del, |row| Op::Put(row.value.clone()));
+            let (shard, key, seq) = (proposal.shard.clone(), proposal.key.clone(), local.seq);
+            let frame = Frame { shard, seq, key, op, upd, ballot: upd };
+            self.on_commit(&frame);
+            also(&frame);
+        }
+        Decision::Accept(outcome)
+    }
+}

@@ -1,0 +1,318 @@
+//! The open-shard cache as the rest of the house sees it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::applier;
+use super::core::{Core, Opener};
+use super::error::Error;
+use super::files;
+use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscriber};
+use super::shard::Shard;
+use super::state::ShardState;
+use crate::clock::{Clock, OsClock};
+use crate::types::{Key, Org, ShardId};
+
+/// How long a shard may sit unused before it is closed, by default.
+pub const IDLE_EVICT_AFTER: Duration = Duration::from_secs(10 * 60);
+/// The longest key, in bytes, by default.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The largest value, in bytes, by default.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How a store behaves.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Where the shard files are.
+    pub root_dir: PathBuf,
+    /// How long a shard may sit unused before [`Manager::evict_idle`] closes it.
+    pub idle_evict_after: Duration,
+    /// The longest key, in bytes.
+    pub key_bytes_max: usize,
+    /// The largest value, in bytes.
+    pub value_bytes_max: usize,
+}
+
+impl StoreConfig {
+    /// The defaults, at `root_dir`.
+    #[must_use]
+    pub fn at(root_dir: impl AsRef<Path>) -> Self {
+        Self {
+            root_dir: root_dir.as_ref().to_owned(),
+            idle_evict_after: IDLE_EVICT_AFTER,
+            key_bytes_max: KEY_BYTES_MAX,
+            value_bytes_max: VALUE_BYTES_MAX,
+        }
+    }
+}
+
+/// Owns the shard files under one directory: opens them on demand, closes them when idle, and takes in every
+/// committed frame.
+pub struct Manager {
+    core: Arc<Core>,
+    appliers: Mutex<Vec<JoinHandle<()>>>,
+    closing: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").field("root_dir", &self.root_dir()).finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// Opens the store at `root_dir` with defaults, creating the directory if need be.
+    pub fn new(root_dir: impl AsRef<Path>) -> Result<Arc<Self>, Error> {
+        Self::with_config(StoreConfig::at(root_dir), OsClock::shared())
+    }
+
+    /// Opens a store.
+    pub fn with_config(config: StoreConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
+        let root = &config.root_dir;
+        std::fs::create_dir_all(root).map_err(|source| Error::io("creating", root, source))?;
+        let core = Arc::new(Core::new(config, clock));
+        let appliers = Mutex::new(applier::start(&core)?);
+        Ok(Arc::new(Self { core, appliers, closing: tokio::sync::Mutex::default() }))
+    }
+
+    /// The open shard, created on disk if need be. All callers get the same one.
+    pub async fn get(&self, shard: &ShardId) -> Result<Arc<Shard>, Error> {
+        self.core.check_open()?;
+        if let Some(open) = self.core.cached(shard) {
+            return Ok(open);
+        }
+        let (core, shard) = (Arc::clone(&self.core), shard.clone());
+        spawn_blocking(move || core.open(&shard, Opener::Client)).await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// The blocking twin of [`Manager::get`].
+    pub fn open(&self, shard: &ShardId) -> Result<Arc<Shard>, Error> {
+        self.core.open(shard, Opener::Client)
+    }
+
+    /// The shard if it is open now. Cheap, and counts as a use.
+    #[must_use]
+    pub fn cached(&self, shard: &ShardId) -> Option<Arc<Shard>> {
+        if self.core.is_closed() { None } else { self.core.cached(shard) }
+    }
+
+    /// Whether anything was ever stored for this shard: a file, or frames on their way into one.
+    #[must_use]
+    pub fn exists(&self, shard: &ShardId) -> bool {
+        self.core.known(shard).is_some_and(|state| has_content(&state)) || self.shard_path(shard).is_file()
+    }
+
+    /// Like [`Manager::get`], but creates nothing: for reads.
+    pub async fn find(&self, shard: &ShardId) -> Result<Option<Arc<Shard>>, Error> {
+        self.core.check_open()?;
+        if self.exists(shard) { self.get(shard).await.map(Some) } else { Ok(None) }
+    }
+
+    /// The orgs that have a shard, sorted.
+    pub fn orgs(&self) -> Result<Vec<Org>, Error> {
+        self.core.check_open()?;
+        let mut orgs = files::orgs(self.root_dir())?;
+        orgs.extend(self.core.states().iter().filter(|state| has_content(state)).map(|state| state.id.org.clone()));
+        orgs.sort();
+        orgs.dedup();
+        Ok(orgs)
+    }
+
+    /// The shards of an org, sorted.
+    pub fn shards_of(&self, org: &Org) -> Result<Vec<ShardId>, Error> {
+        self.core.check_open()?;
+        let mut shards = files::shards_of(self.root_dir(), org)?;
+        let states = self.core.states();
+        shards.extend(states.iter().filter(|state| state.id.org == *org && has_content(state)).map(|s| s.id.clone()));
+        shards.sort();
+        shards.dedup();
+        Ok(shards)
+    }
+
+    /// Opens every shard of an org, in the order of namespaces.
+    pub async fn list_shards(&self, org: &Org) -> Result<Vec<Arc<Shard>>, Error> {
+        let mut shards = Vec::new();
+        for id in self.shards_of(org)? {
+            shards.push(self.get(&id).await?);
+        }
+        Ok(shards)
+    }
+
+    /// How many shards are open.
+    #[must_use]
+    pub fn open_shard_count(&self) -> usize {
+        self.core.open_shard_count()
+    }
+
+    /// Installs the driver that every write goes through from now on, on open shards too, and subscribes to its
+    /// commits.
+    pub fn with_replicator(&self, replicator: Arc<dyn Replicator>) {
+        replicator.subscribe(Arc::new(Feed(Arc::downgrade(&self.core))));
+        self.core.install(replicator);
+    }
+
+    /// The installed driver.
+    #[must_use]
+    pub fn replicator(&self) -> Option<Arc<dyn Replicator>> {
+        self.core.replicator()
+    }
+
+    /// The directory of the store.
+    #[must_use]
+    pub fn root_dir(&self) -> &Path {
+        &self.core.config.root_dir
+    }
+
+    /// Where a shard's file is, or would be.
+    #[must_use]
+    pub fn shard_path(&self, shard: &ShardId) -> PathBuf {
+        self.core.shard_path(shard)
+    }
+
+    /// Closes the shards that nobody holds and nobody used for [`StoreConfig::idle_evict_after`]. Blocking: it syncs
+    /// what it closes.
+    pub fn evict_idle(&self) {
+        self.core.evict_idle();
+    }
+
+    /// Keys with committed frames that wait for their shard files.
+    #[must_use]
+    pub fn apply_backlog(&self) -> u64 {
+        self.core.backlog.frames.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether so much waits that nothing more should be agreed on for now.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.core.is_overloaded()
+    }
+
+    /// What is wrong, such as a disk too full to apply; none when all is well.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.core.states().iter().find_map(|state| state.trouble())
+    }
+
+    /// Marks a key whose last write before a restart may or may not have been acknowledged: local reads of it fail
+    /// with [`Error::Unsettled`] until [`Manager::settle`]. Opens no file.
+    pub fn unsettle(&self, shard: &ShardId, key: &Key) {
+        self.core.state(shard).unsettle([key.clone()]);
+    }
+
+    /// Lets local reads of a key through again.
+    pub fn settle(&self, shard: &ShardId, key: &Key) {
+        if let Some(state) = self.core.known(shard) {
+            state.settle(key);
+        }
+    }
+
+    /// Blocks until every frame committed before the call is in its shard file, and synced. After that a journal may
+    /// forget them. An error says that it may not: the disk is full, or a shard was spoilt by a failed write or sync.
+    pub fn sync_all(&self) -> Result<(), Error> {
+        self.core.check_open()?;
+        sync_all(&self.core)
+    }
+
+    /// Applies what waits, syncs and closes every shard. Safe to call twice; everything else returns
+    /// [`Error::Closed`] from then on.
+    pub async fn close(&self) -> Result<(), Error> {
+        let _closing = self.closing.lock().await;
+        if !self.core.set_closed() {
+            return Ok(());
+        }
+        let (core, appliers) = (Arc::clone(&self.core), std::mem::take(&mut *self.appliers.lock()));
+        spawn_blocking(move || close_all(&core, appliers)).await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Evaluates a proposal on this node alone, at Unix time `wall` in nanoseconds, and commits what it writes: here,
+    /// then to `also`. The write is not durable yet on return.
+    pub(crate) fn decide_locally(
+        &self,
+        shard: &Shard,
+        proposal: &Proposal,
+        wall: i64,
+        also: impl FnOnce(&Frame),
+    ) -> Decision {
+        self.core.decide_locally(shard, proposal, wall, also)
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        if self.core.set_closed()
+            && let Err(error) = close_all(&self.core, std::mem::take(&mut *self.appliers.lock()))
+        {
+            tracing::warn!(%error, "a store that was dropped without being closed did not write everything out");
+        }
+    }
+}
+
+impl Subscriber for Manager {
+    fn on_commit(&self, frame: &Frame) {
+        self.core.on_commit(frame);
+    }
+}
+
+/// The subscription of a manager: does not keep it alive.
+struct Feed(Weak<Core>);
+
+impl Subscriber for Feed {
+    fn on_commit(&self, frame: &Frame) {
+        if let Some(core) = self.0.upgrade() {
+            core.on_commit(frame);
+        }
+    }
+}
+
+fn has_content(state: &ShardState) -> bool {
+    state.current.read().is_some() || !state.overlay.is_empty()
+}
+
+fn sync_all(core: &Core) -> Result<(), Error> {
+    let number = core.backlog.arrived.load(std::sync::atomic::Ordering::SeqCst);
+    for state in core.states() {
+        state.overlay.wait_past(number, || {
+            state.poisoned()?;
+            match state.stuck() {
+                Some(stuck) if stuck.is_full => Err(Error::Rejected(Rejection::DiskFull(stuck.why))),
+                Some(stuck) => Err(Error::Rejected(Rejection::Busy(stuck.why))),
+                None => core.check_open(),
+            }
+        })?;
+    }
+    for state in core.states() {
+        // A shard on its way out is synced by whoever closes it; wait for that.
+        let changing = state.changing.lock();
+        let shard = state.current.read().clone();
+        drop(changing);
+        shard.map_or(Ok(()), |shard| shard.sync())?;
+        state.poisoned()?;
+    }
+    Ok(())
+}
+
+fn close_all(core: &Core, appliers: Vec<JoinHandle<()>>) -> Result<(), Error> {
+    core.queue.stop();
+    for thread in appliers {
+        let _ = thread.join();
+    }
+    let mut first = Ok(());
+    for state in core.states() {
+        let closed = core.close_shard(&state, |_| true).map(drop).and_then(|()| state.poisoned());
+        let stuck = state.stuck().filter(|_| !state.overlay.is_empty());
+        let unapplied = stuck.map_or(Ok(()), |stuck| {
+            Err(Error::Rejected(if stuck.is_full {
+                Rejection::DiskFull(stuck.why)
+            } else {
+                Rejection::Busy(stuck.why)
+            }))
+        });
+        first = first.and(closed).and(unapplied);
+    }
+    first
+}

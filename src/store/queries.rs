@@ -1,0 +1,253 @@
+//! What is read from a shard: a point, or a range merged with the overlay.
+//!
+//! A range is one moment's state. The overlay's excerpt is copied first, then the file's snapshot is opened; a batch
+//! that was both begun and committed in between would show in the snapshot without its contemporaries in the excerpt,
+//! so the snapshot tells the number of its last batch, and one too new is opened again.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::types::{Value as SqlValue, ValueRef};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::error::Error;
+use super::overlay::{Excerpt, Overlay, Pending};
+use super::replicator::{Op, Rejection};
+use super::rows::{Item, StoredRow, supersedes};
+use super::update::Row;
+use super::{keys, schema};
+use crate::types::{Ballot, Key, Value};
+
+/// How often a snapshot is opened again before the shard counts as too busy.
+const SNAPSHOT_TRIES_MAX: usize = 64;
+
+const POINT: &str = "\
+    SELECT 1, value, upd, (SELECT ballot FROM outrigger_ballot AS b WHERE b.key = ?1) FROM kv WHERE key = ?1 \
+    UNION ALL \
+    SELECT 0, NULL, upd, (SELECT ballot FROM outrigger_ballot AS b WHERE b.key = ?1) FROM tombstone WHERE key = ?1 \
+    LIMIT 1";
+const LIVE: &str = "SELECT value, upd FROM kv WHERE key = ?1";
+const ROWS: &str = "SELECT key, upd, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
+const KEYS: &str = "SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
+const PAIRS: &str = "\
+    SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 \
+    UNION ALL \
+    SELECT key, upd, NULL FROM tombstone WHERE key >= ?1 AND key < ?2 ORDER BY key";
+
+/// What of each row a scan returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Live rows with values.
+    Rows,
+    /// Live rows without values.
+    Keys,
+    /// Deletions too, without values.
+    Pairs,
+}
+
+/// The stored row of `key`, deletions included.
+pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<StoredRow>> {
+    let mut get = conn.prepare_cached(POINT)?;
+    get.query_row([key.as_str()], |row| {
+        let live: bool = row.get(0)?;
+        let op = if live { Op::Put(value(row.get_ref(1)?)) } else { Op::Del };
+        let upd = Ballot(row.get(2)?);
+        let beside: Option<i64> = row.get(3)?;
+        Ok(StoredRow { op, upd, ballot: upd.max(Ballot(beside.unwrap_or(0))) })
+    })
+    .optional()
+}
+
+/// The live row of `key`.
+pub(super) fn live(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
+    let mut get = conn.prepare_cached(LIVE)?;
+    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: Ballot(row.get(1)?) })).optional()
+}
+
+/// Another program may have stored text or numbers where we store bytes; they read as the text that SQLite shows.
+fn value(stored: ValueRef<'_>) -> Value {
+    match stored {
+        ValueRef::Blob(bytes) | ValueRef::Text(bytes) => Value::from(bytes.to_vec()),
+        ValueRef::Integer(number) => Value::from(number.to_string().into_bytes()),
+        ValueRef::Real(number) => Value::from(number.to_string().into_bytes()),
+        ValueRef::Null => Value::default(),
+    }
+}
+
+/// A range of keys: from `start` on, before `end`.
+#[derive(Debug, Clone)]
+pub(super) struct Range {
+    pub(super) start: String,
+    pub(super) end: Option<String>,
+}
+
+impl Range {
+    /// The keys under `prefix` and after `after`.
+    pub(super) fn new(prefix: &str, after: Option<&Key>) -> Self {
+        let start = match after {
+            // No key holds a NUL: this is the least text above `after`.
+            Some(after) if after.as_str() >= prefix => format!("{after}\0"),
+            _ => prefix.to_owned(),
+        };
+        Self { start, end: keys::prefix_end(prefix) }
+    }
+
+    /// In SQLite every text is below every blob: the empty one bounds what has no upper bound.
+    fn parameters(&self) -> [SqlValue; 2] {
+        let end = self.end.clone().map_or(SqlValue::Blob(Vec::new()), SqlValue::Text);
+        [SqlValue::Text(self.start.clone()), end]
+    }
+}
+
+/// Where a scan ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// At the end of the range, or where the receiver broke it off.
+    Whole,
+    /// After this key: the excerpt of the overlay went no further.
+    Excerpt(Key),
+}
+
+/// A snapshot of a shard, open for as long as it lives.
+pub(super) struct Snapshot<'a> {
+    conn: rusqlite::Transaction<'a>,
+    excerpt: Excerpt,
+    gc_floor: Ballot,
+    path: &'a Path,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Opens one of the keys in `range`, with at most `frames_max` frames of the overlay.
+    pub(super) fn open(
+        conn: &'a Connection,
+        path: &'a Path,
+        overlay: &Overlay,
+        range: &Range,
+        frames_max: usize,
+    ) -> Result<Self, Error> {
+        for _ in 0..SNAPSHOT_TRIES_MAX {
+            let excerpt = overlay.excerpt(&range.start, range.end.as_deref(), frames_max);
+            let begin = || {
+                let tx = conn.unchecked_transaction()?;
+                let batch = schema::meta(&tx, "batch")?;
+                let gc_floor = Ballot(schema::meta(&tx, "gc_floor")?);
+                Ok((tx, u64::try_from(batch).unwrap_or(0), gc_floor))
+            };
+            let (tx, batch, gc_floor) = begin().map_err(Error::sqlite("reading", path))?;
+            if batch <= excerpt.batch {
+                return Ok(Self { conn: tx, excerpt, gc_floor, path });
+            }
+        }
+        Err(Rejection::Busy(format!("{}: no steady snapshot in {SNAPSHOT_TRIES_MAX} tries", path.display())).into())
+    }
+
+    /// Hands the rows of `range`, the one the snapshot was opened with, to `emit` in key order until it breaks off.
+    pub(super) fn scan(
+        &self,
+        range: &Range,
+        want: Want,
+        mut emit: impl FnMut(Item) -> ControlFlow<()>,
+    ) -> Result<End, Error> {
+        let sql = match want {
+            Want::Rows => ROWS,
+            Want::Keys => KEYS,
+            Want::Pairs => PAIRS,
+        };
+        let failed = || Error::sqlite("listing", self.path);
+        let mut statement = self.conn.prepare_cached(sql).map_err(failed())?;
+        let mut rows = statement.query(range.parameters()).map_err(failed())?;
+        let mut next = || match rows.next().map_err(failed())? {
+            Some(row) => self.item(row, want).map(Some),
+            None => Ok(None),
+        };
+        let mut frames = self.excerpt.frames.iter().peekable();
+        let mut file = next()?;
+        loop {
+            let order = match (&file, frames.peek()) {
+                (_, None) if !self.excerpt.complete => {
+                    // What the file holds further on may be hidden by frames that the excerpt left out.
+                    let last = self.excerpt.frames.last().map(|(key, _)| key.clone());
+                    return Ok(last.map_or(End::Whole, End::Excerpt));
+                }
+                (None, None) => return Ok(End::Whole),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(item), Some((key, _))) => item.key.cmp(key),
+            };
+            let item = if order == Ordering::Less {
+                let item = file.take();
+                file = next()?;
+                item
+            } else {
+                let stored = if order == Ordering::Equal { file.take() } else { None };
+                let Some((key, pending)) = frames.next() else { continue };
+                if stored.is_some() {
+                    file = next()?;
+                }
+                // Without its tombstone a row of the file is gone from a scan for pairs: one key, one item.
+                while want == Want::Pairs && file.as_ref().is_some_and(|item| item.key == *key) {
+                    file = next()?;
+                }
+                if self.is_above_file(key, pending)? { of_pending(key, pending, want) } else { stored }
+            };
+            if let Some(item) = item
+                && emit(item).is_break()
+            {
+                return Ok(End::Whole);
+            }
+        }
+    }
+
+    fn is_above_file(&self, key: &Key, pending: &Arc<Pending>) -> Result<bool, Error> {
+        if pending.is_above_file() {
+            return Ok(true);
+        }
+        let stored = point(&self.conn, key).map_err(Error::sqlite("reading", self.path))?;
+        let above = supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor);
+        if above {
+            pending.set_above_file();
+        }
+        Ok(above)
+    }
+
+    fn item(&self, row: &rusqlite::Row<'_>, want: Want) -> Result<Item, Error> {
+        let failed = || Error::sqlite("listing", self.path);
+        let key = row.get_ref(0).map_err(failed())?;
+        let key = key.as_bytes().ok().map(|bytes| Key::parse_bytes(bytes, crate::types::KEY_BYTES_LIMIT));
+        let key = key
+            .unwrap_or(Err(crate::types::InvalidInput::KeyNotUtf8))
+            .map_err(|why| Error::UnreadableRow { path: self.path.to_owned(), why: why.to_string() })?;
+        let upd = Ballot(row.get(1).map_err(failed())?);
+        let value = (want == Want::Rows).then(|| row.get_ref(2).map(value)).transpose().map_err(failed())?;
+        Ok(Item { key, value, upd })
+    }
+
+    /// Live keys and the highest version of any row.
+    pub(super) fn count(&self) -> Result<(u64, Ballot), Error> {
+        let failed = || Error::sqlite("counting the rows of", self.path);
+        let one = |sql: &str| self.conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed());
+        let mut keys = one("SELECT count(*) FROM kv")?;
+        let mut last =
+            one("SELECT max(coalesce((SELECT max(upd) FROM kv), 0), coalesce((SELECT max(upd) FROM tombstone), 0))")?;
+        for (key, pending) in &self.excerpt.frames {
+            let stored = point(&self.conn, key).map_err(failed())?;
+            if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
+                let was_live = stored.is_some_and(|row| row.op != Op::Del);
+                keys += i64::from(pending.op != Op::Del) - i64::from(was_live);
+                last = last.max(pending.upd.0);
+            }
+        }
+        Ok((u64::try_from(keys).unwrap_or(0), Ballot(last)))
+    }
+}
+
+fn of_pending(key: &Key, pending: &Pending, want: Want) -> Option<Item> {
+    let value = pending.op.value().cloned();
+    match want {
+        Want::Pairs => Some(Item { key: key.clone(), value: None, upd: pending.upd }),
+        Want::Rows => value.map(|value| Item { key: key.clone(), value: Some(value), upd: pending.upd }),
+        Want::Keys => value.map(|_| Item { key: key.clone(), value: None, upd: pending.upd }),
+    }
+}

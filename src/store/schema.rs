@@ -1,0 +1,130 @@
+//! How a shard file is opened and what it holds beside the rows.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use super::error::Error;
+use super::files;
+use crate::types::Ballot;
+
+/// How long SQLite waits for a lock that another program holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The format that this version writes; it refuses a higher one.
+const FORMAT: i64 = 1;
+/// Prepared statements that a connection keeps.
+const STATEMENTS_MAX: usize = 32;
+
+const TABLES: [(&str, &str); 4] = [
+    ("kv", "CREATE TABLE kv(key TEXT PRIMARY KEY, value BLOB NOT NULL, upd INTEGER NOT NULL)"),
+    ("tombstone", "CREATE TABLE tombstone(key TEXT PRIMARY KEY, upd INTEGER NOT NULL)"),
+    ("outrigger_meta", "CREATE TABLE outrigger_meta(key TEXT PRIMARY KEY, value NOT NULL)"),
+    ("outrigger_ballot", "CREATE TABLE outrigger_ballot(key TEXT PRIMARY KEY, ballot INTEGER NOT NULL)"),
+];
+
+/// The facts that a shard file keeps about itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meta {
+    /// Everything up to here that is absent was deleted and has been forgotten.
+    pub(super) gc_floor: Ballot,
+    /// The number of the last batch of frames applied: tells a reader which batches its snapshot holds.
+    pub(super) batch: u64,
+}
+
+/// Opens the one connection that writes, creating file, directories and tables as needed. Tables that are there, be
+/// they another program's, stay as they are.
+pub(super) fn open_writer(root: &Path, path: &Path) -> Result<(Connection, Meta), Error> {
+    let fresh = !path.exists();
+    let directory = path.parent().unwrap_or(root);
+    if fresh {
+        std::fs::create_dir_all(directory).map_err(|source| Error::io("creating", directory, source))?;
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut conn = connect(path, flags)?;
+    create_tables(&mut conn).map_err(Error::sqlite("creating the tables of", path))?;
+    check_format(&conn, path)?;
+    let meta = Meta {
+        gc_floor: Ballot(meta(&conn, "gc_floor").map_err(Error::sqlite("reading", path))?),
+        batch: u64::try_from(meta(&conn, "batch").map_err(Error::sqlite("reading", path))?).unwrap_or(0),
+    };
+    if fresh {
+        files::sync_directory(directory)?;
+        files::sync_directory(root)?;
+    }
+    Ok((conn, meta))
+}
+
+/// Opens a connection that only reads. It never checkpoints, so it never waits for the writer nor makes it wait.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, Error> {
+    let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.pragma_update(None, "query_only", true).map_err(Error::sqlite("opening", path))?;
+    Ok(conn)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let open = || {
+        let conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(BUSY_TIMEOUT)?;
+        conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        // SQLite swallows the errors of checkpoints that it starts by itself; a failed fsync must not pass unseen.
+        conn.execute_batch(
+            "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; \
+             PRAGMA cache_size = -1024;",
+        )?;
+        Ok((conn, mode))
+    };
+    let (conn, mode) = open().map_err(Error::sqlite("opening", path))?;
+    if mode != "wal" {
+        let why = format!("its journal mode stays {mode:?}, want \"wal\"; is it on a network file system?");
+        return Err(Error::UnusableFile { path: path.to_owned(), why });
+    }
+    Ok(conn)
+}
+
+fn create_tables(conn: &mut Connection) -> rusqlite::Result<()> {
+    if missing_tables(conn)?.is_empty() {
+        return Ok(());
+    }
+    let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for create in missing_tables(&tx)? {
+        tx.execute_batch(create)?;
+    }
+    tx.execute("INSERT INTO outrigger_meta(key, value) VALUES('format', ?1) ON CONFLICT DO NOTHING", [FORMAT])?;
+    tx.execute("INSERT INTO outrigger_meta(key, value) VALUES('epoch', 0) ON CONFLICT DO NOTHING", [])?;
+    tx.commit()
+}
+
+fn missing_tables(conn: &Connection) -> rusqlite::Result<Vec<&'static str>> {
+    let mut find = conn.prepare("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE")?;
+    let mut missing = Vec::new();
+    for (name, create) in TABLES {
+        if !find.exists([name])? {
+            missing.push(create);
+        }
+    }
+    Ok(missing)
+}
+
+fn check_format(conn: &Connection, path: &Path) -> Result<(), Error> {
+    let format = meta(conn, "format").map_err(Error::sqlite("reading the format of", path))?;
+    if format > FORMAT {
+        let why = format!("format {format} is newer than this version's {FORMAT}; use the version that wrote it");
+        return Err(Error::UnusableFile { path: path.to_owned(), why });
+    }
+    Ok(())
+}
+
+/// A number of the meta table; 0 where it was never set.
+pub(super) fn meta(conn: &Connection, key: &str) -> rusqlite::Result<i64> {
+    let mut get = conn.prepare_cached("SELECT value FROM outrigger_meta WHERE key = ?1")?;
+    Ok(get.query_row([key], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+/// Sets a number of the meta table.
+pub(super) fn set_meta(conn: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT OR REPLACE INTO outrigger_meta(key, value) VALUES(?1, ?2)")?
+        .execute((key, value))
+        .map(drop)
+}

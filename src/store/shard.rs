@@ -1,0 +1,472 @@
+//! One open shard: the client's side (async) and the protocol's (synchronous).
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::core::Core;
+use super::error::Error;
+use super::files;
+use super::overlay::Pending;
+use super::queries::{self, End, Range, Snapshot, Want};
+use super::readers::Readers;
+use super::replicator::{Decision, Proposal, Rejection};
+use super::rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow, supersedes};
+use super::schema;
+use super::state::ShardState;
+use super::update::{Change, Outcome, Row, Update, Verdict};
+use super::writer::{Fault, Writer};
+use crate::types::{Ballot, InvalidInput, Key, Namespace, Org, ShardId, Value};
+
+/// How long a write waits for its shard file where the replicator leaves durability to it and the caller names no limit.
+const DURABLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a list waits for one of the connections that lists may hold.
+const LIST_TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a list's callback may take over one portion: until then the list keeps the log from being reused.
+const LIST_STALL_MAX: Duration = Duration::from_secs(30);
+/// Rows are handed to a list's callback in portions of about this size, in bytes.
+const LIST_PORTION_BYTES: usize = 256 * 1024;
+
+/// One (org, namespace): a SQLite file with one writer and a few readers that never wait for it.
+///
+/// Cheap to share. For as long as someone holds one, its file stays open; after [`Shard::close`] every method
+/// returns [`Error::Closed`], and the manager opens the file anew for who asks.
+pub struct Shard {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    state: Arc<ShardState>,
+    core: Weak<Core>,
+    path: PathBuf,
+    readers: Readers,
+    writer: Mutex<Option<Writer>>,
+    gc_floor: Ballot,
+    is_closed: AtomicBool,
+    key_bytes_max: usize,
+    value_bytes_max: usize,
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("id", self.id()).field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}
+
+impl Shard {
+    /// Opens the file of `state`, creating it where there is none.
+    pub(super) fn open(core: &Arc<Core>, state: &Arc<ShardState>) -> Result<Self, Error> {
+        let path = core.shard_path(&state.id);
+        let (conn, meta) = schema::open_writer(&core.config.root_dir, &path)?;
+        state.overlay.resume_batches(meta.batch);
+        let inner = Inner {
+            state: Arc::clone(state),
+            core: Arc::downgrade(core),
+            readers: Readers::new(path.clone()),
+            writer: Mutex::new(Some(Writer::new(conn, path.clone()))),
+            path,
+            gc_floor: meta.gc_floor,
+            is_closed: AtomicBool::new(false),
+            key_bytes_max: core.config.key_bytes_max,
+            value_bytes_max: core.config.value_bytes_max,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Which shard this is.
+    #[must_use]
+    pub fn id(&self) -> &ShardId {
+        &self.inner.state.id
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.id().namespace
+    }
+
+    /// Its org.
+    #[must_use]
+    pub fn org(&self) -> &Org {
+        &self.id().org
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Writes `value` at `key`, whatever was there. Returns the new version.
+    ///
+    /// [`Error::Invalid`] and [`Error::Rejected`] mean that nothing was written; [`Error::Timeout`] that nobody knows.
+    pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Result<Ballot, Error> {
+        let value = Value::parse(value.into(), self.inner.value_bytes_max)?;
+        let outcome = self.update(&self.inner.key(key)?, Update::put(value), None).await?;
+        Ok(outcome.after.map(|row| row.upd).unwrap_or_default())
+    }
+
+    /// Reads `key` from this node's copy: committed values only.
+    pub async fn get(&self, key: &str) -> Result<Option<Row>, Error> {
+        self.read(&self.inner.key(key)?)
+    }
+
+    /// Deletes `key`. False where there was nothing to delete.
+    pub async fn del(&self, key: &str) -> Result<bool, Error> {
+        let outcome = self.update(&self.inner.key(key)?, Update::del(), None).await?;
+        Ok(outcome.verdict == Verdict::Written)
+    }
+
+    /// Has one update of `key` agreed on, and returns what it came to. `timeout` is how long to wait; the replicator's
+    /// default where there is none.
+    ///
+    /// Without a replicator the update is evaluated here. Then, and with one that is not durable, what was written is
+    /// in the shard file and synced on return.
+    pub async fn update(&self, key: &Key, update: Update, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        let inner = &self.inner;
+        let core = inner.check()?;
+        inner.check_sizes(key, &update)?;
+        if !update.is_read() {
+            inner.check_room(&core)?;
+        }
+        let proposal = Proposal { shard: self.id().clone(), key: key.clone(), update, timeout };
+        let replicator = core.replicator();
+        let decision = match &replicator {
+            Some(replicator) => replicator.propose(proposal).await,
+            None => core.decide_locally(self, &proposal, core.clock.now().wall, |_| ()),
+        };
+        let outcome = match decision {
+            Decision::Accept(outcome) => outcome,
+            Decision::Reject(rejection) => return Err(rejection.into()),
+            Decision::Timeout => return Err(Error::Timeout),
+        };
+        if outcome.verdict == Verdict::Written && replicator.is_none_or(|replicator| !replicator.is_durable()) {
+            let applied = inner.state.overlay.wait_past_async(inner.state.overlay.last(), || inner.state.poisoned());
+            tokio::time::timeout(timeout.unwrap_or(DURABLE_TIMEOUT_DEFAULT), applied)
+                .await
+                .unwrap_or(Err(Error::Timeout))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Reads `key` from this node's copy, as [`Shard::get`] does, on the caller's thread: microseconds.
+    pub fn read(&self, key: &Key) -> Result<Option<Row>, Error> {
+        self.inner.check()?;
+        if !self.inner.state.is_settled(key) {
+            return Err(Error::Unsettled);
+        }
+        match self.inner.state.overlay.get(key) {
+            Some(pending) => Ok(self.inner.newest(key, &pending)?.and_then(StoredRow::into_row)),
+            None => self.inner.query("reading", |conn| queries::live(conn, key)),
+        }
+    }
+
+    /// The committed row of `key` as the protocol sees it: deletions included, settled or not.
+    pub fn stored(&self, key: &Key) -> Result<Option<StoredRow>, Error> {
+        self.inner.check()?;
+        match self.inner.state.overlay.get(key) {
+            Some(pending) => self.inner.newest(key, &pending),
+            None => self.inner.query("reading", |conn| queries::point(conn, key)),
+        }
+    }
+
+    /// Some live rows in key order, as they all were at one moment. Blocking.
+    pub fn page(&self, query: &PageQuery) -> Result<Page, Error> {
+        let want = if query.keys_only { Want::Keys } else { Want::Rows };
+        let limit = query.limit.clamp(1, PAGE_ITEMS_MAX);
+        let mut range = Range::new(&query.prefix, query.after.as_ref());
+        loop {
+            let mut page = Page::default();
+            let mut bytes = 0;
+            let end = self.inner.scan(&range, want, limit + 1, |item| {
+                bytes += item.bytes();
+                if page.items.len() == limit || (bytes > query.bytes_max && !page.items.is_empty()) {
+                    page.next = page.items.last().map(|item| item.key.clone());
+                    return ControlFlow::Break(());
+                }
+                page.items.push(item);
+                ControlFlow::Continue(())
+            })?;
+            if let End::Excerpt(key) = end {
+                page.next = Some(key);
+            }
+            self.inner.check_settled(&range, page.next.as_ref())?;
+            match &page.next {
+                // Everything so far was deleted: an empty page would look like the end.
+                Some(next) if page.items.is_empty() => range = Range::new(&query.prefix, Some(next)),
+                _ => return Ok(page),
+            }
+        }
+    }
+
+    /// Hands every live row under `prefix` to `f` in key order, all as they were when it began. `f` may use this same
+    /// shard; an error of its ends the list as [`Error::Callback`]. Rows come in portions, so memory stays bounded;
+    /// an `f` that takes longer than 30 s over one ends the list, too.
+    pub async fn list<E: fmt::Display>(
+        &self,
+        prefix: &str,
+        mut f: impl FnMut(&str, &Row) -> Result<(), E>,
+    ) -> Result<(), Error> {
+        self.inner.check()?;
+        let turn = tokio::time::timeout(LIST_TURN_TIMEOUT, Arc::clone(&self.inner.readers.lists).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(Rejection::Busy(format!("too many lists of {} run already", self.id())).into());
+        };
+        let (portions, mut received) = mpsc::channel(1);
+        let inner = Arc::clone(&self.inner);
+        let range = Range::new(prefix, None);
+        let runtime = tokio::runtime::Handle::current();
+        let walk = spawn_blocking(move || {
+            let _turn = turn;
+            inner.stream(&range, &|portion| {
+                let sent = runtime.block_on(tokio::time::timeout(LIST_STALL_MAX, portions.send(portion)));
+                matches!(sent, Ok(Ok(())))
+            })
+        });
+        while let Some(portion) = received.recv().await {
+            for item in portion {
+                let row = Row { value: item.value.unwrap_or_default(), upd: item.upd };
+                f(item.key.as_str(), &row).map_err(|error| Error::Callback(error.to_string()))?;
+            }
+        }
+        walk.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Up to `limit` keys after `after` with their versions, deletions included, in key order. Blocking.
+    pub fn pairs(&self, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Ballot)>, Error> {
+        let mut pairs: Vec<(Key, Ballot)> = Vec::new();
+        let mut range = Range::new("", after);
+        while pairs.len() < limit {
+            let wanted = limit - pairs.len();
+            let end = self.inner.scan(&range, Want::Pairs, wanted + 1, |item| {
+                pairs.push((item.key, item.upd));
+                if pairs.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            match end {
+                End::Whole => break,
+                End::Excerpt(key) => range = Range::new("", Some(&key)),
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// Counts this shard. Blocking, and reads all of it.
+    pub fn stats(&self) -> Result<ShardStats, Error> {
+        let range = Range::new("", None);
+        let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, |snapshot| snapshot.count())?;
+        Ok(ShardStats { keys, bytes: files::bytes_on_disk(&self.inner.path), last_upd })
+    }
+
+    /// What is absent and not above this was deleted, and the deletion has been forgotten.
+    #[must_use]
+    pub fn gc_floor(&self) -> Ballot {
+        self.inner.gc_floor
+    }
+
+    /// From now on a local read of these keys, or of a range with one of them, is [`Error::Unsettled`].
+    pub fn unsettle(&self, keys: impl IntoIterator<Item = Key>) {
+        self.inner.state.unsettle(keys);
+    }
+
+    /// Takes that back for one key.
+    pub fn settle(&self, key: &Key) {
+        self.inner.state.settle(key);
+    }
+
+    /// Empties the write-ahead log into the file, with everything committed before the call.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            inner.check()?;
+            inner.flush()?;
+            let mut writer = inner.writer.lock();
+            let done = writer.as_mut().ok_or(Error::Closed)?.checkpoint_truncate();
+            drop(writer);
+            if inner.noticed(done)? {
+                return Ok(());
+            }
+            Err(Rejection::Busy(format!("{}: a reader holds on to the log; try again", inner.path.display())).into())
+        })
+        .await
+    }
+
+    /// Writes out everything committed before the call, syncs it and closes the file. Safe to call twice.
+    pub async fn close(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            let Some(core) = inner.core.upgrade() else { return Ok(()) };
+            if inner.is_closed.load(Ordering::Acquire) || core.is_closed() {
+                return Ok(());
+            }
+            inner.flush()?;
+            core.close_shard(&inner.state, |shard| Arc::ptr_eq(&shard.inner, &inner)).map(drop)
+        })
+        .await
+    }
+
+    /// Syncs and closes the connections. The caller holds the state's `changing` lock.
+    pub(super) fn shut(&self) -> Result<(), Error> {
+        self.inner.is_closed.store(true, Ordering::Release);
+        self.inner.readers.close();
+        let mut writer = self.inner.writer.lock();
+        let synced = writer.as_mut().map_or(Ok(()), Writer::sync);
+        *writer = None;
+        drop(writer);
+        self.inner.noticed(synced)
+    }
+
+    /// Makes every applied frame durable; a failure spoils the shard.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        let synced = self.inner.writer.lock().as_mut().map_or(Ok(()), Writer::sync);
+        self.inner.noticed(synced)
+    }
+
+    /// Runs `work` with the writing connection. None where the shard was closed meanwhile.
+    pub(super) fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> Option<T> {
+        self.inner.writer.lock().as_mut().map(work)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    spawn_blocking(work).await.unwrap_or(Err(Error::Closed))
+}
+
+impl Inner {
+    /// Counts as use; fails where the shard is closed or spoilt.
+    fn check(&self) -> Result<Arc<Core>, Error> {
+        let core = self.core.upgrade().filter(|core| !core.is_closed()).ok_or(Error::Closed)?;
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        self.state.poisoned()?;
+        self.state.touch(core.clock.now().monotonic);
+        Ok(core)
+    }
+
+    fn key(&self, key: &str) -> Result<Key, Error> {
+        Ok(Key::parse_bytes(key.as_bytes(), self.key_bytes_max)?)
+    }
+
+    fn check_sizes(&self, key: &Key, update: &Update) -> Result<(), InvalidInput> {
+        let bytes = key.as_str().len();
+        if bytes > self.key_bytes_max {
+            return Err(InvalidInput::KeyTooLarge { bytes, max: self.key_bytes_max });
+        }
+        match &update.change {
+            Change::Put(value) | Change::Append(value) if value.as_bytes().len() > self.value_bytes_max => {
+                Err(InvalidInput::ValueTooLarge { bytes: value.as_bytes().len(), max: self.value_bytes_max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a write that could only wait: behind a full disk, or behind too many others.
+    fn check_room(&self, core: &Core) -> Result<(), Rejection> {
+        if let Some(stuck) = self.state.stuck().filter(|stuck| stuck.is_full) {
+            return Err(Rejection::DiskFull(stuck.why));
+        }
+        if core.is_overloaded() {
+            return Err(Rejection::Busy("too many committed frames wait for their shard files; try again".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn check_settled(&self, range: &Range, last: Option<&Key>) -> Result<(), Error> {
+        if self.state.is_range_settled(range, last) { Ok(()) } else { Err(Error::Unsettled) }
+    }
+
+    /// What a read error means for the shard: a disk that cannot be read is not asked again.
+    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ (Error::Sqlite { .. } | Error::Io { .. })) = &result
+            && Fault::of(error) == Fault::Fatal
+        {
+            self.state.poison(error);
+        }
+        result
+    }
+
+    fn query<T>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let reader = self.readers.lend()?;
+        self.noticed(reader.run(|conn| read(conn).map_err(Error::sqlite(doing, &self.path))))
+    }
+
+    /// The newer of a pending frame and what the file holds.
+    fn newest(&self, key: &Key, pending: &Pending) -> Result<Option<StoredRow>, Error> {
+        if pending.is_above_file() {
+            return Ok(Some(pending.to_stored()));
+        }
+        let stored = self.query("reading", |conn| queries::point(conn, key))?;
+        if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
+            pending.set_above_file();
+            return Ok(Some(pending.to_stored()));
+        }
+        Ok(stored)
+    }
+
+    fn snapshot<T>(
+        &self,
+        range: &Range,
+        frames_max: usize,
+        read: impl FnOnce(&Snapshot<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.check()?;
+        let reader = self.readers.lend()?;
+        self.noticed(
+            reader.run(|conn| read(&Snapshot::open(conn, &self.path, &self.state.overlay, range, frames_max)?)),
+        )
+    }
+
+    fn scan(
+        &self,
+        range: &Range,
+        want: Want,
+        frames_max: usize,
+        emit: impl FnMut(Item) -> ControlFlow<()>,
+    ) -> Result<End, Error> {
+        self.snapshot(range, frames_max, |snapshot| snapshot.scan(range, want, emit))
+    }
+
+    /// Sends all of `range` in portions until `send` says that nobody listens.
+    fn stream(&self, range: &Range, send: &dyn Fn(Vec<Item>) -> bool) -> Result<(), Error> {
+        self.check_settled(range, None)?;
+        let (mut portion, mut bytes, mut is_heard) = (Vec::new(), 0, true);
+        self.scan(range, Want::Rows, usize::MAX, |item| {
+            bytes += item.bytes();
+            portion.push(item);
+            if bytes < LIST_PORTION_BYTES.min(PAGE_BYTES_MAX) && portion.len() < PAGE_ITEMS_MAX {
+                return ControlFlow::Continue(());
+            }
+            bytes = 0;
+            is_heard = send(std::mem::take(&mut portion));
+            if is_heard { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if is_heard && (portion.is_empty() || send(portion)) {
+            return Ok(());
+        }
+        Err(Error::Callback(format!("took longer than {LIST_STALL_MAX:?} over one portion of rows")))
+    }
+
+    /// Waits until everything committed before the call is in the file.
+    fn flush(&self) -> Result<(), Error> {
+        self.state.overlay.wait_past(self.state.overlay.last(), || {
+            self.state.poisoned()?;
+            match self.state.stuck() {
+                Some(stuck) if stuck.is_full => Err(Rejection::DiskFull(stuck.why).into()),
+                Some(stuck) => Err(Rejection::Busy(stuck.why).into()),
+                None => Ok(()),
+            }
+        })
+    }
+}

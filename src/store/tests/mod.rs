@@ -1,0 +1,3 @@
+//! The store's behaviour, through its public face where it can be.
+
+mod basics;

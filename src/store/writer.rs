@@ -1,0 +1,166 @@
+//! The one connection that writes a shard file: frames in, one transaction per batch; all checkpoints.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
+
+use super::error::Error;
+use super::overlay::{Batch, Pending};
+use super::replicator::Op;
+use super::rows::supersedes;
+use super::{files, queries, schema};
+use crate::types::{Ballot, Key};
+
+/// A write-ahead log above this size is copied back into the file after the next batch.
+const WAL_BYTES_SOFT_MAX: u64 = 8 * 1024 * 1024;
+
+const UPSERT: &str = "INSERT INTO kv(key, value, upd) VALUES(?1, ?2, ?3) \
+    ON CONFLICT(key) DO UPDATE SET value = excluded.value, upd = excluded.upd";
+
+/// What a failed write means for its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No room: the frames wait until there is some.
+    Full,
+    /// Something that passes, such as another program's lock: try again.
+    Passing,
+    /// The handle can no longer be trusted.
+    Fatal,
+}
+
+impl Fault {
+    pub(super) fn of(error: &Error) -> Self {
+        match error {
+            Error::Sqlite { source, path, .. } => Self::of_sqlite(source, path),
+            Error::Io { source, path, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full,
+                _ if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => Self::Passing,
+                _ if files::is_out_of_room(path) => Self::Full,
+                _ => Self::Fatal,
+            },
+            Error::Rejected(_) => Self::Passing,
+            _ => Self::Fatal,
+        }
+    }
+
+    fn of_sqlite(error: &rusqlite::Error, path: &Path) -> Self {
+        let Some(error) = error.sqlite_error() else { return Self::Fatal };
+        match (error.code, error.extended_code) {
+            (ErrorCode::DiskFull, _) => Self::Full,
+            (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory, _) => Self::Passing,
+            // A failed sync leaves pages marked clean that are not on the disk, whatever its reason.
+            (_, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => Self::Fatal,
+            (ErrorCode::SystemIoFailure | ErrorCode::CannotOpen, _) if files::is_out_of_room(path) => Self::Full,
+            (ErrorCode::CannotOpen, _) => Self::Passing,
+            _ => Self::Fatal,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    conn: Connection,
+    path: PathBuf,
+    syncs_commits: bool,
+    /// Something was written since the last [`Writer::sync`].
+    is_unsynced: bool,
+}
+
+impl Writer {
+    pub(super) fn new(conn: Connection, path: PathBuf) -> Self {
+        // What an earlier process left in the log was perhaps never synced.
+        Self { conn, path, syncs_commits: false, is_unsynced: true }
+    }
+
+    /// Applies a batch in one transaction; durable on return if `durable`.
+    pub(super) fn apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> Result<(), Error> {
+        self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path))?;
+        if std::fs::metadata(files::wal_path(&self.path)).is_ok_and(|wal| wal.len() > WAL_BYTES_SOFT_MAX) {
+            self.checkpoint_passive()?;
+        }
+        Ok(())
+    }
+
+    fn try_apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> rusqlite::Result<()> {
+        if self.syncs_commits != durable {
+            self.conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })?;
+            self.syncs_commits = durable;
+        }
+        self.is_unsynced = true;
+        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for (key, pending) in &batch.frames {
+            apply_one(&tx, key, pending, gc_floor)?;
+        }
+        schema::set_meta(&tx, "batch", i64::try_from(batch.number).unwrap_or(i64::MAX))?;
+        tx.commit()
+    }
+
+    /// Copies what it can of the log into the file without waiting for anyone. A full disk is no failure here: the
+    /// log keeps what could not be copied.
+    fn checkpoint_passive(&mut self) -> Result<(), Error> {
+        let done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        match done.map_err(Error::sqlite("checkpointing", &self.path)) {
+            Err(error) if Fault::of(&error) == Fault::Fatal => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Empties the log into the file, waiting up to the busy timeout for readers. False where one held on.
+    pub(super) fn checkpoint_truncate(&mut self) -> Result<bool, Error> {
+        let busy = self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        busy.map(|busy| busy == 0).map_err(Error::sqlite("checkpointing", &self.path))
+    }
+
+    /// Makes every batch applied so far survive the loss of power.
+    ///
+    /// SQLite's checkpoint syncs the log before it copies from it, and the file before the log is used anew; so what
+    /// the file lacks is in the log, and a synced log is enough.
+    pub(super) fn sync(&mut self) -> Result<(), Error> {
+        if !self.is_unsynced {
+            return Ok(());
+        }
+        self.checkpoint_passive()?;
+        files::sync_wal(&self.path)?;
+        if let Some(directory) = self.path.parent() {
+            files::sync_directory(directory)?;
+        }
+        self.is_unsynced = false;
+        Ok(())
+    }
+
+    /// Runs statements of a test against the writing connection.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+}
+
+fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) -> rusqlite::Result<()> {
+    let stored = queries::point(conn, key)?;
+    if !supersedes(pending.ballot, pending.upd, stored.as_ref(), gc_floor) {
+        return Ok(());
+    }
+    let same = stored.as_ref().is_some_and(|row| row.upd == pending.upd && row.op == pending.op);
+    let run = |sql: &str| conn.prepare_cached(sql)?.execute([key.as_str()]).map(drop);
+    match &pending.op {
+        _ if same => {}
+        Op::Put(value) => {
+            conn.prepare_cached(UPSERT)?.execute((key.as_str(), value.as_bytes(), pending.upd.0))?;
+            if stored.as_ref().is_some_and(|row| row.op == Op::Del) {
+                run("DELETE FROM tombstone WHERE key = ?1")?;
+            }
+        }
+        Op::Del => {
+            conn.prepare_cached("INSERT OR REPLACE INTO tombstone(key, upd) VALUES(?1, ?2)")?
+                .execute((key.as_str(), pending.upd.0))?;
+            run("DELETE FROM kv WHERE key = ?1")?;
+        }
+    }
+    if pending.ballot > pending.upd {
+        conn.prepare_cached("INSERT OR REPLACE INTO outrigger_ballot(key, ballot) VALUES(?1, ?2)")?
+            .execute((key.as_str(), pending.ballot.0))?;
+    } else if stored.is_none_or(|row| row.ballot > row.upd) {
+        run("DELETE FROM outrigger_ballot WHERE key = ?1")?;
+    }
+    Ok(())
+}
