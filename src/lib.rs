@@ -1,6 +1,7 @@
 //! Outrigger: a sidecar that keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
 
 pub mod admin;
+pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -42,7 +42,7 @@ fn with_nothing_set_a_node_is_alone() {
     assert_eq!(config.node.data_dir, Path::new("./outrigger-data"));
     assert_eq!(config.socket, SocketConfig { path: "./outrigger.sock".into(), mode: 0o660 });
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
-    assert_eq!(config.cluster.voters, [config.node.name.clone()]);
+    assert_eq!(config.cluster.voters, std::slice::from_ref(&config.node.name));
     assert_eq!(config.cluster.identity, None);
     assert_eq!(config.store.value_size_max, 1024 * 1024);
     assert_eq!(config.store.key_size_max, 1024);
