@@ -21,10 +21,7 @@ fn entry(ballot: i64) -> Entry {
     let shard = ShardId::parse("acme", "orders").unwrap();
     let address = Address { shard, key: Key::parse(&format!("order/{ballot:020}")).unwrap() };
     let op = Op::Put(Value::from(vec![b'v'; VALUE_BYTES]));
-    Entry::Accepted(
-        address,
-        Record { ballot: Ballot(ballot), upd: Ballot(ballot), op, lineage: Lineage::default() },
-    )
+    Entry::Accepted(address, Record { ballot: Ballot(ballot), upd: Ballot(ballot), op, lineage: Lineage::default() })
 }
 
 fn directory() -> tempfile::TempDir {

@@ -72,7 +72,8 @@ fn shell(command: &str) -> Output {
 
 /// The command under the comment that starts so.
 fn under<'a>(lines: &'a [String], comment: &str) -> &'a str {
-    let at = lines.iter().position(|line| line.starts_with(comment)).unwrap_or_else(|| panic!("{comment} in {lines:?}"));
+    let at =
+        lines.iter().position(|line| line.starts_with(comment)).unwrap_or_else(|| panic!("{comment} in {lines:?}"));
     &lines[at + 1]
 }
 

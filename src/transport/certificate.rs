@@ -17,9 +17,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::types::NodeId;
 
 /// The shortest shared secret, in bytes, white space around it not counted.
-pub const SECRET_BYTES_MIN: usize = 16;
+pub(super) const SECRET_BYTES_MIN: usize = 16;
 /// The largest key file, in bytes.
-pub const SECRET_BYTES_MAX: usize = 4 * 1024;
+pub(super) const SECRET_BYTES_MAX: usize = 4 * 1024;
 
 const SUFFIX: &str = ".node.outrigger";
 const LABEL_BYTES_MAX: usize = 63;

@@ -12,10 +12,10 @@ use tokio::task::AbortHandle;
 use super::DIALS_MAX;
 use super::registry::{Registry, Standing};
 
-/// The first pause after a failed attempt; doubles up to [`BACKOFF_MAX`].
+/// The first pause after a failed attempt; doubles up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// The longest pause between attempts, and the pause after a refusal.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The longest pause between attempts, and the pause after a refusal, over a network.
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often an address is dialled again whose node is connected from elsewhere: another may live there by now.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
 
@@ -42,8 +42,8 @@ pub(super) trait Connector: Send + Sync + 'static {
 }
 
 /// One task per address.
-#[derive(Default)]
 pub(super) struct Dialer {
+    backoff_max: Duration,
     tasks: Mutex<Tasks>,
 }
 
@@ -54,6 +54,11 @@ struct Tasks {
 }
 
 impl Dialer {
+    /// One that pauses for `backoff_max` at most.
+    pub(super) fn new(backoff_max: Duration) -> Self {
+        Self { backoff_max, tasks: Mutex::default() }
+    }
+
     /// Starts dialling `addr`, unless that is under way.
     pub(super) fn dial<C: Connector>(&self, connector: Arc<C>, addr: SocketAddr) {
         let mut tasks = self.tasks.lock();
@@ -64,7 +69,7 @@ impl Dialer {
             tracing::warn!(%addr, "not dialled: {DIALS_MAX} addresses are being dialled already");
             return;
         }
-        let task = tokio::spawn(keep_dialling(connector, addr)).abort_handle();
+        let task = tokio::spawn(keep_dialling(connector, addr, self.backoff_max)).abort_handle();
         tasks.by_addr.insert(addr, task);
     }
 
@@ -83,7 +88,7 @@ impl Dialer {
     }
 }
 
-async fn keep_dialling<C: Connector>(connector: Arc<C>, addr: SocketAddr) {
+async fn keep_dialling<C: Connector>(connector: Arc<C>, addr: SocketAddr, backoff_max: Duration) {
     let mut backoff = BACKOFF_MIN;
     loop {
         wait_while_connected(connector.registry(), addr).await;
@@ -100,10 +105,10 @@ async fn keep_dialling<C: Connector>(connector: Arc<C>, addr: SocketAddr) {
                 tracing::debug!(%addr, "this is our own address: not dialled again");
                 return std::future::pending().await;
             }
-            Outcome::Refused => tokio::time::sleep(jittered(BACKOFF_MAX)).await,
+            Outcome::Refused => tokio::time::sleep(jittered(backoff_max)).await,
             Outcome::Failed => {
                 tokio::time::sleep(jittered(backoff)).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
+                backoff = (backoff * 2).min(backoff_max);
             }
         }
     }

@@ -14,6 +14,8 @@ mod ending;
 mod endpoint;
 mod link;
 mod opening;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,13 +24,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use self::ending::LEAVING;
 use self::link::QuicLink;
-use super::dialer::Dialer;
+use super::dialer::{BACKOFF_MAX, Dialer};
 use super::refusal::Refusals;
 use super::registry::Registry;
 use super::{CallError, Greeter, Inbox, InboxSender, Lane, Link, Refusal, SendError, Transport, tls};
@@ -98,6 +100,8 @@ struct Shared {
     registry: Registry<QuicLink>,
     dialer: Dialer,
     refusals: Refusals,
+    /// Why changed certificate files are not in use.
+    trouble: Mutex<Option<String>>,
     inbox: InboxSender,
     metrics: Metrics,
 }
@@ -124,8 +128,9 @@ impl QuicTransport {
             client: RwLock::new(configs.client),
             greeter,
             registry: Registry::new(),
-            dialer: Dialer::default(),
+            dialer: Dialer::new(BACKOFF_MAX),
             refusals: Refusals::new(),
+            trouble: Mutex::default(),
             inbox: to_inbox,
             metrics: Metrics {
                 live: metrics::gauge!(PEERS_LIVE),
@@ -138,6 +143,12 @@ impl QuicTransport {
             tokio::spawn(endpoint::reload(Arc::downgrade(&shared), config.identity, sources, config.reload_every));
         }
         Ok((Arc::new(Self { shared }), inbox))
+    }
+
+    /// Why the certificate files, as they are now, cannot be used; the former ones are. `None` when all is well.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().clone()
     }
 }
 

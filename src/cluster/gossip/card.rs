@@ -181,8 +181,9 @@ mod tests {
 
     #[test]
     fn a_value_out_of_bounds_is_named() {
-        for (at, bad) in
-            ["nowhere", "xyz", "4096", "-1", "x", "high", "", "65536", "", "1.5", "-2", "many", "perhaps"].iter().enumerate()
+        for (at, bad) in ["nowhere", "xyz", "4096", "-1", "x", "high", "", "65536", "", "1.5", "-2", "many", "perhaps"]
+            .iter()
+            .enumerate()
         {
             let mut pairs = card().pairs(false);
             pairs[at].1 = (*bad).to_owned();

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::Rooms;
 use super::Input;
+use super::core::Rooms;
 use crate::replication::register::{Address, Lineage, Record};
 use crate::replication::wire::{
     self, Answer, KEYS_PER_REQUEST_MAX, Malformed, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request,
@@ -83,7 +83,8 @@ async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<
                 Ok(row) => Ok(row.is_none_or(|row| row.upd < *upd)),
                 Err(error) => Err(error),
             };
-            let newer = pairs.into_iter().filter_map(|pair| is_newer(&pair).map(|newer| newer.then_some(pair.0)).transpose());
+            let newer =
+                pairs.into_iter().filter_map(|pair| is_newer(&pair).map(|newer| newer.then_some(pair.0)).transpose());
             newer.collect::<Result<Vec<Key>, store::Error>>()
         });
         for keys in missed.await?.chunks(KEYS_PER_REQUEST_MAX) {

@@ -31,9 +31,9 @@ use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::core::{Core, Rooms};
 pub use self::greeter::Greeter;
 pub use self::status::{PeerStatus, QuorumStatus};
-use self::core::{Core, Rooms};
 use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
 use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
 use crate::clock::{Clock, HybridClock};
@@ -165,14 +165,7 @@ impl QuorumReplicator {
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
         let serving = tokio::spawn(catch_up::serve(calls, manager.clone()));
-        let rooms = Rooms {
-            clock: clock.clone(),
-            greeter,
-            manager,
-            transport,
-            inputs,
-            subscribers,
-        };
+        let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         core.bar_at_start(damage);

@@ -105,7 +105,8 @@ impl Node {
 
     async fn has(&self, name: &str, value: &str) {
         let value = Value::from(value.as_bytes().to_vec());
-        until(&format!("{name} = {value:?}"), async || self.local(name).await.is_some_and(|row| row.value == value)).await;
+        until(&format!("{name} = {value:?}"), async || self.local(name).await.is_some_and(|row| row.value == value))
+            .await;
     }
 
     async fn status_is(&self, what: &str, is: impl Fn(&QuorumStatus) -> bool) {
