@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Server, Service, ServiceConfig};
-use crate::clock::{Clock, OsClock};
+use crate::clock::OsClock;
 use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::{InvalidMembership, Membership};
@@ -199,8 +199,8 @@ impl Node {
             timeout_default: config.timeouts.propose,
             timeout_max: TIMEOUT_MAX,
         };
-        let service = Arc::new(Service::new(limits, manager.clone(), view.clone()));
-        let socket = api::Config::new(config.socket.path.clone(), config.socket.mode);
+        let service = Service::new(limits, manager.clone(), view.clone());
+        let socket = api::Config { mode: config.socket.mode, ..api::Config::at(&config.socket.path) };
         let server = api::serve(socket, service.clone()).await?;
         let admin = Admin::start(config.admin.listen, view.clone(), metrics).await?;
         let mut housekeeping = JoinSet::new();
@@ -218,10 +218,10 @@ impl Node {
         })
     }
 
-    /// Where peers reach this node.
+    /// Where peers reach this node; none where it is the only voter.
     #[must_use]
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.transport.local_addr()
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.gossip.is_some().then(|| self.transport.local_addr())
     }
 
     /// Where the admin port listens.
@@ -248,7 +248,7 @@ impl Node {
     pub async fn drain(self) {
         self.view.draining.store(true, Ordering::Relaxed);
         self.service.drain();
-        if tokio::time::timeout(DRAIN_REQUESTS, self.service.idle()).await.is_err() {
+        if tokio::time::timeout(DRAIN_REQUESTS, self.service.drained()).await.is_err() {
             tracing::warn!("requests in flight did not end in time; their clients will see the connection close");
         }
         if let Some(gossip) = &self.gossip {

@@ -200,7 +200,7 @@ impl Core {
             Event::Up { node, hello } => self.on_up(&node, &hello),
             Event::Down { node, reason } => {
                 let Some(index) = self.index(&node) else { return };
-                tracing::info!(peer = %node, reason, "peer lost");
+                tracing::debug!(peer = %node, reason, "peer lost");
                 if let Some(Some(peer)) = self.peers.get_mut(index) {
                     peer.down();
                 }
@@ -651,7 +651,7 @@ impl Core {
             (Standing::Good, Some(needed)) => Link::Meeting(needed),
             (Standing::Good, None) => Link::Up,
         };
-        tracing::info!(peer = %node, "peer found");
+        tracing::debug!(peer = %node, "peer found");
         if peer.link != Link::Forgot {
             self.catch_up(index, node.clone());
         }
