@@ -1,5 +1,14 @@
 //! Each row of the outcome table, reached for real on real processes, in both dialects.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
+
 mod common;
 
 use std::path::Path;
@@ -14,7 +23,9 @@ use tokio::net::UnixStream;
 async fn http(node: &Node, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
     let mut stream = UnixStream::connect(node.socket()).await.unwrap();
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     // The answer to a body that is too large may come before all of it is taken.
     let _ = stream.write_all(body).await;
