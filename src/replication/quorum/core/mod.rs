@@ -5,30 +5,33 @@
 //!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
 //! ```
 
+mod meeting;
+mod tasks;
+mod votes;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use self::tasks::Task;
 use super::clients::Clients;
 use super::disk::Disk;
 use super::greeter::Greeter;
-use super::peers::{Link, Peer, Stamp};
+use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Subscribers};
 use crate::clock::{Clock, Now};
-use crate::cluster::hello::Hello;
-use crate::cluster::memory::Standing;
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
-    Acceptor, Action, Address, Body, Commit, Learned, Message, OpId, Proposer, Record, Refusal, Sealed, SealedQueue,
+    Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
 use crate::replication::wire::{self, Batch};
-use crate::store::replicator::{Decision, Frame, Proposal, Rejection};
-use crate::store::{self, Manager, StoredRow};
+use crate::store::Manager;
+use crate::store::replicator::{Decision, Proposal, Rejection};
 use crate::transport::{Event, Transport};
-use crate::types::{Ballot, NodeId, ShardId};
+use crate::types::{Ballot, ShardId};
 
 /// Tasks that wait for their shard file to be opened.
 const PARKED_TASKS_MAX: usize = 65_536;
@@ -54,28 +57,6 @@ enum Effect {
 struct Waiting {
     ballot: Ballot,
     decisions: Vec<(OpId, Decision)>,
-}
-
-/// What needs to know the row that its shard file holds.
-#[derive(Debug)]
-enum Task {
-    /// A message to this node's acceptor or learner, from that replica.
-    Message(usize, Message),
-    /// A round to begin.
-    Start(Address),
-    /// A record that this node's proposer had chosen.
-    Chosen { address: Address, record: Record, decisions: Vec<(OpId, Decision)> },
-    /// A row from a peer that this node had missed.
-    Install(Address, Record),
-}
-
-impl Task {
-    fn address(&self) -> &Address {
-        match self {
-            Self::Message(_, message) => &message.address,
-            Self::Start(address) | Self::Chosen { address, .. } | Self::Install(address, _) => address,
-        }
-    }
 }
 
 /// What the driver and its helpers share.
@@ -404,309 +385,12 @@ impl Core {
         }
     }
 
-    /// Runs a task with the row that its shard file holds; one whose file is not open waits for it.
-    fn run(&mut self, now: Now, task: Task) {
-        match self.stored(task.address()) {
-            Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
-            Ok(None) => self.park(task),
-            Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
-        }
-    }
-
-    /// The row, `None` within where there is none; `None` outside while the file is not open.
-    fn stored(&self, address: &Address) -> Result<Option<Option<StoredRow>>, store::Error> {
-        let Address { shard, key } = address;
-        match self.rooms.manager.cached(shard) {
-            Some(open) => match open.stored(key) {
-                // Evicted under our hands: open it again.
-                Err(store::Error::Closed) => Ok(None),
-                read => read.map(Some),
-            },
-            None if self.rooms.manager.exists(shard) => Ok(None),
-            None => Ok(Some(None)),
-        }
-    }
-
-    fn park(&mut self, task: Task) {
-        if self.parked_tasks >= PARKED_TASKS_MAX {
-            // As good as a lost message; whoever waits for it asks again or runs into its deadline.
-            return;
-        }
-        let shard = task.address().shard.clone();
-        self.parked_tasks += 1;
-        let waiting = self.parked.entry(shard.clone()).or_default();
-        waiting.push(task);
-        if waiting.len() > 1 {
-            return;
-        }
-        let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
-        tokio::spawn(async move {
-            let result = manager.get(&shard).await.map(drop);
-            // Nobody listens any more only while the node stops.
-            let _ = inputs.send(Input::Opened { shard, result }).await;
-        });
-    }
-
-    fn opened(&mut self, now: Now, shard: &ShardId, result: Result<(), store::Error>) {
-        let tasks = self.parked.remove(shard).unwrap_or_default();
-        self.parked_tasks -= tasks.len();
-        match result {
-            Ok(()) => tasks.into_iter().for_each(|task| self.run(now, task)),
-            Err(store::Error::Closed | store::Error::Rejected(_)) => {}
-            Err(error) => self.bar(format!("cannot open {shard}: {error}")),
-        }
-    }
-
-    fn run_with(&mut self, now: Now, task: Task, stored: Option<&StoredRow>) {
-        match task {
-            Task::Message(from, message) => self.on_message(now, from, message, stored),
-            Task::Start(address) => {
-                let held = self.acceptor.peek(&address, stored);
-                self.proposer.start(now, &address, held);
-            }
-            Task::Chosen { address, record, decisions } => {
-                let ballot = record.ballot;
-                if stored.is_some_and(|row| row.ballot >= ballot) {
-                    self.settled(&address, ballot);
-                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
-                }
-                if !decisions.is_empty() {
-                    self.waiting.entry(address.clone()).or_default().push(Waiting { ballot, decisions });
-                }
-                self.learn(now, &address, record, stored);
-            }
-            Task::Install(address, record) => {
-                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
-                    self.metrics.synced_rows.increment(1);
-                    self.take(commit.map(Effect::Commit));
-                }
-            }
-        }
-    }
-
-    /// What a message to the acceptor or learner of this node comes to.
-    fn on_message(&mut self, now: Now, from: usize, message: Message, stored: Option<&StoredRow>) {
-        let Message { address, body } = message;
-        let answer = match body {
-            Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. }
-                if self.refusal().is_some() =>
-            {
-                let why = self.refusal().unwrap_or(Refusal::Full);
-                let body = Body::Refused { ballot, above: Ballot::ZERO, why };
-                return self.send(now, from, Message { address, body });
-            }
-            Body::Prepare { ballot, holds } => self.acceptor.on_prepare(now, &address, ballot, holds, stored),
-            Body::Accept { record, next } => match self.acceptor.on_accept(now, &address, record, next, stored) {
-                Ok(answer) => answer,
-                Err(conflict) => return self.bar(conflict.to_string()),
-            },
-            Body::Read { round, holds } if self.barred.is_none() => {
-                self.acceptor.on_read(&address, round, holds, stored)
-            }
-            Body::Commit { ballot } => {
-                return match self.acceptor.on_commit(&address, ballot, stored) {
-                    Learned::Known => {}
-                    Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
-                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
-                };
-            }
-            Body::Pull => return self.on_pull(now, from, address, stored),
-            Body::Chosen { record } => {
-                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
-                    self.take(commit.map(Effect::Commit));
-                }
-                return;
-            }
-            Body::Read { .. }
-            | Body::Promised { .. }
-            | Body::Held { .. }
-            | Body::Accepted { .. }
-            | Body::Refused { .. } => return,
-        };
-        let answer = answer.map(|body| {
-            self.metrics.clock_ahead(&body);
-            Effect::Send(from, Message { address, body })
-        });
-        self.take(answer);
-    }
-
-    /// Why this node votes for nothing just now.
-    fn refusal(&self) -> Option<Refusal> {
-        if self.barred.is_some() {
-            return Some(Refusal::Barred);
-        }
-        (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
-    }
-
-    fn on_pull(&mut self, now: Now, from: usize, address: Address, stored: Option<&StoredRow>) {
-        match stored {
-            Some(row) => self.send(now, from, chosen(address, row)),
-            // Chosen, but not on this disk yet: answered when it is.
-            None if self.pulls.len() < PULLS_MAX => {
-                self.pulls.entry(address).or_default().insert(from);
-            }
-            None => {}
-        }
-    }
-
-    /// Commits a record that is chosen, from this node's own vote or from what the round brought.
-    fn learn(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) {
-        let commit = match self.acceptor.on_commit(address, record.ballot, stored) {
-            Learned::Commit(commit) => Some(commit),
-            Learned::Known | Learned::Missing => self.acceptor.install(now, address, record, stored),
-        };
-        if let Some(commit) = commit {
-            self.take(commit.map(Effect::Commit));
-        }
-    }
-
-    fn take(&mut self, sealed: Sealed<Effect>) {
-        if let Some(effect) = self.sealed.push(sealed) {
-            self.effect(effect);
-        }
-    }
-
-    fn effect(&mut self, effect: Effect) {
-        let now = self.rooms.clock.now();
-        match effect {
-            Effect::Send(to, message) => self.send(now, to, message),
-            Effect::Commit(commit) => self.commit(now, &commit),
-            Effect::Done(done) => {
-                // Whoever waited for it has gone: so be it.
-                let _ = done.send(());
-            }
-        }
-    }
-
-    fn send(&mut self, now: Now, to: usize, message: Message) {
-        let stamp = self.stamp(now);
-        match self.peers.get_mut(to) {
-            Some(Some(peer)) => peer.queue(message, stamp, &*self.rooms.transport),
-            _ => self.local.push_back(message),
-        }
-    }
-
-    /// A chosen record is on this disk: makes it visible, and tells who waits.
-    fn commit(&mut self, now: Now, commit: &Commit) {
-        self.publish(commit);
-        self.acceptor.on_applied(commit);
-        let Commit { address, record } = commit;
-        self.settled(address, record.ballot);
-        if let Some(pulling) = self.pulls.remove(address) {
-            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
-            for to in pulling {
-                self.send(now, to, chosen(address.clone(), &row));
-            }
-        }
-        let Some(waiting) = self.waiting.get_mut(address) else { return };
-        let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
-        if waiting.is_empty() {
-            self.waiting.remove(address);
-        }
-        for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
-            self.decide(now, id, decision);
-        }
-    }
-
-    fn publish(&mut self, commit: &Commit) {
-        self.seq += 1;
-        let Commit { address: Address { shard, key }, record } = commit;
-        let Record { ballot, upd, op, .. } = record.clone();
-        let frame = Frame { shard: shard.clone(), seq: self.seq, key: key.clone(), op, upd, ballot };
-        for subscriber in self.rooms.subscribers.read().iter() {
-            subscriber.on_commit(&frame);
-        }
-    }
-
-    fn settled(&mut self, address: &Address, ballot: Ballot) {
-        if self.unsettled.get(address).is_some_and(|open| *open <= ballot) {
-            self.unsettled.remove(address);
-            self.rooms.manager.settle(&address.shard, &address.key);
-        }
-    }
-
     fn decide(&mut self, now: Now, id: OpId, decision: Decision) {
         // Background completions have no client.
         let Some(client) = self.clients.remove(id) else { return };
         self.metrics.count(&decision);
         self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
         let _ = client.reply.send(decision);
-    }
-
-    fn on_up(&mut self, node: &NodeId, hello: &[u8]) {
-        let Some(index) = self.index(node) else { return };
-        if let Some(accused) = self.rooms.greeter.accused() {
-            self.bar(accused);
-        }
-        let memories = self.disk.remember(self.rooms.greeter.take_unsaved());
-        let standing = self.rooms.greeter.standing(node);
-        let Some(Some(peer)) = self.peers.get_mut(index) else { return };
-        peer.storage_id = Hello::decode(hello).ok().map(|hello| hello.storage_id);
-        peer.in_step = false;
-        peer.link = match (standing, memories) {
-            (Standing::Forgot { reason }, _) => {
-                tracing::error!(peer = %node, reason, "the votes of this peer do not count: its disk has forgotten");
-                Link::Forgot
-            }
-            (Standing::Good, Some(needed)) => Link::Meeting(needed),
-            (Standing::Good, None) => Link::Up,
-        };
-        tracing::debug!(peer = %node, "peer found");
-        if peer.link != Link::Forgot {
-            self.catch_up(index, node.clone());
-        }
-        self.update_reachable();
-    }
-
-    fn catch_up(&mut self, index: usize, node: NodeId) {
-        self.stop_catching_up(index);
-        let task = tokio::spawn(super::catch_up::catch_up(index, node, self.rooms.clone()));
-        if let Some(slot) = self.catch_ups.get_mut(index) {
-            *slot = Some(task.abort_handle());
-        }
-    }
-
-    fn stop_catching_up(&mut self, index: usize) {
-        if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
-            task.abort();
-        }
-    }
-
-    /// Rule 12: stops voting for good, and says so.
-    fn bar(&mut self, why: String) {
-        if self.barred.is_some() {
-            return;
-        }
-        tracing::error!(why, "this node stops voting");
-        self.disk.bar(&why);
-        self.barred = Some(why);
-        self.update_reachable();
-    }
-
-    pub(super) fn bar_at_start(&mut self, damage: Option<String>) {
-        if let Some(why) = damage {
-            self.bar(why);
-        }
-    }
-
-    fn update_reachable(&mut self) {
-        self.proposer.set_reachable(if self.barred.is_some() { 0 } else { self.reachable() });
-    }
-
-    fn reachable(&self) -> usize {
-        usize::from(self.barred.is_none()) + self.peers.iter().flatten().filter(|peer| peer.votes()).count()
-    }
-
-    fn live(&self) -> usize {
-        self.peers.iter().flatten().filter(|peer| peer.is_live()).count()
-    }
-
-    fn stamp(&self, now: Now) -> Stamp {
-        Stamp { epoch: self.config.membership.epoch(), wall: now.wall }
-    }
-
-    fn index(&self, node: &NodeId) -> Option<usize> {
-        self.config.membership.voters().iter().position(|voter| voter == node)
     }
 
     /// Says that it has ended, to who closed it.
@@ -721,10 +405,4 @@ impl Core {
             let _ = done.send(());
         }
     }
-}
-
-fn chosen(address: Address, row: &StoredRow) -> Message {
-    let StoredRow { op, upd, ballot } = row.clone();
-    let record = Record { ballot, upd, op, lineage: crate::replication::register::Lineage::default() };
-    Message { address, body: Body::Chosen { record } }
 }
