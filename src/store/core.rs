@@ -19,6 +19,7 @@ use super::rows::StoredRow;
 use super::shard::Shard;
 use super::state::ShardState;
 use super::update::Verdict;
+use super::writer::Fault;
 use crate::clock::{Clock, HybridClock};
 use crate::telemetry;
 use crate::types::{Ballot, ShardId, Slot};
@@ -97,7 +98,9 @@ impl Core {
 
     /// Ends the clients' side. True for the first caller.
     pub(super) fn set_closed(&self) -> bool {
-        *self.replicator.write() = None;
+        let installed = self.replicator.write().take();
+        // Dropped outside of the lock: a replicator may ask for things as it ends.
+        drop(installed);
         !self.is_closed.swap(true, Ordering::AcqRel)
     }
 
@@ -110,7 +113,8 @@ impl Core {
     }
 
     pub(super) fn install(&self, replicator: Arc<dyn Replicator>) {
-        *self.replicator.write() = Some(Installed(replicator));
+        let replaced = self.replicator.write().replace(Installed(replicator));
+        drop(replaced);
     }
 
     /// Whether an answered write must be durable in its shard file, as nothing else keeps it.
@@ -178,7 +182,13 @@ impl Core {
         }
         state.poisoned()?;
         self.reserve(opener)?;
-        let shard = Shard::open(self, &state).map(Arc::new).inspect_err(|_| self.release())?;
+        let shard = Shard::open(self, &state).map(Arc::new).map_err(|error| {
+            self.release();
+            match Fault::of(&error) {
+                Fault::Full if opener == Opener::Client => Rejection::DiskFull(error.to_string()).into(),
+                _ => error,
+            }
+        })?;
         *state.current.write() = Some(Arc::clone(&shard));
         drop(changing);
         if opener == Opener::Client && self.is_closed() {

@@ -73,17 +73,13 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), Error> {
         .map_err(|source| Error::io("syncing directory", directory, source))
 }
 
-/// Makes the write-ahead log of `db` durable; nothing to do where there is none.
+/// Makes the write-ahead log of `db` durable. SQLite keeps one for as long as the database is open.
 ///
 /// Only the log may be opened like this: closing any descriptor of the database file would drop the locks that SQLite
 /// holds on it for this process (`fcntl` locks belong to the process, not to the descriptor).
 pub(super) fn sync_wal(db: &Path) -> Result<(), Error> {
     let path = wal_path(db);
-    match File::open(&path) {
-        Ok(wal) => wal.sync_all().map_err(|source| Error::io("syncing", &path, source)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("opening", &path, error)),
-    }
+    File::open(&path).and_then(|wal| wal.sync_all()).map_err(|source| Error::io("syncing", &path, source))
 }
 
 /// Sizes of a shard file and its log together, in bytes.

@@ -196,7 +196,17 @@ impl Manager {
     /// What is wrong, such as a disk too full to apply; none when all is well.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.core.states().iter().find_map(|state| state.trouble())
+        let states = self.core.states();
+        states.iter().find_map(|state| state.poisoned().err().map(|error| format!("{}: {error}", state.id))).or_else(
+            || states.iter().find_map(|state| state.stuck().map(|stuck| format!("{}: {}", state.id, stuck.why))),
+        )
+    }
+
+    /// The first error of a shard that was given up: a write or sync failed, or its file cannot be read. Nothing but
+    /// a new start cures it, as what is on the disk is not known any more.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.core.states().iter().find_map(|state| state.poisoned().err())
     }
 
     /// Marks a key whose last write before a restart may or may not have been acknowledged: local reads of it fail

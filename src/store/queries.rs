@@ -90,6 +90,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// What the overlay holds of these keys, at most `frames_max`.
+    pub(super) fn of(&self, overlay: &Overlay, frames_max: usize) -> Excerpt {
+        overlay.excerpt(&self.start, self.end.as_deref(), frames_max)
+    }
+
     /// The keys under `prefix` and after `after`.
     pub(super) fn new(prefix: &str, after: Option<&Key>) -> Self {
         let start = match after {
@@ -125,16 +130,14 @@ pub(super) struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    /// Opens one of the keys in `range`, with at most `frames_max` frames of the overlay.
+    /// Opens one that shows what `excerpt` copies from the overlay, and the file as it was at that very moment.
     pub(super) fn open(
         conn: &'a Connection,
         path: &'a Path,
-        overlay: &Overlay,
-        range: &Range,
-        frames_max: usize,
+        mut excerpt: impl FnMut() -> Excerpt,
     ) -> Result<Self, Error> {
         for _ in 0..SNAPSHOT_TRIES_MAX {
-            let excerpt = overlay.excerpt(&range.start, range.end.as_deref(), frames_max);
+            let excerpt = excerpt();
             let begin = || {
                 let tx = conn.unchecked_transaction()?;
                 let batch = schema::meta(&tx, "batch")?;
@@ -149,7 +152,7 @@ impl<'a> Snapshot<'a> {
         Err(Rejection::Busy(format!("{}: no steady snapshot in {SNAPSHOT_TRIES_MAX} tries", path.display())).into())
     }
 
-    /// Hands the rows of `range`, the one the snapshot was opened with, to `emit` in key order until it breaks off.
+    /// Hands the rows of `range`, which the excerpt must be of, to `emit` in key order until it breaks off.
     pub(super) fn scan(
         &self,
         range: &Range,

@@ -343,6 +343,11 @@ impl Shard {
         let _: Result<(), ()> = overlay.wait_past(overlay.last(), || Ok(()));
     }
 
+    #[cfg(test)]
+    pub(super) fn overlay(&self) -> &super::overlay::Overlay {
+        &self.inner.state.overlay
+    }
+
     /// Runs `work` with the writing connection. None where the shard was closed meanwhile.
     pub(super) fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> Option<T> {
         self.inner.writer.lock().as_mut().map(work)
@@ -449,9 +454,8 @@ impl Inner {
     ) -> Result<T, Error> {
         self.check()?;
         let reader = self.readers.lend()?;
-        self.noticed(
-            reader.run(|conn| read(&Snapshot::open(conn, &self.path, &self.state.overlay, range, frames_max)?)),
-        )
+        let excerpt = || range.of(&self.state.overlay, frames_max);
+        self.noticed(reader.run(|conn| read(&Snapshot::open(conn, &self.path, excerpt)?)))
     }
 
     fn scan(

@@ -56,6 +56,7 @@ fn a_full_disk_loses_nothing_and_is_retried() {
     // A shard whose file cannot even be created.
     commit(&manager, &put(&id("other", "b"), "k", "v", 1));
     assert!(matches!(manager.sync_all(), Err(Error::Rejected(Rejection::DiskFull(_)))));
+    assert!(matches!(manager.open(&id("other", "c")), Err(Error::Rejected(Rejection::DiskFull(_)))));
     assert!(manager.trouble().unwrap().contains("disk full"), "{:?}", manager.trouble());
     assert_eq!(value_of(&shard, "k299").unwrap().len(), 1_000);
     assert_eq!(value_of(&shard, "before").unwrap(), b"v");
@@ -121,4 +122,21 @@ async fn a_full_memory_refuses_writes() {
     manager.sync_all().unwrap();
     assert_eq!(manager.apply_backlog(), 0);
     assert_eq!(value_of(&shard, "k256").unwrap(), b"small");
+}
+
+/// A sync that failed is never tried again: the pages that it lost count as written from then on.
+#[tokio::test]
+async fn a_failed_sync_spoils_the_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.get(&id("acme", "a")).await.unwrap();
+    shard.put("k", "v").await.unwrap();
+    let [here, gone] = ["acme", "moved"].map(|name| dir.path().join(name));
+    std::fs::rename(&here, &gone).unwrap();
+    let first = manager.sync_all().unwrap_err().to_string();
+    assert!(first.contains("a.db-wal"), "{first}");
+    std::fs::rename(&gone, &here).unwrap();
+    assert_eq!(manager.sync_all().unwrap_err().to_string(), first);
+    assert_eq!(shard.get("k").await.unwrap_err().to_string(), first);
+    assert_eq!(manager.failure().unwrap().to_string(), first);
 }
