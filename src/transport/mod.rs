@@ -95,7 +95,8 @@ pub enum CallError {
     },
 }
 
-/// What this room tells of a connection's life.
+/// What this room tells of a connection's life. Of one peer, `Up` and `Down` alternate and messages come in between,
+/// also where a new connection replaces an old one.
 #[derive(Debug)]
 pub enum Event {
     /// Both ends agreed to talk; `hello` is what the peer said of itself.
@@ -194,11 +195,11 @@ pub struct Refusal {
 /// A node's door to the others.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Where others reach this node.
+    /// Where this node listens; others reach it there unless it listens on all of its host's addresses.
     fn local_addr(&self) -> SocketAddr;
 
     /// Keeps a connection to whoever lives at `addr`: dials, and dials again with backoff, until [`Transport::forget`].
-    /// Harmless when called again, or for this node's own address.
+    /// Does nothing while a connection to the node found there stands, whichever of the two dialled it. Harmless when called again, or for this node's own address.
     fn dial(&self, addr: SocketAddr);
 
     /// Dials `addr` no more; a connection that stands is left alone.
@@ -207,10 +208,12 @@ pub trait Transport: Send + Sync + 'static {
     /// Queues a protocol message; returns at once.
     fn send(&self, to: &NodeId, message: Bytes) -> Result<(), SendError>;
 
-    /// Queues a gossip message for whoever lives at `to`; dropped where no connection leads there yet.
+    /// Queues a gossip message for whoever lives at `to`: where the peer's packets come from, or where it was found
+    /// when this node dialled; dropped where no connection leads there yet.
     fn gossip(&self, to: SocketAddr, message: Bytes) -> Result<(), SendError>;
 
-    /// Sends a request on a stream of its own. Answers end with the channel's close; an `Err` is the last one.
+    /// Sends a request on a stream of its own. Answers end with the channel's close; an `Err` is the last one. Waits
+    /// while [`CALLS_PER_PEER_MAX`] calls to that peer are open. Dropping the receiver ends the call at the other end.
     async fn call(&self, to: &NodeId, request: Bytes) -> Result<mpsc::Receiver<Result<Bytes, CallError>>, CallError>;
 
     /// The connections that stand.

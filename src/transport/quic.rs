@@ -17,10 +17,10 @@ mod opening;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,7 +41,7 @@ use crate::types::NodeId;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a node's transport needs to know.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// This node's name; its certificate must be for it.
     pub node: NodeId,
@@ -54,6 +54,15 @@ pub struct Config {
     pub reset_key: [u8; 32],
     /// How often PEM files are compared with what is in use.
     pub reload_every: Duration,
+}
+
+impl fmt::Debug for Config {
+    /// Without the reset key, which is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Config");
+        shown.field("node", &self.node).field("listen", &self.listen).field("identity", &self.identity);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Config {

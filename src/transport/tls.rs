@@ -33,7 +33,8 @@ pub const PEM_BYTES_MAX: usize = 1024 * 1024;
 pub enum Identity {
     /// A file with a secret that all nodes share; each derives the CA from it and signs its own certificate.
     KeyFile(PathBuf),
-    /// Certificates made elsewhere. Read again when they change.
+    /// Certificates made elsewhere; the node's must allow both server and client use, and name the node as CN or as
+    /// its only DNS name. Read again when they change.
     Pem {
         /// The CA, or several of them while one replaces another.
         ca: PathBuf,

@@ -37,7 +37,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections of others that are not links yet. From half of them on, strangers must show that they receive at the
 /// address that they send from; at the limit they are ignored.
-const HANDSHAKES_MAX: usize = 64;
+pub(super) const HANDSHAKES_MAX: usize = 64;
 /// TLS sends the name only if it is asked to, which it is not; certificates are not checked against it.
 const SERVER_NAME: &str = "node.outrigger";
 /// The process's number before each hello, in bytes.

@@ -12,7 +12,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 
 use super::{Config, Error, QuicTransport};
 use crate::transport::tests::{Harness, OverQuic, Peer, node, polite, soon, until};
-use crate::transport::{Event, tls};
+use crate::transport::{Event, INBOX_EVENTS_MAX, tls};
 
 fn with_key(harness: &OverQuic, name: &str, key: &str) -> Config {
     let identity = tls::Identity::KeyFile(harness.file(&format!("key of {name}"), key));
@@ -211,14 +211,24 @@ fn a_killed_peer_that_dials_first_replaces_its_former_connection() {
             dies.up(name).await;
         });
         here.block_on(stays.up(peer));
+        // More than the inbox holds: what the former connection brought comes before what the new one does.
+        (0..2 * INBOX_EVENTS_MAX).for_each(|n| dies.send(&stays, format!("{n}")));
+        let is_full = || (stays.inbox.events.len() == INBOX_EVENTS_MAX).then_some(());
+        here.block_on(until("a full inbox", is_full));
         there.shutdown_timeout(Duration::from_secs(5));
         drop(dies);
         here.block_on(async {
             let mut back = harness.start(peer, polite()).await;
             back.transport.dial(stays.addr);
-            stays.down(peer).await;
-            stays.up(peer).await;
             back.up(name).await;
+            let down = loop {
+                match stays.event().await {
+                    Event::Message { .. } => (),
+                    other => break other,
+                }
+            };
+            assert!(matches!(down, Event::Down { .. }), "{down:?}");
+            stays.up(peer).await;
             back.send(&stays, "x");
             assert_eq!(stays.message(peer).await, "x");
         });
@@ -332,4 +342,28 @@ async fn a_port_that_is_taken_is_named() {
     let config = Config { listen: a.addr, ..harness.config("b") };
     let error = QuicTransport::start(config, polite()).map(drop).unwrap_err().to_string();
     assert!(error.contains(&a.addr.to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_connections_is_bounded_and_passes() {
+    const FLOOD: usize = 150;
+    let harness = OverQuic::default();
+    let (_a, raw) = harness.start_with(harness.config("a"), polite()).await;
+    let mut b = harness.start("b", polite()).await;
+    // Each shows a good certificate, then says nothing, and is thus in progress until its time is over.
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..FLOOD {
+        let client = raw.shared.client.read().clone();
+        let connecting = raw.shared.endpoint.connect_with(client, b.addr, "x").unwrap();
+        flood.spawn(async move { tokio::time::timeout(Duration::from_secs(2), connecting).await });
+    }
+    let mut open = Vec::new();
+    while let Some(ended) = flood.join_next().await {
+        open.extend(ended.unwrap().ok().and_then(Result::ok));
+    }
+    assert!(!open.is_empty() && open.len() <= super::opening::HANDSHAKES_MAX, "{} in progress", open.len());
+    let mut c = harness.start("c", polite()).await;
+    c.transport.dial(b.addr);
+    c.up("b").await;
+    b.up("c").await;
 }
