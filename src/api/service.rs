@@ -27,6 +27,8 @@ const BLOCKING_JOBS_MAX: usize = 16;
 const BATCH_CONCURRENCY_MAX: usize = 64;
 /// The most bytes that the reads of one batch may answer together.
 pub(super) const BATCH_REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How often a shard is opened again that was closed as idle between its opening and its use.
+const REOPEN_ATTEMPTS_MAX: usize = 3;
 /// How much longer than the client's timeout a proposal is waited for: the replicator's own timer should win, as it
 /// knows whether anything was written.
 const REPLICATOR_SLACK: Duration = Duration::from_millis(500);
@@ -164,17 +166,24 @@ impl Service {
         if get.consistency == Consistency::Quorum {
             return self.read_quorum(get.at, get.timeout).await;
         }
-        let local = async {
-            let Some(shard) = self.manager.find(&get.at.shard).await? else { return Ok(None) };
-            shard.read(&get.at.key)
-        };
-        match local.await {
+        match self.read_local(&get.at).await {
             Ok(row) => Ok(row),
             // A restart left the key's last write undecided; a quorum read settles it.
             Err(StoreError::Unsettled) => {
                 self.read_quorum(get.at, get.timeout).await.map_err(ApiError::timeout_as_no_quorum)
             }
             Err(error) => Err(ApiError::from_store(error, Written::No)),
+        }
+    }
+
+    async fn read_local(&self, at: &Address) -> Result<Option<Row>, StoreError> {
+        let mut attempts = 0;
+        loop {
+            let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
+            match shard.read(&at.key) {
+                Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
+                read => return read,
+            }
         }
     }
 
@@ -197,8 +206,15 @@ impl Service {
     ) -> Result<Outcome, ApiError> {
         let timeout = self.timeout(timeout);
         let run = async {
-            let shard = self.manager.get(&at.shard).await?;
-            shard.update(&at.key, update, Some(timeout)).await
+            let mut attempts = 0;
+            loop {
+                let shard = self.manager.get(&at.shard).await?;
+                match shard.update(&at.key, update.clone(), Some(timeout)).await {
+                    // Said before anything is proposed.
+                    Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
+                    ended => return ended,
+                }
+            }
         };
         match tokio::time::timeout(timeout + REPLICATOR_SLACK, run).await {
             Ok(ended) => ended.map_err(|error| ApiError::from_store(error, on_failure)),
