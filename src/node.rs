@@ -205,17 +205,7 @@ impl Node {
         let admin = Admin::start(config.admin.listen, view.clone(), metrics).await?;
         let mut housekeeping = JoinSet::new();
         housekeeping.spawn(keep_house(view.clone()));
-        Ok(Self {
-            manager,
-            replicator,
-            transport,
-            gossip,
-            service,
-            server,
-            admin,
-            view,
-            _housekeeping: housekeeping,
-        })
+        Ok(Self { manager, replicator, transport, gossip, service, server, admin, view, _housekeeping: housekeeping })
     }
 
     /// Where peers reach this node; none where it is the only voter.
