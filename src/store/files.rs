@@ -91,13 +91,13 @@ pub(super) fn bytes_on_disk(db: &Path) -> u64 {
     [db, &wal_path(db)].into_iter().filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.len()).sum()
 }
 
-/// True where the file system of `path` has next to no room left.
-pub(super) fn is_out_of_room(path: &Path) -> bool {
+/// True where the file system of `path` has next to no room beyond `bytes`.
+pub(super) fn is_out_of_room(path: &Path, bytes: usize) -> bool {
+    /// What a small transaction and its index pages may take.
     const ROOM_BYTES_MIN: u64 = 64 * 1024;
-    let existing = path.ancestors().find(|path| path.exists());
-    existing
-        .and_then(|path| rustix::fs::statvfs(path).ok())
-        .is_some_and(|fs| fs.f_bavail * fs.f_frsize < ROOM_BYTES_MIN)
+    let wanted = u64::try_from(bytes).unwrap_or(u64::MAX / 4) * 2 + ROOM_BYTES_MIN;
+    let directory = path.ancestors().skip(1).find_map(|directory| rustix::fs::statvfs(directory).ok());
+    directory.is_some_and(|fs| fs.f_bavail * fs.f_frsize < wanted)
 }
 
 /// Copies the file `src` to `dst` and makes the copy durable: its bytes and its directory entry. Returns the bytes

@@ -134,7 +134,8 @@ impl Manager {
         Ok(shards)
     }
 
-    /// Opens every shard of an org, in the order of namespaces.
+    /// Opens every shard of an org, in the order of namespaces. All are held open together, so an org of more than
+    /// [`super::OPEN_SHARDS_MAX`] is [`Rejection::Busy`]: go through [`Manager::shards_of`] one by one instead.
     pub async fn list_shards(&self, org: &Org) -> Result<Vec<Arc<Shard>>, Error> {
         let mut shards = Vec::new();
         for id in self.shards_of(org)? {

@@ -53,7 +53,7 @@ pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Sto
     get.query_row([key.as_str()], |row| {
         let live: bool = row.get(0)?;
         let op = if live { Op::Put(value(row.get_ref(1)?)) } else { Op::Del };
-        let upd = Ballot(row.get(2)?);
+        let upd = version(row.get_ref(2)?);
         let beside: Option<i64> = row.get(3)?;
         Ok(StoredRow { op, upd, ballot: upd.max(Ballot(beside.unwrap_or(0))) })
     })
@@ -63,7 +63,8 @@ pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Sto
 /// The live row of `key`.
 pub(super) fn live(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
     let mut get = conn.prepare_cached(LIVE)?;
-    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: Ballot(row.get(1)?) })).optional()
+    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: version(row.get_ref(1)?) }))
+        .optional()
 }
 
 /// Another program may have stored text or numbers where we store bytes; they read as the text that SQLite shows.
@@ -74,6 +75,11 @@ fn value(stored: ValueRef<'_>) -> Value {
         ValueRef::Real(number) => Value::from(number.to_string().into_bytes()),
         ValueRef::Null => Value::default(),
     }
+}
+
+/// Another program may have stored a version that is no number; any write replaces it.
+fn version(stored: ValueRef<'_>) -> Ballot {
+    stored.as_i64().map_or(Ballot::ZERO, Ballot)
 }
 
 /// A range of keys: from `start` on, before `end`.
@@ -219,7 +225,7 @@ impl<'a> Snapshot<'a> {
         let key = key
             .unwrap_or(Err(crate::types::InvalidInput::KeyNotUtf8))
             .map_err(|why| Error::UnreadableRow { path: self.path.to_owned(), why: why.to_string() })?;
-        let upd = Ballot(row.get(1).map_err(failed())?);
+        let upd = version(row.get_ref(1).map_err(failed())?);
         let value = (want == Want::Rows).then(|| row.get_ref(2).map(value)).transpose().map_err(failed())?;
         Ok(Item { key, value, upd })
     }

@@ -94,12 +94,13 @@ async fn keep_dialling<C: Connector>(connector: Arc<C>, addr: SocketAddr, backof
         wait_while_connected(connector.registry(), addr).await;
         match Arc::clone(&connector).attempt(addr).await {
             Outcome::Connected => {
-                // The other end may have decided a moment before this one learns of it.
-                let mut changes = connector.registry().changes();
-                if connector.registry().at(addr).is_none() {
-                    let _ = tokio::time::timeout(BACKOFF_MIN, changes.changed()).await;
+                // The other end may have decided a moment before this one learns of it, or still believe in a
+                // connection that this one has lost.
+                if registers(connector.registry(), addr, backoff).await {
+                    backoff = BACKOFF_MIN;
+                } else {
+                    backoff = (backoff * 2).min(backoff_max);
                 }
-                backoff = BACKOFF_MIN;
             }
             Outcome::Myself => {
                 tracing::debug!(%addr, "this is our own address: not dialled again");
@@ -112,6 +113,13 @@ async fn keep_dialling<C: Connector>(connector: Arc<C>, addr: SocketAddr, backof
             }
         }
     }
+}
+
+/// Whether a connection to `addr` stands, or does so within `patience`.
+async fn registers<L: Standing>(registry: &Registry<L>, addr: SocketAddr, patience: Duration) -> bool {
+    let mut changes = registry.changes();
+    let stands = async { while registry.at(addr).is_none() && changes.changed().await.is_ok() {} };
+    tokio::time::timeout(patience, stands).await.is_ok()
 }
 
 async fn wait_while_connected<L: Standing>(registry: &Registry<L>, addr: SocketAddr) {

@@ -194,6 +194,7 @@ impl Transport for QuicTransport {
 
     async fn close(&self) {
         self.shared.dialer.close();
+        self.shared.endpoint.set_server_config(None);
         let links = self.shared.registry.all();
         let flush = async {
             for link in &links {

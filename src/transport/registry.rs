@@ -80,18 +80,16 @@ impl<L: Standing> Registry<L> {
         Self { inner: RwLock::new(inner), changed: watch::Sender::new(()) }
     }
 
-    /// The connection to `node` that stands.
+    /// The connection to `node`, which may have ended a moment ago: asking it would cost every sender a lock.
     pub(super) fn get(&self, node: &NodeId) -> Option<Arc<L>> {
-        let inner = self.inner.read();
-        inner.peers.get(node)?.link.as_ref().filter(|link| !link.is_closed()).cloned()
+        self.inner.read().peers.get(node)?.link.clone()
     }
 
     /// The connection to whoever lives at `addr`: seen there, or else found there when it was dialled.
     pub(super) fn at(&self, addr: SocketAddr) -> Option<Arc<L>> {
         let inner = self.inner.read();
         let seen = inner.peers.values().filter_map(|peer| peer.link.as_ref()).find(|link| link.addr() == addr);
-        let link = seen.or_else(|| inner.peers.get(inner.dialled.get(&addr)?)?.link.as_ref())?;
-        (!link.is_closed()).then(|| Arc::clone(link))
+        seen.or_else(|| inner.peers.get(inner.dialled.get(&addr)?)?.link.as_ref()).cloned()
     }
 
     /// All connections that stand.

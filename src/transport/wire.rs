@@ -22,6 +22,8 @@ pub(super) fn head(message: &[u8]) -> [u8; HEAD_BYTES] {
 
 /// Appends `messages` to `chunks`, ready to be written: few chunks, and no copy of what is large.
 pub(super) fn pack(messages: &mut Vec<Bytes>, small: &mut BytesMut, chunks: &mut Vec<Bytes>) {
+    let copied = |message: &Bytes| HEAD_BYTES + if message.len() <= COPY_BYTES_MAX { message.len() } else { 0 };
+    small.reserve(messages.iter().map(copied).sum());
     for message in messages.drain(..) {
         small.put_slice(&head(&message));
         if message.len() <= COPY_BYTES_MAX {

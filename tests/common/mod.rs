@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 use outrigger::client::{Client, Consistency};
 
 /// How long anything may take before a test calls it lost.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node's files and, while it runs, its process.
-pub struct Node {
-    pub name: String,
-    pub dir: PathBuf,
-    pub peer_port: u16,
-    pub admin_port: u16,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) peer_port: u16,
+    pub(crate) admin_port: u16,
     child: Option<Child>,
 }
 
 /// All nodes, in a directory that goes away with them.
-pub struct Cluster {
-    pub nodes: Vec<Node>,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 fn free_udp_port() -> u16 {
@@ -38,7 +38,7 @@ fn free_tcp_port() -> u16 {
 
 impl Cluster {
     /// Writes the files of `count` nodes; none runs yet.
-    pub fn prepare(count: usize) -> Self {
+    pub(crate) fn prepare(count: usize) -> Self {
         // Socket paths are short: the system's limit is 107 bytes.
         let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
         fs::write(dir.path().join("cluster.key"), "0123456789abcdef0123456789abcdef\n").unwrap();
@@ -81,7 +81,7 @@ listen = "127.0.0.1:{admin_port}"
     }
 
     /// Starts `count` nodes and waits until every one is ready.
-    pub async fn start(count: usize) -> Self {
+    pub(crate) async fn start(count: usize) -> Self {
         let mut cluster = Self::prepare(count);
         for node in &mut cluster.nodes {
             node.start();
@@ -94,20 +94,20 @@ listen = "127.0.0.1:{admin_port}"
 }
 
 impl Node {
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("s")
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.join("outrigger.toml")
     }
 
     /// Starts the process; its log goes to `log` in its directory.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
         command.arg("serve").arg("--config").arg(self.config());
@@ -115,34 +115,34 @@ impl Node {
         self.child = Some(command.spawn().unwrap());
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     /// SIGKILL: no goodbye, no flush.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// SIGTERM; returns how it exited.
-    pub fn terminate(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         self.signal("TERM");
         self.child.take().unwrap().wait().unwrap()
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits until `/readyz` says so.
-    pub async fn ready(&mut self) {
+    pub(crate) async fn ready(&mut self) {
         let until = Instant::now() + PATIENCE;
         while !self.is_ready().await {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
@@ -153,12 +153,12 @@ impl Node {
         }
     }
 
-    pub async fn is_ready(&self) -> bool {
+    pub(crate) async fn is_ready(&self) -> bool {
         self.admin("/readyz").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     /// The whole answer of the admin port.
-    pub async fn admin(&self, path: &str) -> Option<String> {
+    pub(crate) async fn admin(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n");
@@ -168,11 +168,11 @@ impl Node {
         Some(answer)
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::builder(self.socket()).build()
     }
 
-    pub fn quorum_reader(&self) -> Client {
+    pub(crate) fn quorum_reader(&self) -> Client {
         Client::builder(self.socket()).consistency(Consistency::Quorum).build()
     }
 }
@@ -188,7 +188,7 @@ impl Drop for Node {
 }
 
 /// Looks again and again until it is so.
-pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !is().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -198,7 +198,7 @@ pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 }
 
 /// The rows of a shard file, read as any SQLite program would.
-pub fn rows_of(file: &Path) -> Vec<(String, Vec<u8>, i64)> {
+pub(crate) fn rows_of(file: &Path) -> Vec<(String, Vec<u8>, i64)> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let connection = rusqlite::Connection::open_with_flags(file, flags).unwrap();
     let mut statement = connection.prepare("SELECT key, value, upd FROM kv ORDER BY key").unwrap();

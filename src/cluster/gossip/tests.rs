@@ -11,6 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
+use crate::transport::memory::Network;
 use crate::transport::quic::{self, QuicTransport};
 use crate::transport::{CallError, Greeter, Inbox, Link, Refusal, SendError, tls};
 use crate::types::{Ballot, Slot, StorageId};
@@ -18,7 +19,7 @@ use crate::types::{Ballot, Slot, StorageId};
 const PATIENCE: Duration = Duration::from_secs(20);
 const INBOX_MESSAGES: usize = 256;
 
-/// A network: two nodes are connected once one has dialled the address of the other.
+/// A network that shows what is dialled, and takes whatever bytes a test has: two nodes are connected once one has dialled the address of the other.
 #[derive(Default)]
 struct Net {
     nodes: Mutex<HashMap<SocketAddr, Member>>,
@@ -459,17 +460,22 @@ impl Greeter for Host {
     }
 }
 
-/// A node with a real transport: what arrives but gossip is read and dropped.
+/// A node with a real transport.
 async fn start_over_quic(name: &str, boot: u64, key: &Path, seeds: &[&str]) -> (Arc<Gossip>, Arc<QuicTransport>) {
     let identity = tls::Identity::KeyFile(key.to_owned());
     let quic = quic::Config::new(node(name), at(0), identity, [7; 32]);
     let (transport, inbox) = QuicTransport::start(quic, Arc::new(Host)).unwrap();
+    let config = config(name, transport.local_addr(), boot, seeds);
+    let card = card(config.advertise, boot);
+    (Gossip::start(config, transport.clone(), only_gossip(inbox), card).await.unwrap(), transport)
+}
+
+/// Reads and drops whatever else arrives.
+fn only_gossip(inbox: Inbox) -> mpsc::Receiver<(SocketAddr, Bytes)> {
     let Inbox { mut events, mut calls, gossip } = inbox;
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     tokio::spawn(async move { while calls.recv().await.is_some() {} });
-    let config = config(name, transport.local_addr(), boot, seeds);
-    let card = card(config.advertise, boot);
-    (Gossip::start(config, transport.clone(), gossip, card).await.unwrap(), transport)
+    gossip
 }
 
 #[tokio::test]
@@ -498,6 +504,39 @@ async fn nodes_find_each_other_over_quic_and_one_that_moved_is_found_again() {
     }
     until(&b, |peers| live(peers) == ["a", "c"]).await;
     until_true(|| [&a_door, &b_door, &c_door].iter().all(|door| door.links().len() == 2)).await;
+}
+
+#[tokio::test]
+async fn nodes_that_were_cut_off_are_away_and_come_back_by_themselves() {
+    let network = Network::new();
+    let names = ["a", "b", "c"].map(node);
+    let doors = names.clone().map(|name| network.join(name, Arc::new(Host)));
+    let seed = doors[0].0.local_addr().to_string();
+    let (mut gossips, mut transports) = (Vec::new(), Vec::new());
+    for (name, (transport, inbox)) in names.iter().zip(doors) {
+        let config = config(name.as_str(), transport.local_addr(), 1, &[&seed]);
+        let card = card(config.advertise, 1);
+        let gossip = Gossip::start(config, transport.clone(), only_gossip(inbox), card).await.unwrap();
+        gossips.push(gossip);
+        transports.push(transport);
+    }
+    let [a, b, c] = &gossips[..] else { panic!("three") };
+    until(a, |peers| live(peers) == ["b", "c"]).await;
+    until(b, |peers| live(peers) == ["a", "c"]).await;
+    until(c, |peers| live(peers) == ["a", "b"]).await;
+
+    network.cut(&names[0], &names[2]);
+    network.cut(&names[1], &names[2]);
+    until(a, |peers| live(peers) == ["b"]).await;
+    until(c, |peers| live(peers).is_empty()).await;
+    let said = Card { open_shards: 9, ..card(transports[2].local_addr(), 1) };
+    c.say(said.clone());
+    network.heal(&names[0], &names[2]);
+    network.heal(&names[1], &names[2]);
+    for gossip in [a, b] {
+        until(gossip, |peers| peers.iter().any(|peer| peer.live && peer.card == said)).await;
+    }
+    until(c, |peers| live(peers) == ["a", "b"]).await;
 }
 
 #[tokio::test]

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{ReadError, RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::ending::{CALL_CANCELLED, Ending};
-use super::link::{QuicLink, READ_BYTES};
+use super::link::{Messages, QuicLink};
 use crate::transport::registry::Standing as _;
-use crate::transport::wire::{Unpacker, head};
+use crate::transport::wire::head;
 use crate::transport::{CALL_ANSWERS_MAX, Call, CallError, MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX};
 
 /// How long a request may take to arrive.
@@ -40,45 +40,36 @@ pub(super) async fn ask(link: &Arc<QuicLink>, request: Bytes) -> Result<Answers,
 
 async fn read_answers(
     link: Arc<QuicLink>,
-    mut recv: RecvStream,
+    recv: RecvStream,
     to_caller: mpsc::Sender<Result<Bytes, CallError>>,
     _permit: OwnedSemaphorePermit,
 ) {
-    let mut unpacker = Unpacker::new(MESSAGE_BYTES_MAX);
-    let trouble = loop {
-        let read = tokio::select! {
-            read = recv.read_chunk(READ_BYTES, true) => read,
-            () = to_caller.closed() => {
-                let _ = recv.stop(VarInt::from_u32(CALL_CANCELLED));
-                return;
-            }
+    let mut answers = Messages::new(recv, MESSAGE_BYTES_MAX);
+    loop {
+        let answer = tokio::select! {
+            answer = answers.next() => answer,
+            () = to_caller.closed() => return answers.stop(CALL_CANCELLED),
         };
-        match read {
-            Ok(Some(chunk)) => unpacker.push(chunk.bytes),
-            Ok(None) if unpacker.is_between() => return,
-            Ok(None) => break "an answer was cut short".to_owned(),
-            Err(quinn::ReadError::ConnectionLost(error)) => break Ending::of(&error).into_words(),
-            Err(quinn::ReadError::Reset(_)) => break "it gave the call up".to_owned(),
-            Err(error) => break error.to_string(),
+        let answer = match answer {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) if answers.broken.is_none() && answers.is_between() => return,
+            Ok(None) => Err(broken(&link, &why(answers.broken.take()))),
+            Err(reason) => Err(broken(&link, &reason)),
+        };
+        let last = answer.is_err();
+        if to_caller.send(answer).await.is_err() || last {
+            return answers.stop(CALL_CANCELLED);
         }
-        loop {
-            match unpacker.next() {
-                Ok(Some(answer)) => {
-                    if to_caller.send(Ok(answer)).await.is_err() {
-                        let _ = recv.stop(VarInt::from_u32(CALL_CANCELLED));
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    let _ = recv.stop(VarInt::from_u32(CALL_CANCELLED));
-                    let _ = to_caller.send(Err(broken(&link, &error.to_string()))).await;
-                    return;
-                }
-            }
-        }
-    };
-    let _ = to_caller.send(Err(broken(&link, &trouble))).await;
+    }
+}
+
+fn why(error: Option<ReadError>) -> String {
+    match error {
+        None => "an answer was cut short".to_owned(),
+        Some(ReadError::ConnectionLost(error)) => Ending::of(&error).into_words(),
+        Some(ReadError::Reset(_)) => "it gave the call up".to_owned(),
+        Some(error) => error.to_string(),
+    }
 }
 
 fn broken(link: &QuicLink, reason: &str) -> CallError {
@@ -135,16 +126,7 @@ async fn answer(link: Arc<QuicLink>, mut stream: Answering, recv: RecvStream, ca
     stream.complete = stream.send.finish().is_ok();
 }
 
-async fn read_request(mut recv: RecvStream) -> Option<Bytes> {
-    let read = async {
-        let mut unpacker = Unpacker::new(REQUEST_BYTES_MAX);
-        while let Ok(Some(chunk)) = recv.read_chunk(READ_BYTES, true).await {
-            unpacker.push(chunk.bytes);
-            if let Some(request) = unpacker.next().ok()? {
-                return Some(request);
-            }
-        }
-        None
-    };
-    timeout(REQUEST_TIMEOUT, read).await.ok().flatten()
+async fn read_request(recv: RecvStream) -> Option<Bytes> {
+    let mut requests = Messages::new(recv, REQUEST_BYTES_MAX);
+    timeout(REQUEST_TIMEOUT, requests.next()).await.ok()?.ok()?
 }

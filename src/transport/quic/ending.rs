@@ -16,8 +16,10 @@ pub(super) const MALFORMED: u32 = 5;
 pub(super) const REPLACED: u32 = 6;
 /// No room for another peer.
 pub(super) const TOO_MANY: u32 = 7;
+/// A lane of the connection does not work any more.
+pub(super) const BROKEN: u32 = 8;
 /// A call is over before its end.
-pub(super) const CALL_CANCELLED: u32 = 8;
+pub(super) const CALL_CANCELLED: u32 = 9;
 
 /// TLS alerts travel as QUIC error codes from 0x100 on (RFC 9001, section 4.8).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;

@@ -117,25 +117,25 @@ fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
 /// Compares the PEM files with what is in use, and uses what is new; connections that stand are left alone. What
 /// cannot be used is said once, and the former certificate stays.
 pub(super) async fn reload(shared: Weak<Shared>, identity: Identity, mut used: Sources, every: Duration) {
-    let mut trouble = None;
     loop {
         tokio::time::sleep(every).await;
         let identity = identity.clone();
         let Ok(read) = tokio::task::spawn_blocking(move || identity.read()).await else { continue };
         let Some(shared) = shared.upgrade() else { return };
-        match refresh(&shared, read, &used) {
-            Ok(None) => trouble = None,
+        let trouble = match refresh(&shared, read, &used) {
+            Ok(None) => None,
             Ok(Some(sources)) => {
                 tracing::info!("certificate files changed: new connections use them");
-                (used, trouble) = (sources, None);
+                used = sources;
+                None
             }
-            Err(error) => {
-                let error = error.to_string();
-                if trouble.as_ref() != Some(&error) {
-                    tracing::error!("changed certificate files cannot be used, the former ones stay: {error}");
-                }
-                trouble = Some(error);
-            }
+            Err(error) => Some(error.to_string()),
+        };
+        let former = std::mem::replace(&mut *shared.trouble.lock(), trouble.clone());
+        if let Some(trouble) = trouble
+            && former.as_ref() != Some(&trouble)
+        {
+            tracing::error!("changed certificate files cannot be used, the former ones stay: {trouble}");
         }
     }
 }

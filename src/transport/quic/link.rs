@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::{Ending, MALFORMED, REPLACED, close};
+use super::ending::{BROKEN, Ending, MALFORMED, REPLACED, close};
 use super::{Shared, calls, opening};
 use crate::transport::queue::Queue;
 use crate::transport::registry::Standing;
@@ -18,8 +18,8 @@ use crate::transport::wire::{Unpacker, pack};
 use crate::transport::{CALLS_PER_PEER_MAX, Event, Lane, Link, MESSAGE_BYTES_MAX};
 use crate::types::NodeId;
 
-/// How much of a stream is read at once, in bytes.
-pub(super) const READ_BYTES: usize = 256 * 1024;
+/// How many chunks of a stream are read at once; each is what one packet brought.
+const READ_CHUNKS: usize = 32;
 const PROTOCOL: u8 = 1;
 const GOSSIP: u8 = 2;
 
@@ -107,11 +107,15 @@ impl QuicLink {
 
     /// Waits until the peer's QUIC has acknowledged everything that was queued before [`Self::finish`].
     pub(super) async fn flushed(&self) {
-        self.flushed.cancelled().await;
+        tokio::select! {
+            () = self.flushed.cancelled() => (),
+            _ = self.connection.closed() => (),
+        }
     }
 
     pub(super) fn close(&self, code: u32, reason: &str) {
         let _ = self.closed_because.set(reason.to_owned());
+        self.finish();
         close(&self.connection, code, reason);
     }
 }
@@ -170,8 +174,10 @@ async fn run(shared: &Arc<Shared>, link: &Arc<QuicLink>, hello: Bytes) {
 async fn write_lanes(link: Arc<QuicLink>) {
     let (protocol, gossip) =
         tokio::join!(write_lane(&link, &link.protocol, PROTOCOL), write_lane(&link, &link.gossip, GOSSIP));
-    if protocol.is_ok() && gossip.is_ok() {
-        link.flushed.cancel();
+    match protocol.and(gossip) {
+        Ok(()) => link.flushed.cancel(),
+        // Of no effect where the connection's end is what broke the write.
+        Err(error) => link.close(BROKEN, &format!("a lane cannot be written: {error}")),
     }
 }
 
@@ -225,30 +231,72 @@ async fn read_lane(shared: Arc<Shared>, link: Arc<QuicLink>, mut stream: RecvStr
     }
 }
 
-async fn read_protocol(node: &NodeId, mut stream: RecvStream, events: &mpsc::Sender<Event>) -> Result<(), String> {
-    let mut unpacker = Unpacker::new(MESSAGE_BYTES_MAX);
-    // An end of any other kind than a message cut short is the connection's to tell of.
-    while let Ok(Some(chunk)) = stream.read_chunk(READ_BYTES, true).await {
-        unpacker.push(chunk.bytes);
-        while let Some(message) = unpacker.next().map_err(|error| error.to_string())? {
-            if events.send(Event::Message { node: node.clone(), message }).await.is_err() {
-                return Ok(());
-            }
+async fn read_protocol(node: &NodeId, stream: RecvStream, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    let mut messages = Messages::new(stream, MESSAGE_BYTES_MAX);
+    while let Some(message) = messages.next().await? {
+        if events.send(Event::Message { node: node.clone(), message }).await.is_err() {
+            return Ok(());
         }
     }
     Ok(())
 }
 
 /// Gossip that finds its reader behind is dropped: there is always newer.
-async fn read_gossip(shared: &Shared, addr: SocketAddr, mut stream: RecvStream) -> Result<(), String> {
-    let mut unpacker = Unpacker::new(MESSAGE_BYTES_MAX);
-    while let Ok(Some(chunk)) = stream.read_chunk(READ_BYTES, true).await {
-        unpacker.push(chunk.bytes);
-        while let Some(message) = unpacker.next().map_err(|error| error.to_string())? {
-            if shared.inbox.gossip.try_send((addr, message)).is_err() {
-                shared.metrics.dropped.increment(1);
-            }
+async fn read_gossip(shared: &Shared, addr: SocketAddr, stream: RecvStream) -> Result<(), String> {
+    let mut messages = Messages::new(stream, MESSAGE_BYTES_MAX);
+    while let Some(message) = messages.next().await? {
+        if shared.inbox.gossip.try_send((addr, message)).is_err() {
+            shared.metrics.dropped.increment(1);
         }
     }
     Ok(())
+}
+
+/// The messages of one stream.
+pub(super) struct Messages {
+    stream: RecvStream,
+    unpacker: Unpacker,
+    /// Read, and not yet looked into.
+    chunks: std::iter::Take<std::array::IntoIter<Bytes, READ_CHUNKS>>,
+    /// Why the stream ended, if not as it should.
+    pub(super) broken: Option<quinn::ReadError>,
+}
+
+impl Messages {
+    pub(super) fn new(stream: RecvStream, message_bytes_max: usize) -> Self {
+        let chunks = [const { Bytes::new() }; READ_CHUNKS].into_iter().take(0);
+        Self { stream, unpacker: Unpacker::new(message_bytes_max), chunks, broken: None }
+    }
+
+    /// The next message; `None` at the stream's end, in whatever way that came. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, String> {
+        loop {
+            if let Some(message) = self.unpacker.next().map_err(|error| error.to_string())? {
+                return Ok(Some(message));
+            }
+            if let Some(chunk) = self.chunks.next() {
+                self.unpacker.push(chunk);
+                continue;
+            }
+            let mut chunks = [const { Bytes::new() }; READ_CHUNKS];
+            match self.stream.read_chunks(&mut chunks).await {
+                Ok(Some(read)) => self.chunks = chunks.into_iter().take(read),
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    self.broken = Some(error);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// True where the stream may end.
+    pub(super) fn is_between(&self) -> bool {
+        self.unpacker.is_between()
+    }
+
+    /// Asks the other end to send no more.
+    pub(super) fn stop(&mut self, code: u32) {
+        let _ = self.stream.stop(code.into());
+    }
 }
