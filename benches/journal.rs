@@ -1,6 +1,8 @@
 //! What one synced batch of the journal costs, next to a bare write and `fdatasync` of the same bytes in the same run.
 //! Run with `cargo bench --bench journal`; the disk is the one that holds the target directory.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::large_futures, reason = "a bench")]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 

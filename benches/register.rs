@@ -1,6 +1,8 @@
 //! What the pure register costs: one write, from the proposal to the chosen record, on three replicas without a disk or
 //! a network. Run with `cargo bench --bench register`.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::large_futures, reason = "a bench")]
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

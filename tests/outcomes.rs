@@ -1,5 +1,14 @@
 //! Each row of the outcome table, reached for real on real processes, in both dialects.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
+
 mod common;
 
 use std::path::Path;

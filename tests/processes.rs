@@ -1,6 +1,15 @@
 //! Three real processes on loopback under SIGKILL, SIGSTOP and SIGTERM: no acknowledged write is lost, nobody waits
 //! for an election, and a node is ready only once it has what the others have.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
+
 mod common;
 
 use std::collections::HashMap;
@@ -53,9 +62,8 @@ fn check(ledgers: &[Ledger], rows: &HashMap<String, u64>, place: &str) {
     for ledger in ledgers {
         for (key, number) in &ledger.acknowledged {
             let found = rows.get(key);
-            let allowed = |found: &u64| {
-                found == number || ledger.unknown.get(key).is_some_and(|unknown| unknown.contains(found))
-            };
+            let allowed =
+                |found: &u64| found == number || ledger.unknown.get(key).is_some_and(|unknown| unknown.contains(found));
             assert!(found.is_some_and(allowed), "{place}: {key} acknowledged as {number}, found {found:?}");
         }
     }
@@ -76,9 +84,8 @@ async fn rows(client: &Client) -> HashMap<String, u64> {
 async fn killed_nodes_lose_nothing_acknowledged() {
     let mut cluster = Cluster::start(3).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|n| tokio::spawn(write(cluster.nodes[n % 3].client(), n, stop.clone())))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|n| tokio::spawn(write(cluster.nodes[n % 3].client(), n, stop.clone()))).collect();
     let probe = cluster.nodes[0].client();
     for victim in [2, 1, 2] {
         until("writes go on", async || probe.put("probe", "1").await.is_ok()).await;
@@ -109,7 +116,8 @@ async fn killed_nodes_lose_nothing_acknowledged() {
         let patience = Instant::now() + PATIENCE;
         loop {
             let rows = rows(&client).await;
-            let caught_up = ledgers.iter().flat_map(|ledger| &ledger.acknowledged).all(|(key, n)| rows.get(key) >= Some(n));
+            let caught_up =
+                ledgers.iter().flat_map(|ledger| &ledger.acknowledged).all(|(key, n)| rows.get(key) >= Some(n));
             if caught_up || Instant::now() > patience {
                 check(&ledgers, &rows, &node.name);
                 break;
@@ -131,9 +139,8 @@ async fn killed_nodes_lose_nothing_acknowledged() {
 async fn a_power_cut_of_all_nodes_loses_nothing_acknowledged() {
     let mut cluster = Cluster::start(3).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|n| tokio::spawn(write(cluster.nodes[n % 3].client(), n, stop.clone())))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|n| tokio::spawn(write(cluster.nodes[n % 3].client(), n, stop.clone()))).collect();
     let probe = cluster.nodes[0].client();
     for n in 0..200 {
         probe.put("probe", n.to_string()).await.unwrap();
@@ -195,7 +202,8 @@ async fn a_node_that_hangs_delays_nobody() {
     }
     cluster.nodes[2].signal("CONT");
     let woken = cluster.nodes[2].client();
-    until("it caught up", async || woken.get("k").await.is_ok_and(|row| row.is_some_and(|row| row.value == "99"))).await;
+    until("it caught up", async || woken.get("k").await.is_ok_and(|row| row.is_some_and(|row| row.value == "99")))
+        .await;
 }
 
 /// Compare-and-swap from every node at once: each version is replaced exactly once.
@@ -207,12 +215,10 @@ async fn a_version_is_swapped_by_one_client_only() {
     clients[0].put("k", "start").await.unwrap();
     for round in 0..ROUNDS {
         let upd = clients[0].get("k").await.unwrap().unwrap().upd;
-        let swap = async |n: usize| {
-            match clients[n].cas("k", Expect::Upd(upd), format!("{round}/{n}")).await {
-                Ok(Cas::Written(_)) => 1,
-                Ok(Cas::Mismatch(_)) => 0,
-                Err(error) => panic!("{error}"),
-            }
+        let swap = async |n: usize| match clients[n].cas("k", Expect::Upd(upd), format!("{round}/{n}")).await {
+            Ok(Cas::Written(_)) => 1,
+            Ok(Cas::Mismatch(_)) => 0,
+            Err(error) => panic!("{error}"),
         };
         let (a, b, c) = tokio::join!(swap(0), swap(1), swap(2));
         assert_eq!(a + b + c, 1, "round {round}");

@@ -1,6 +1,13 @@
 //! A cluster of real `serve` processes on loopback, for black-box tests.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "each test file uses a part of it"
+)]
 
 use std::fs;
 use std::net::UdpSocket;
