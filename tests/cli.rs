@@ -236,3 +236,29 @@ fn dev_shows_the_log_of_a_node_that_does_not_start() {
     fails_with(&failed, 1, &["node a", "ended with status 1", dev.join("a/log").to_str().unwrap(), "outrigger: "]);
     assert!(Path::new(&dev).join("a/node.toml").exists());
 }
+
+#[test]
+fn a_node_alone_serves_until_told_whoever_reads_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = command(&["serve", "--admin", "127.0.0.1:0"]);
+    let mut node = command.current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(node.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "ended before it was ready");
+    }
+    // Nobody reads any further: each later line of the log fails to be written.
+    drop(log);
+    let client = |args: &[&str]| self::command(args).current_dir(dir.path()).output().unwrap();
+    exits(&client(&["put", "k", "v"]), 0);
+    assert_eq!(out(&client(&["get", "k", "--consistency", "quorum"])), "v");
+    assert_eq!(out(&client(&["list", "--keys-only"])), "k\n");
+    assert!(out(&client(&["status"])).contains("quorum: 1 of 1 voters live, 1 needed"));
+    assert!(out(&client(&["shards"])).contains("_    default       1"), "{}", out(&client(&["shards"])));
+    assert!(dir.path().join("outrigger-data/_/default.db").exists());
+    let pid = rustix::process::Pid::from_child(&node);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+    fails_with(&client(&["get", "k"]), 69, &["./outrigger.sock"]);
+}

@@ -101,7 +101,6 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[test]
-#[ignore = "needs a node that serves"]
 fn what_dev_prints_works_as_printed() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("it's a dir");
@@ -144,7 +143,6 @@ fn what_dev_prints_works_as_printed() {
 }
 
 #[test]
-#[ignore = "needs a node that serves"]
 fn nodes_do_not_outlive_a_dev_that_is_killed() {
     let temp = tempfile::tempdir().unwrap();
     let mut dev = Dev::start(&temp.path().join("d"), &["--nodes", "2"]);
