@@ -41,9 +41,11 @@ pub(super) struct DialectMetrics {
 impl DialectMetrics {
     fn new(dialect: Dialect) -> Self {
         let dialect = dialect.as_str();
-        let seconds = |class: &'static str| histogram!(telemetry::REQUEST_SECONDS, "dialect" => dialect, "class" => class);
-        let error =
-            |label: &&'static str| (*label, counter!(telemetry::REQUEST_ERRORS, "dialect" => dialect, "error" => *label));
+        let seconds =
+            |class: &'static str| histogram!(telemetry::REQUEST_SECONDS, "dialect" => dialect, "class" => class);
+        let error = |label: &&'static str| {
+            (*label, counter!(telemetry::REQUEST_ERRORS, "dialect" => dialect, "error" => *label))
+        };
         Self {
             requests: counter!(telemetry::REQUESTS, "dialect" => dialect),
             read_seconds: seconds("read"),

@@ -357,7 +357,6 @@ impl Service {
     }
 }
 
-
 /// The namespace that a key of the canonical layout names; none for any other key.
 pub(super) fn namespace_in(key: &str) -> Option<&str> {
     let (kind, namespace, _) = ns_from_key(key)?;

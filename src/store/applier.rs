@@ -133,8 +133,8 @@ impl Applier {
         };
         match self.apply(&state, &batch) {
             Ok(()) => {
-                state.overlay.finish(&batch);
                 state.set_stuck(None);
+                state.overlay.finish(&batch);
                 self.retry_after = RETRY_AFTER_MIN;
             }
             Err(error) => {

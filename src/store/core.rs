@@ -19,6 +19,7 @@ use super::rows::StoredRow;
 use super::shard::Shard;
 use super::state::ShardState;
 use super::update::Verdict;
+use super::writer::Fault;
 use crate::clock::{Clock, HybridClock};
 use crate::telemetry;
 use crate::types::{Ballot, ShardId, Slot};
@@ -97,7 +98,9 @@ impl Core {
 
     /// Ends the clients' side. True for the first caller.
     pub(super) fn set_closed(&self) -> bool {
-        *self.replicator.write() = None;
+        let installed = self.replicator.write().take();
+        // Dropped outside of the lock: a replicator may ask for things as it ends.
+        drop(installed);
         !self.is_closed.swap(true, Ordering::AcqRel)
     }
 
@@ -110,7 +113,8 @@ impl Core {
     }
 
     pub(super) fn install(&self, replicator: Arc<dyn Replicator>) {
-        *self.replicator.write() = Some(Installed(replicator));
+        let replaced = self.replicator.write().replace(Installed(replicator));
+        drop(replaced);
     }
 
     /// Whether an answered write must be durable in its shard file, as nothing else keeps it.
@@ -136,7 +140,7 @@ impl Core {
         self.states.read().get(id).cloned()
     }
 
-    fn state(&self, id: &ShardId) -> Arc<ShardState> {
+    pub(super) fn state(&self, id: &ShardId) -> Arc<ShardState> {
         if let Some(state) = self.known(id) {
             return state;
         }
@@ -172,17 +176,21 @@ impl Core {
         if let Some(shard) = state.current.read().clone() {
             return Ok(shard);
         }
-        // Room first: making some locks other shards, which must not happen with this one locked.
-        self.make_room(id, opener)?;
-        let _changing = state.changing.lock();
+        let changing = state.changing.lock();
         if let Some(shard) = state.current.read().clone() {
             return Ok(shard);
         }
         state.poisoned()?;
-        let shard = Arc::new(Shard::open(self, &state)?);
+        self.reserve(opener)?;
+        let shard = Shard::open(self, &state).map(Arc::new).map_err(|error| {
+            self.release();
+            match Fault::of(&error) {
+                Fault::Full if opener == Opener::Client => Rejection::DiskFull(error.to_string()).into(),
+                _ => error,
+            }
+        })?;
         *state.current.write() = Some(Arc::clone(&shard));
-        self.count_open(1);
-        drop(_changing);
+        drop(changing);
         if opener == Opener::Client && self.is_closed() {
             // The manager closed meanwhile and may not have seen this one.
             self.close_shard(&state, |_| true)?;
@@ -191,34 +199,53 @@ impl Core {
         Ok(shard)
     }
 
-    fn count_open(&self, by: isize) {
-        let before = self.open_count.fetch_add(by.cast_unsigned(), Ordering::AcqRel);
-        self.open_gauge.set(u32::try_from(before.wrapping_add(by.cast_unsigned())).unwrap_or(u32::MAX));
-    }
-
-    /// Closes the least recently used shards that nobody holds until one more fits.
-    fn make_room(&self, id: &ShardId, opener: Opener) -> Result<(), Error> {
-        if self.open_shard_count() < OPEN_SHARDS_MAX {
+    /// Takes one of the places for open shards, closing the least recently used that nobody holds if there is none.
+    fn reserve(&self, opener: Opener) -> Result<(), Error> {
+        if self.try_reserve(OPEN_SHARDS_MAX) {
             return Ok(());
         }
-        let mut states = self.states();
-        states.sort_by_key(|state| state.last_used());
-        for state in states.iter().filter(|state| state.id != *id) {
-            if self.open_shard_count() < OPEN_SHARDS_MAX {
-                return Ok(());
-            }
-            self.close_if_idle(state);
+        if self.close_least_used(|| self.try_reserve(OPEN_SHARDS_MAX)) {
+            return Ok(());
         }
-        if opener == Opener::Applier || self.open_shard_count() < OPEN_SHARDS_MAX {
+        if opener == Opener::Applier && self.try_reserve(usize::MAX) {
             return Ok(());
         }
         Err(Rejection::Busy(format!("all {OPEN_SHARDS_MAX} shards that may be open are in use; try again")).into())
     }
 
-    /// Closes a shard that nobody holds and nothing waits for.
+    /// Closes shards that nobody holds, the least recently used first, until `is_enough`. False if it never was.
+    fn close_least_used(&self, is_enough: impl Fn() -> bool) -> bool {
+        let mut states = self.states();
+        states.sort_by_cached_key(|state| state.last_used());
+        states.iter().any(|state| {
+            // Never wait here: this thread may hold another shard's lock.
+            if let Some(_changing) = state.changing.try_lock() {
+                self.close_if_idle(state);
+            }
+            is_enough()
+        })
+    }
+
+    fn try_reserve(&self, max: usize) -> bool {
+        let one_more = |open: usize| (open < max).then_some(open + 1);
+        let reserved = self.open_count.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        self.show_open();
+        reserved.is_ok()
+    }
+
+    fn release(&self) {
+        self.open_count.fetch_sub(1, Ordering::AcqRel);
+        self.show_open();
+    }
+
+    fn show_open(&self) {
+        self.open_gauge.set(u32::try_from(self.open_shard_count()).unwrap_or(u32::MAX));
+    }
+
+    /// Closes a shard that nobody holds and nothing waits for. The caller holds its `changing` lock.
     fn close_if_idle(&self, state: &ShardState) {
         let is_idle = |shard: &Arc<Shard>| Arc::strong_count(shard) == 1 && state.overlay.is_empty();
-        if let Err(error) = self.close_shard(state, is_idle) {
+        if let Err(error) = self.close_locked(state, is_idle) {
             tracing::error!(shard = %state.id, %error, "closing an idle shard failed");
         }
     }
@@ -226,11 +253,16 @@ impl Core {
     /// Syncs and closes the open shard if `may` still says so once nobody else can get hold of it. True if closed.
     pub(super) fn close_shard(&self, state: &ShardState, may: impl Fn(&Arc<Shard>) -> bool) -> Result<bool, Error> {
         let _changing = state.changing.lock();
+        self.close_locked(state, may)
+    }
+
+    fn close_locked(&self, state: &ShardState, may: impl Fn(&Arc<Shard>) -> bool) -> Result<bool, Error> {
         let mut current = state.current.write();
         let Some(shard) = current.take_if(|shard| may(shard)) else { return Ok(false) };
         drop(current);
-        self.count_open(-1);
-        shard.shut().map(|()| true)
+        let shut = shard.shut();
+        self.release();
+        shut.map(|()| true)
     }
 
     /// Closes what was not used for `idle_evict_after`, and forgets what is not worth remembering.
@@ -238,8 +270,13 @@ impl Core {
         let now = self.clock.now().monotonic;
         for state in self.states() {
             if now.saturating_sub(state.last_used()) >= self.config.idle_evict_after {
+                let _changing = state.changing.lock();
                 self.close_if_idle(&state);
             }
+        }
+        if self.open_shard_count() > OPEN_SHARDS_MAX {
+            // The applier went beyond it while all were in use.
+            self.close_least_used(|| self.open_shard_count() <= OPEN_SHARDS_MAX);
         }
         self.states.write().retain(|_, state| Arc::strong_count(state) > 1 || !state.is_idle());
     }

@@ -73,17 +73,13 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), Error> {
         .map_err(|source| Error::io("syncing directory", directory, source))
 }
 
-/// Makes the write-ahead log of `db` durable; nothing to do where there is none.
+/// Makes the write-ahead log of `db` durable. SQLite keeps one for as long as the database is open.
 ///
 /// Only the log may be opened like this: closing any descriptor of the database file would drop the locks that SQLite
 /// holds on it for this process (`fcntl` locks belong to the process, not to the descriptor).
 pub(super) fn sync_wal(db: &Path) -> Result<(), Error> {
     let path = wal_path(db);
-    match File::open(&path) {
-        Ok(wal) => wal.sync_all().map_err(|source| Error::io("syncing", &path, source)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("opening", &path, error)),
-    }
+    File::open(&path).and_then(|wal| wal.sync_all()).map_err(|source| Error::io("syncing", &path, source))
 }
 
 /// Sizes of a shard file and its log together, in bytes.
@@ -91,13 +87,13 @@ pub(super) fn bytes_on_disk(db: &Path) -> u64 {
     [db, &wal_path(db)].into_iter().filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.len()).sum()
 }
 
-/// True where the file system of `path` has next to no room left.
-pub(super) fn is_out_of_room(path: &Path) -> bool {
+/// True where the file system of `path` has next to no room beyond `bytes`.
+pub(super) fn is_out_of_room(path: &Path, bytes: usize) -> bool {
+    /// What a small transaction and its index pages may take.
     const ROOM_BYTES_MIN: u64 = 64 * 1024;
-    let existing = path.ancestors().find(|path| path.exists());
-    existing
-        .and_then(|path| rustix::fs::statvfs(path).ok())
-        .is_some_and(|fs| fs.f_bavail * fs.f_frsize < ROOM_BYTES_MIN)
+    let wanted = u64::try_from(bytes).unwrap_or(u64::MAX / 4) * 2 + ROOM_BYTES_MIN;
+    let directory = path.ancestors().skip(1).find_map(|directory| rustix::fs::statvfs(directory).ok());
+    directory.is_some_and(|fs| fs.f_bavail * fs.f_frsize < wanted)
 }
 
 /// Copies the file `src` to `dst` and makes the copy durable: its bytes and its directory entry. Returns the bytes

@@ -16,7 +16,7 @@ use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscr
 use super::shard::Shard;
 use super::state::ShardState;
 use crate::clock::{Clock, OsClock};
-use crate::types::{Org, ShardId};
+use crate::types::{Key, Org, ShardId};
 
 /// How long a shard may sit unused before it is closed, by default.
 pub const IDLE_EVICT_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -134,7 +134,8 @@ impl Manager {
         Ok(shards)
     }
 
-    /// Opens every shard of an org, in the order of namespaces.
+    /// Opens every shard of an org, in the order of namespaces. All are held open together, so an org of more than
+    /// [`super::OPEN_SHARDS_MAX`] is [`Rejection::Busy`]: go through [`Manager::shards_of`] one by one instead.
     pub async fn list_shards(&self, org: &Org) -> Result<Vec<Arc<Shard>>, Error> {
         let mut shards = Vec::new();
         for id in self.shards_of(org)? {
@@ -195,7 +196,30 @@ impl Manager {
     /// What is wrong, such as a disk too full to apply; none when all is well.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.core.states().iter().find_map(|state| state.trouble())
+        let states = self.core.states();
+        states.iter().find_map(|state| state.poisoned().err().map(|error| format!("{}: {error}", state.id))).or_else(
+            || states.iter().find_map(|state| state.stuck().map(|stuck| format!("{}: {}", state.id, stuck.why))),
+        )
+    }
+
+    /// The first error of a shard that was given up: a write or sync failed, or its file cannot be read. Nothing but
+    /// a new start cures it, as what is on the disk is not known any more.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.core.states().iter().find_map(|state| state.poisoned().err())
+    }
+
+    /// Marks a key whose last write before a restart may or may not have been acknowledged: local reads of it fail
+    /// with [`Error::Unsettled`] until [`Manager::settle`]. Opens no file.
+    pub fn unsettle(&self, shard: &ShardId, key: &Key) {
+        self.core.state(shard).unsettle([key.clone()]);
+    }
+
+    /// Lets local reads of a key through again.
+    pub fn settle(&self, shard: &ShardId, key: &Key) {
+        if let Some(state) = self.core.known(shard) {
+            state.settle(key);
+        }
     }
 
     /// Blocks until every frame committed before the call is in its shard file, and synced. After that a journal may

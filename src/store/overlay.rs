@@ -293,3 +293,112 @@ impl Overlay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::{ShardId, Value};
+
+    fn overlay() -> Overlay {
+        Overlay::new(Arc::default())
+    }
+
+    fn frame(name: &str, ballot: i64) -> Frame {
+        let (shard, key) = (ShardId::parse("", "a").unwrap(), Key::parse(name).unwrap());
+        let op = Op::Put(Value::from(ballot.to_string().into_bytes()));
+        Frame { shard, seq: 0, key, op, upd: Ballot(ballot), ballot: Ballot(ballot) }
+    }
+
+    fn ballot(overlay: &Overlay, name: &str) -> Option<i64> {
+        overlay.get(&Key::parse(name).unwrap()).map(|pending| pending.ballot.0)
+    }
+
+    #[test]
+    fn a_frame_that_replaced_one_in_flight_stays() {
+        let overlay = overlay();
+        assert!(overlay.insert(&frame("k", 1)));
+        let batch = overlay.take(9, 999).unwrap();
+        assert!(overlay.insert(&frame("k", 2)));
+        overlay.finish(&batch);
+        assert_eq!(ballot(&overlay, "k"), Some(2));
+        assert!(overlay.is_past(1) && !overlay.is_past(2));
+        let batch = overlay.take(9, 999).unwrap();
+        assert_eq!(batch.frames[0].1.ballot, Ballot(2));
+        overlay.finish(&batch);
+        assert!(overlay.is_empty() && overlay.is_past(2) && overlay.take(9, 999).is_none());
+        assert_eq!(overlay.backlog.frames.load(Ordering::Relaxed), 0);
+        assert_eq!(overlay.backlog.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_failed_batch_is_not_past_though_its_frames_were_replaced() {
+        let overlay = overlay();
+        overlay.insert(&frame("k", 1));
+        overlay.insert(&frame("l", 2));
+        let batch = overlay.take(1, 999).unwrap();
+        overlay.insert(&frame("k", 3));
+        overlay.put_back(&batch);
+        assert!(!overlay.is_past(1), "frame 1 is in no file, nor is the one that replaced it");
+        let batch = overlay.take(1, 999).unwrap();
+        assert_eq!(batch.frames[0].1.ballot, Ballot(3));
+        overlay.finish(&batch);
+        assert!(overlay.is_past(1) && !overlay.is_past(2));
+        overlay.finish(&overlay.take(9, 999).unwrap());
+        assert!(overlay.is_empty() && overlay.is_past(3));
+    }
+
+    #[test]
+    fn older_frames_are_not_taken() {
+        let overlay = overlay();
+        overlay.insert(&frame("k", 5));
+        assert!(!overlay.insert(&frame("k", 5)) && !overlay.insert(&frame("k", 4)));
+        assert_eq!(ballot(&overlay, "k"), Some(5));
+    }
+
+    proptest! {
+        /// Frames into a file that is a map, with batches that fail: "past" is said of what the file holds, and only
+        /// of that, and file and overlay together always hold the newest.
+        #[test]
+        fn past_means_in_the_file(steps in prop::collection::vec((0..6_u8, 0..5_usize), 1..120)) {
+            let overlay = overlay();
+            let names = ["a", "b", "c", "d", "e"];
+            let mut file: BTreeMap<Key, i64> = BTreeMap::new();
+            let mut arrived: Vec<(Key, i64)> = Vec::new();
+            let mut flying: Option<Batch> = None;
+            for (step, n) in steps {
+                match (step, flying.take()) {
+                    (0..=2, batch) => {
+                        let frame = frame(names[n], i64::try_from(arrived.len()).unwrap() + 1);
+                        overlay.insert(&frame);
+                        arrived.push((frame.key, frame.ballot.0));
+                        flying = batch;
+                    }
+                    (3, None) => flying = overlay.take(n + 1, u64::MAX),
+                    (4, Some(batch)) => overlay.put_back(&batch),
+                    (5, Some(batch)) => {
+                        file.extend(batch.frames.iter().map(|(key, pending)| (key.clone(), pending.ballot.0)));
+                        overlay.finish(&batch);
+                    }
+                    (_, batch) => flying = batch,
+                }
+                for (number, (key, ballot)) in arrived.iter().enumerate() {
+                    let stored = file.get(key).copied().unwrap_or(0);
+                    prop_assert!(!overlay.is_past(u64::try_from(number).unwrap() + 1)
+                        || arrived[..=number].iter().all(|(key, ballot)| file.get(key).is_some_and(|at| at >= ballot)));
+                    let seen = overlay.get(key).map_or(0, |pending| pending.ballot.0).max(stored);
+                    prop_assert!(seen >= *ballot);
+                }
+            }
+            if let Some(batch) = flying {
+                overlay.put_back(&batch);
+            }
+            while let Some(batch) = overlay.take(2, u64::MAX) {
+                overlay.finish(&batch);
+            }
+            prop_assert!(overlay.is_empty() && overlay.is_past(u64::MAX - 1));
+            prop_assert_eq!(overlay.backlog.bytes.load(Ordering::Relaxed), 0);
+        }
+    }
+}

@@ -53,7 +53,7 @@ pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Sto
     get.query_row([key.as_str()], |row| {
         let live: bool = row.get(0)?;
         let op = if live { Op::Put(value(row.get_ref(1)?)) } else { Op::Del };
-        let upd = Ballot(row.get(2)?);
+        let upd = version(row.get_ref(2)?);
         let beside: Option<i64> = row.get(3)?;
         Ok(StoredRow { op, upd, ballot: upd.max(Ballot(beside.unwrap_or(0))) })
     })
@@ -63,7 +63,8 @@ pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Sto
 /// The live row of `key`.
 pub(super) fn live(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
     let mut get = conn.prepare_cached(LIVE)?;
-    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: Ballot(row.get(1)?) })).optional()
+    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: version(row.get_ref(1)?) }))
+        .optional()
 }
 
 /// Another program may have stored text or numbers where we store bytes; they read as the text that SQLite shows.
@@ -76,6 +77,11 @@ fn value(stored: ValueRef<'_>) -> Value {
     }
 }
 
+/// Another program may have stored a version that is no number; any write replaces it.
+fn version(stored: ValueRef<'_>) -> Ballot {
+    stored.as_i64().map_or(Ballot::ZERO, Ballot)
+}
+
 /// A range of keys: from `start` on, before `end`.
 #[derive(Debug, Clone)]
 pub(super) struct Range {
@@ -84,6 +90,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// What the overlay holds of these keys, at most `frames_max`.
+    pub(super) fn of(&self, overlay: &Overlay, frames_max: usize) -> Excerpt {
+        overlay.excerpt(&self.start, self.end.as_deref(), frames_max)
+    }
+
     /// The keys under `prefix` and after `after`.
     pub(super) fn new(prefix: &str, after: Option<&Key>) -> Self {
         let start = match after {
@@ -119,16 +130,14 @@ pub(super) struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    /// Opens one of the keys in `range`, with at most `frames_max` frames of the overlay.
+    /// Opens one that shows what `excerpt` copies from the overlay, and the file as it was at that very moment.
     pub(super) fn open(
         conn: &'a Connection,
         path: &'a Path,
-        overlay: &Overlay,
-        range: &Range,
-        frames_max: usize,
+        mut excerpt: impl FnMut() -> Excerpt,
     ) -> Result<Self, Error> {
         for _ in 0..SNAPSHOT_TRIES_MAX {
-            let excerpt = overlay.excerpt(&range.start, range.end.as_deref(), frames_max);
+            let excerpt = excerpt();
             let begin = || {
                 let tx = conn.unchecked_transaction()?;
                 let batch = schema::meta(&tx, "batch")?;
@@ -143,7 +152,7 @@ impl<'a> Snapshot<'a> {
         Err(Rejection::Busy(format!("{}: no steady snapshot in {SNAPSHOT_TRIES_MAX} tries", path.display())).into())
     }
 
-    /// Hands the rows of `range`, the one the snapshot was opened with, to `emit` in key order until it breaks off.
+    /// Hands the rows of `range`, which the excerpt must be of, to `emit` in key order until it breaks off.
     pub(super) fn scan(
         &self,
         range: &Range,
@@ -219,7 +228,7 @@ impl<'a> Snapshot<'a> {
         let key = key
             .unwrap_or(Err(crate::types::InvalidInput::KeyNotUtf8))
             .map_err(|why| Error::UnreadableRow { path: self.path.to_owned(), why: why.to_string() })?;
-        let upd = Ballot(row.get(1).map_err(failed())?);
+        let upd = version(row.get_ref(1).map_err(failed())?);
         let value = (want == Want::Rows).then(|| row.get_ref(2).map(value)).transpose().map_err(failed())?;
         Ok(Item { key, value, upd })
     }

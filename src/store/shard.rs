@@ -135,7 +135,7 @@ impl Shard {
         let core = inner.check()?;
         inner.check_sizes(key, &update)?;
         if !update.is_read() {
-            inner.check_room(&core)?;
+            inner.check_room(&core, &update)?;
         }
         let proposal = Proposal { shard: self.id().clone(), key: key.clone(), update, timeout };
         let replicator = core.replicator();
@@ -306,8 +306,9 @@ impl Shard {
             if inner.is_closed.load(Ordering::Acquire) || core.is_closed() {
                 return Ok(());
             }
-            inner.flush()?;
-            core.close_shard(&inner.state, |shard| Arc::ptr_eq(&shard.inner, &inner)).map(drop)
+            let flushed = inner.flush();
+            let closed = core.close_shard(&inner.state, |shard| Arc::ptr_eq(&shard.inner, &inner));
+            flushed.and(closed.map(drop))
         })
         .await
     }
@@ -329,9 +330,35 @@ impl Shard {
         self.inner.noticed(synced)
     }
 
+    /// Keeps frames in memory for as long as the guard lives.
+    #[cfg(test)]
+    pub(super) fn hold_applier(&self) -> impl Sized {
+        self.inner.writer.lock()
+    }
+
+    /// Waits until everything committed before the call is in the file, whatever stands in the way meanwhile.
+    #[cfg(test)]
+    pub(super) fn wait_applied(&self) {
+        let overlay = &self.inner.state.overlay;
+        let _: Result<(), ()> = overlay.wait_past(overlay.last(), || Ok(()));
+    }
+
+    #[cfg(test)]
+    pub(super) fn overlay(&self) -> &super::overlay::Overlay {
+        &self.inner.state.overlay
+    }
+
     /// Runs `work` with the writing connection. None where the shard was closed meanwhile.
     pub(super) fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> Option<T> {
         self.inner.writer.lock().as_mut().map(work)
+    }
+}
+
+/// Bytes of value that a change brings along.
+fn change_bytes(change: &Change) -> usize {
+    match change {
+        Change::Put(value) | Change::Append(value) => value.as_bytes().len(),
+        Change::Read | Change::Del | Change::Add(_) => 0,
     }
 }
 
@@ -360,18 +387,22 @@ impl Inner {
         if bytes > self.key_bytes_max {
             return Err(InvalidInput::KeyTooLarge { bytes, max: self.key_bytes_max });
         }
-        match &update.change {
-            Change::Put(value) | Change::Append(value) if value.as_bytes().len() > self.value_bytes_max => {
-                Err(InvalidInput::ValueTooLarge { bytes: value.as_bytes().len(), max: self.value_bytes_max })
-            }
-            _ => Ok(()),
+        let bytes = change_bytes(&update.change);
+        if bytes > self.value_bytes_max {
+            return Err(InvalidInput::ValueTooLarge { bytes, max: self.value_bytes_max });
         }
+        Ok(())
     }
 
     /// Refuses a write that could only wait: behind a full disk, or behind too many others.
-    fn check_room(&self, core: &Core) -> Result<(), Rejection> {
+    fn check_room(&self, core: &Core, update: &Update) -> Result<(), Rejection> {
         if let Some(stuck) = self.state.stuck().filter(|stuck| stuck.is_full) {
             return Err(Rejection::DiskFull(stuck.why));
+        }
+        // Where this file is all there is, better refuse now than leave the write in memory, its outcome unknown.
+        let bytes = change_bytes(&update.change);
+        if core.files_carry_durability() && files::is_out_of_room(&self.path, bytes) {
+            return Err(Rejection::DiskFull(format!("no room in {} for {bytes} bytes more", self.path.display())));
         }
         if core.is_overloaded() {
             return Err(Rejection::Busy("too many committed frames wait for their shard files; try again".to_owned()));
@@ -423,9 +454,8 @@ impl Inner {
     ) -> Result<T, Error> {
         self.check()?;
         let reader = self.readers.lend()?;
-        self.noticed(
-            reader.run(|conn| read(&Snapshot::open(conn, &self.path, &self.state.overlay, range, frames_max)?)),
-        )
+        let excerpt = || range.of(&self.state.overlay, frames_max);
+        self.noticed(reader.run(|conn| read(&Snapshot::open(conn, &self.path, excerpt)?)))
     }
 
     fn scan(

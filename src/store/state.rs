@@ -89,14 +89,6 @@ impl ShardState {
         self.stuck.lock().clone()
     }
 
-    /// What is wrong with this shard; none when well.
-    pub(super) fn trouble(&self) -> Option<String> {
-        match self.poison.get() {
-            Some(error) => Some(format!("{}: {error}", self.id)),
-            None => self.stuck().map(|stuck| format!("{}: {}", self.id, stuck.why)),
-        }
-    }
-
     pub(super) fn unsettle(&self, keys: impl IntoIterator<Item = Key>) {
         let mut unsettled = self.unsettled.lock();
         unsettled.extend(keys);

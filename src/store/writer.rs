@@ -35,7 +35,7 @@ impl Fault {
             Error::Io { source, path, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full,
                 _ if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => Self::Passing,
-                _ if files::is_out_of_room(path) => Self::Full,
+                _ if files::is_out_of_room(path, 0) => Self::Full,
                 _ => Self::Fatal,
             },
             Error::Rejected(_) => Self::Passing,
@@ -50,7 +50,7 @@ impl Fault {
             (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory, _) => Self::Passing,
             // A failed sync leaves pages marked clean that are not on the disk, whatever its reason.
             (_, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => Self::Fatal,
-            (ErrorCode::SystemIoFailure | ErrorCode::CannotOpen, _) if files::is_out_of_room(path) => Self::Full,
+            (ErrorCode::SystemIoFailure | ErrorCode::CannotOpen, _) if files::is_out_of_room(path, 0) => Self::Full,
             (ErrorCode::CannotOpen, _) => Self::Passing,
             _ => Self::Fatal,
         }
@@ -126,12 +126,6 @@ impl Writer {
         }
         self.is_unsynced = false;
         Ok(())
-    }
-
-    /// Runs statements of a test against the writing connection.
-    #[cfg(test)]
-    pub(super) fn connection(&self) -> &Connection {
-        &self.conn
     }
 }
 

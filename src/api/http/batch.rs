@@ -232,9 +232,12 @@ fn checked(op: OpBody, service: &Service) -> Result<BatchOp, ApiError> {
 fn result_body(result: Result<Outcome, ApiError>, is_get: bool) -> ResultBody {
     let checked = result.and_then(|outcome| check(&outcome).map(|()| outcome));
     match checked {
-        Ok(Outcome { after: Some(row), .. }) if is_get => {
-            ResultBody { status: 200, value: Some(Blob(row.value.into_bytes())), upd: Some(row.upd), ..Default::default() }
-        }
+        Ok(Outcome { after: Some(row), .. }) if is_get => ResultBody {
+            status: 200,
+            value: Some(Blob(row.value.into_bytes())),
+            upd: Some(row.upd),
+            ..Default::default()
+        },
         Ok(_) if is_get => failed(&ApiError::NotFound("the key has no value".to_owned())),
         Ok(outcome) => ResultBody { status: 204, upd: outcome.after.map(|row| row.upd), ..Default::default() },
         Err(error) => failed(&error),

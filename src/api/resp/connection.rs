@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -255,9 +255,7 @@ impl Connection {
                     self.consume(bytes);
                     continue;
                 }
-                Ok(Step::Command(bytes)) => {
-                    (bytes, parse(Args::new(&self.input, self.parser.args()), self.limits))
-                }
+                Ok(Step::Command(bytes)) => (bytes, parse(Args::new(&self.input, self.parser.args()), self.limits)),
                 Ok(Step::TooLarge(bytes)) => {
                     let max = self.limits.value_bytes_max;
                     let why = format!("an argument exceeds value_size_max = {max} bytes, or all of them their bound");

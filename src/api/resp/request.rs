@@ -113,7 +113,11 @@ pub(super) enum Answer {
 pub(super) enum Meta {
     Ping(Option<Bytes>),
     Echo(Bytes),
-    Hello { version: Option<Version>, shard: Option<ShardId>, name: Option<Bytes> },
+    Hello {
+        version: Option<Version>,
+        shard: Option<ShardId>,
+        name: Option<Bytes>,
+    },
     Auth(Option<ShardId>),
     Select,
     ClientSetName(Bytes),
