@@ -252,6 +252,11 @@ impl Driver {
             self.take_what_waits();
             self.core.pump(self.clock.now());
         }
+        // What still comes is refused, not left without an answer, which would mean "unknown".
+        self.inbox.close();
+        while let Ok(input) = self.inbox.try_recv() {
+            self.core.on_input(self.clock.now(), input);
+        }
         // Ending the journal's thread waits for the disk.
         let core = self.core;
         let _ = tokio::task::spawn_blocking(move || core.finish()).await;
