@@ -1,3 +1,80 @@
-//! The `outrigger` program.
+//! The `outrigger` program. This file is the boot story of `serve`: configuration, node, signal, drain.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use outrigger::config::Config;
+use outrigger::node::Node;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use cli::Failure;
+
+/// How long a node may take to finish what is in flight before the process ends all the same.
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    let command_line = cli::parse();
+    let outcome = match command_line.serve() {
+        Some(serve) => serve.configuration().and_then(|config| run(serve_until_told, config, serve.exit_with_parent)),
+        None => cli::run(command_line),
+    };
+    outcome.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
+}
+
+fn run<F: Future<Output = Result<(), Failure>>>(
+    story: impl FnOnce(Config, bool) -> F,
+    config: Config,
+    exit_with_parent: bool,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::other)?;
+    let outcome = runtime.block_on(story(config, exit_with_parent));
+    // A blocking task that hangs on a broken disk must not keep a drained process alive.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::other)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::other)?;
+    let parent = cli::parent_gone(exit_with_parent);
+
+    let (name, socket) = (config.node.name.clone(), config.socket.path.clone());
+    let node = tokio::select! {
+        node = Box::pin(Node::start(config)) => node.map_err(|why| Failure::start(&why))?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let peer = node.peer_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
+    info!(node = %name, socket = %socket.display(), peer, admin = %node.admin_addr(), "started");
+
+    let mut ready = false;
+    tokio::pin!(parent);
+    let failed = loop {
+        tokio::select! {
+            () = node.wait_ready(), if !ready => {
+                ready = true;
+                info!(node = %name, "ready");
+            }
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            () = &mut parent => break None,
+            reason = node.failed() => break Some(reason),
+        }
+    };
+    if let Some(reason) = &failed {
+        error!(node = %name, %reason, "failed");
+    }
+    info!(node = %name, "draining; a second signal ends the process at once");
+    tokio::select! {
+        drained = tokio::time::timeout(DRAIN_WITHIN, node.drain()) => match drained {
+            Ok(()) => info!(node = %name, "stopped"),
+            Err(_) => warn!(node = %name, "not drained within {DRAIN_WITHIN:?}; nothing acknowledged is lost"),
+        },
+        _ = terminate.recv() => warn!(node = %name, "second signal, ending now"),
+        _ = interrupt.recv() => warn!(node = %name, "second signal, ending now"),
+    }
+    failed.map_or(Ok(()), |reason| Err(Failure::Other(format!("node {name} failed: {reason}"))))
+}

@@ -1,5 +1,16 @@
 //! How nodes agree.
+//!
+//! ```text
+//!   register   PURE: one key's Paxos        journal    what makes a vote survive
+//!   quorum     the driver of both           local      agreement of one node with itself
+//!   wire       what drivers say to each other
+//! ```
 
 pub mod journal;
 pub mod local;
+pub mod quorum;
 pub mod register;
+pub mod wire;
+
+pub use local::LocalReplicator;
+pub use quorum::QuorumReplicator;

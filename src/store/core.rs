@@ -140,7 +140,7 @@ impl Core {
         self.states.read().get(id).cloned()
     }
 
-    fn state(&self, id: &ShardId) -> Arc<ShardState> {
+    pub(super) fn state(&self, id: &ShardId) -> Arc<ShardState> {
         if let Some(state) = self.known(id) {
             return state;
         }

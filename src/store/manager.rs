@@ -16,7 +16,7 @@ use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscr
 use super::shard::Shard;
 use super::state::ShardState;
 use crate::clock::{Clock, OsClock};
-use crate::types::{Org, ShardId};
+use crate::types::{Key, Org, ShardId};
 
 /// How long a shard may sit unused before it is closed, by default.
 pub const IDLE_EVICT_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -207,6 +207,19 @@ impl Manager {
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         self.core.states().iter().find_map(|state| state.poisoned().err())
+    }
+
+    /// Marks a key whose last write before a restart may or may not have been acknowledged: local reads of it fail
+    /// with [`Error::Unsettled`] until [`Manager::settle`]. Opens no file.
+    pub fn unsettle(&self, shard: &ShardId, key: &Key) {
+        self.core.state(shard).unsettle([key.clone()]);
+    }
+
+    /// Lets local reads of a key through again.
+    pub fn settle(&self, shard: &ShardId, key: &Key) {
+        if let Some(state) = self.core.known(shard) {
+            state.settle(key);
+        }
     }
 
     /// Blocks until every frame committed before the call is in its shard file, and synced. After that a journal may

@@ -11,9 +11,17 @@
 //! Delivery is at most once, in order within one lane of one connection; a lost connection loses what was queued.
 //! Nothing here blocks a sender: a full queue drops the message and says so.
 
+mod certificate;
+mod dialer;
 pub mod memory;
+mod queue;
 pub mod quic;
+mod refusal;
+mod registry;
+#[cfg(test)]
+mod tests;
 pub mod tls;
+mod wire;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -39,6 +47,22 @@ pub const MESSAGE_BYTES_MAX: usize = 72 * 1024 * 1024;
 pub const LANE_MESSAGES_MAX: usize = 4096;
 /// How many calls one peer may have open at once.
 pub const CALLS_PER_PEER_MAX: usize = 32;
+/// How many bytes wait for one peer's lane before more are dropped.
+pub const LANE_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// The largest request of a call, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// The largest hello, in bytes.
+pub const HELLO_BYTES_MAX: usize = 64 * 1024;
+/// How many peers a node knows at once.
+pub const PEERS_MAX: usize = 1024;
+/// How many addresses a node dials at once.
+pub const DIALS_MAX: usize = 1024;
+/// How many events, and how many gossip messages, wait in an [`Inbox`].
+pub const INBOX_EVENTS_MAX: usize = 1024;
+/// How many calls wait in an [`Inbox`].
+pub const INBOX_CALLS_MAX: usize = 64;
+/// How many answers of one call wait at either end.
+pub const CALL_ANSWERS_MAX: usize = 4;
 
 /// Why a message was not even queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,9 +87,16 @@ pub enum CallError {
     /// The connection broke while answers were on their way.
     #[error("the connection to {0} broke: {1}")]
     Broken(NodeId, String),
+    /// Larger than [`REQUEST_BYTES_MAX`].
+    #[error("a request of {bytes} bytes is too large: at most {REQUEST_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
 }
 
-/// What this room tells of a connection's life.
+/// What this room tells of a connection's life. Of one peer, `Up` and `Down` alternate and messages come in between,
+/// also where a new connection replaces an old one.
 #[derive(Debug)]
 pub enum Event {
     /// Both ends agreed to talk; `hello` is what the peer said of itself.
@@ -113,6 +144,23 @@ pub struct Inbox {
     pub gossip: mpsc::Receiver<(SocketAddr, Bytes)>,
 }
 
+/// The sending halves of an [`Inbox`].
+#[derive(Debug, Clone)]
+struct InboxSender {
+    events: mpsc::Sender<Event>,
+    calls: mpsc::Sender<Call>,
+    gossip: mpsc::Sender<(SocketAddr, Bytes)>,
+}
+
+impl Inbox {
+    fn channel() -> (InboxSender, Self) {
+        let (to_events, events) = mpsc::channel(INBOX_EVENTS_MAX);
+        let (to_calls, calls) = mpsc::channel(INBOX_CALLS_MAX);
+        let (to_gossip, gossip) = mpsc::channel(INBOX_EVENTS_MAX);
+        (InboxSender { events: to_events, calls: to_calls, gossip: to_gossip }, Self { events, calls, gossip })
+    }
+}
+
 /// Says what a node tells of itself first, and judges what the other tells. The bytes are opaque here.
 pub trait Greeter: Send + Sync + 'static {
     /// What to say to `peer`.
@@ -133,14 +181,25 @@ pub struct Link {
     pub round_trip: Duration,
 }
 
+/// Why a connection did not come about, as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The peer, where its certificate could be trusted.
+    pub node: Option<NodeId>,
+    /// Where it is.
+    pub addr: SocketAddr,
+    /// Why, in one line.
+    pub reason: String,
+}
+
 /// A node's door to the others.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Where others reach this node.
+    /// Where this node listens; others reach it there unless it listens on all of its host's addresses.
     fn local_addr(&self) -> SocketAddr;
 
     /// Keeps a connection to whoever lives at `addr`: dials, and dials again with backoff, until [`Transport::forget`].
-    /// Harmless when called again, or for this node's own address.
+    /// Does nothing while a connection to the node found there stands, whichever of the two dialled it. Harmless when called again, or for this node's own address.
     fn dial(&self, addr: SocketAddr);
 
     /// Dials `addr` no more; a connection that stands is left alone.
@@ -149,14 +208,19 @@ pub trait Transport: Send + Sync + 'static {
     /// Queues a protocol message; returns at once.
     fn send(&self, to: &NodeId, message: Bytes) -> Result<(), SendError>;
 
-    /// Queues a gossip message for whoever lives at `to`; dropped where no connection leads there yet.
+    /// Queues a gossip message for whoever lives at `to`: where the peer's packets come from, or where it was found
+    /// when this node dialled; dropped where no connection leads there yet.
     fn gossip(&self, to: SocketAddr, message: Bytes) -> Result<(), SendError>;
 
-    /// Sends a request on a stream of its own. Answers end with the channel's close; an `Err` is the last one.
+    /// Sends a request on a stream of its own. Answers end with the channel's close; an `Err` is the last one. Waits
+    /// while [`CALLS_PER_PEER_MAX`] calls to that peer are open. Dropping the receiver ends the call at the other end.
     async fn call(&self, to: &NodeId, request: Bytes) -> Result<mpsc::Receiver<Result<Bytes, CallError>>, CallError>;
 
     /// The connections that stand.
     fn links(&self) -> Vec<Link>;
+
+    /// Peers that were refused here, or that refused this node, and have not been connected since; the latest ones.
+    fn refusals(&self) -> Vec<Refusal>;
 
     /// Closes all connections after what was queued has been handed to the network, bounded to a second.
     async fn close(&self);

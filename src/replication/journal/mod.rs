@@ -205,10 +205,16 @@ impl Journal {
 
     /// Begins a new segment, so that those before can be given up once nothing of them is needed.
     pub fn rotate(&mut self, room: usize) -> Result<(), JournalError> {
+        if self.current.is_empty() && self.current.has_room(room) {
+            return Ok(());
+        }
         let bytes = self.config.segment_bytes.max(room as u64);
         let next = segment::Segment::create(&self.directory, self.next_number, bytes)?;
-        let closed = std::mem::replace(&mut self.current, next).close();
-        self.segments.push(closed);
+        let last = std::mem::replace(&mut self.current, next);
+        // One without a batch had the new one's name, and is the new one now.
+        if !last.is_empty() {
+            self.segments.push(last.close());
+        }
         Ok(())
     }
 
@@ -350,6 +356,27 @@ mod tests {
         chosen.sort_unstable();
         assert_eq!(chosen, [("a", 10), ("c", 12)]);
         assert_eq!(recovered.damage, None);
+    }
+
+    /// A rotation followed by a batch too large for the fresh segment listed that segment twice: giving it up the
+    /// second time failed, and the node stopped voting.
+    #[test]
+    fn rotating_twice_without_a_batch_between_is_harmless() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = open(dir.path());
+        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
+        journal.rotate(0).unwrap();
+        let entries: Vec<_> = (0..200).map(|n| accepted(&format!("k{n}"), 20 + n)).collect();
+        journal.append(&entries, Lsn(201)).unwrap();
+        journal.rotate(0).unwrap();
+        journal.rotate(0).unwrap();
+        assert_eq!(journal.closed_segments(), 2);
+        journal.append(&[accepted("b", 900)], Lsn(202)).unwrap();
+        journal.drop_before(3).unwrap();
+        assert_eq!(journal.closed_segments(), 0);
+        drop(journal);
+        let (_, recovered) = open(dir.path());
+        assert_eq!((recovered.restored.pending.len(), recovered.damage), (1, None));
     }
 
     #[test]

@@ -61,6 +61,10 @@ impl Segment {
         Ok(Self { path, file, first, end: 0, capacity })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.end == 0
+    }
+
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.end + bytes as u64 <= self.capacity
     }

@@ -198,6 +198,11 @@ impl Acceptor {
         Sealed::new(self.cover(ballot, now), inner)
     }
 
+    /// Seals `inner` until everything appended so far is durable.
+    pub fn after_all<T>(&self, inner: T) -> Sealed<T> {
+        Sealed::new(self.appended, inner)
+    }
+
     /// What this acceptor holds of a key, for the proposer on the same node: its version and its effect.
     #[must_use]
     pub fn peek(&self, address: &Address, stored: Option<&StoredRow>) -> Option<Record> {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::record::{Record, Vote};
+use crate::store::replicator::Op;
 use crate::types::{Ballot, Key, ShardId};
 
 /// Which register: one key of one shard.
@@ -106,4 +107,22 @@ pub struct Message {
     /// What it says.
     #[serde(rename = "m")]
     pub body: Body,
+}
+
+impl Message {
+    /// About how many bytes it takes on the wire.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let op = match &self.body {
+            Body::Promised { vote: Vote::Record { op, .. }, .. } | Body::Held { vote: Vote::Record { op, .. }, .. } => {
+                op.as_ref()
+            }
+            Body::Accept { record, .. } | Body::Chosen { record } => Some(&record.op),
+            _ => None,
+        };
+        let value = op.and_then(Op::value).map_or(0, |value| value.as_bytes().len());
+        let Address { shard, key } = &self.address;
+        const REST: usize = 64;
+        REST + shard.org.as_str().len() + shard.namespace.as_str().len() + key.as_str().len() + value
+    }
 }

@@ -1,0 +1,37 @@
+# `just` lists these. Everything runs on a fresh clone with cargo alone, except where a recipe says so.
+
+set positional-arguments
+
+[private]
+default:
+    @just --list --unsorted
+
+# Formats the code.
+fmt:
+    cargo fmt --all
+
+# Formatting, lints with warnings denied, and, where cargo-deny is installed, licences and sources.
+lint:
+    cargo fmt --all -- --check
+    cargo clippy --all-targets --locked -- -D warnings
+    @if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: licences not checked"; fi
+
+# All tests, or those whose name contains what is given: `just test gossip`.
+test *args:
+    cargo test --locked "$@"
+
+# What must pass before a change lands.
+ci:
+    .ci/run
+
+# Benchmarks of the rooms: journal, register.
+bench *args:
+    cargo bench --locked "$@"
+
+# A local cluster of three nodes; Ctrl-C stops it.
+dev *args:
+    cargo run --release --locked -- dev "$@"
+
+# Load on a cluster of our own and on peers, in turns, on this machine. Needs etcd, NATS and Redis installed.
+bench-peers *args:
+    bench/peers "$@"

@@ -1,0 +1,309 @@
+//! `/v1/kv`: one key, and lists of keys.
+//!
+//! A path is taken apart before it is percent-decoded, and everything behind the namespace is the key: slashes, empty
+//! segments and dots in it mean nothing here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::request::{self, Options};
+use crate::api::command::{Address, Consistency, Get, List, Scope, Write};
+use crate::api::error::ApiError;
+use crate::api::list::{Listing, PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX};
+use crate::api::service::Service;
+use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
+use crate::types::{Ballot, Key, Org, ShardId, Value};
+
+/// How many rows of a stream are read at once.
+const STREAM_PAGE_KEYS: usize = 1_000;
+/// How many pages of a stream wait for the client.
+const STREAM_PAGES_MAX: usize = 1;
+const NDJSON: &str = "application/x-ndjson";
+
+/// Every request under `/v1/kv`.
+pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let mut parts = head.uri.path().strip_prefix("/v1/kv/").unwrap_or_default().splitn(3, '/');
+    let org = parts.next().filter(|org| !org.is_empty());
+    let org = org.ok_or_else(|| ApiError::NotFound("want /v1/kv/{org}/{namespace}/{key}".to_owned()))?;
+    let org = Org::parse(&request::decoded(org)?)?;
+    match (parts.next().filter(|namespace| !namespace.is_empty()), parts.next()) {
+        (None, _) => list(&service, Scope::Org(org), &head).await,
+        (Some(namespace), None) => {
+            let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
+            list(&service, Scope::Shard(shard), &head).await
+        }
+        (Some(namespace), Some(key)) => {
+            let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
+            let key = request::decoded(key)?;
+            let key = Key::parse_bytes(key.as_bytes(), service.config().key_bytes_max)?;
+            one_key(&service, Address { shard, key }, &head, body).await
+        }
+    }
+}
+
+async fn one_key(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+    match head.method {
+        Method::GET | Method::HEAD => get(service, at, head).await,
+        Method::PUT => put(service, at, head, body).await,
+        Method::DELETE => delete(service, at, head).await,
+        ref method => Err(ApiError::MethodNotAllowed(format!("{method} of a key: want GET, PUT or DELETE"))),
+    }
+}
+
+async fn get(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
+    let (consistency, timeout) = (options.read_consistency()?, options.timeout(service)?);
+    let not_found = ApiError::NotFound(format!("key {:?} has no value in {}", at.key, at.shard));
+    let row = service.get(Get { at, consistency, timeout }).await?.ok_or(not_found)?;
+    let seen = single_etag(&head.headers, &IF_NONE_MATCH)?;
+    let mut response = if seen == Some(Tag::Any) || seen == Some(Tag::Version(row.upd)) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        Response::new(Body::from(row.value.into_bytes()))
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    set_etag(headers, row.upd);
+    Ok(response)
+}
+
+async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
+    options.check_write_consistency()?;
+    let timeout = options.timeout(service)?;
+    let condition = condition(&head.headers)?;
+    let value = request::body(body, service.config().value_bytes_max, "the value").await?;
+    let update = Update { condition, change: Change::Put(Value::from(value)) };
+    let outcome = service.write(Write { at, update, timeout }).await?;
+    written(&outcome)
+}
+
+async fn delete(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+    let options: Options = request::query(&head.uri)?;
+    options.check_write_consistency()?;
+    let timeout = options.timeout(service)?;
+    let condition = condition(&head.headers)?;
+    if condition == Condition::Absent {
+        return Err(ApiError::Invalid("If-None-Match: * of a DELETE would never delete anything".to_owned()));
+    }
+    let outcome = service.write(Write { at, update: Update { condition, change: Change::Del }, timeout }).await?;
+    written(&outcome)
+}
+
+/// The answer to a write: 204, with the version where there is a value now.
+fn written(outcome: &Outcome) -> Result<Response, ApiError> {
+    check(outcome)?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if let Some(row) = &outcome.after {
+        set_etag(response.headers_mut(), row.upd);
+    }
+    Ok(response)
+}
+
+/// Turns outcomes that wrote nothing of what was wanted into errors.
+pub(super) fn check(outcome: &Outcome) -> Result<(), ApiError> {
+    match &outcome.verdict {
+        Verdict::Written | Verdict::Unchanged => Ok(()),
+        Verdict::ConditionFailed => {
+            Err(ApiError::ConditionFailed { current: outcome.before.as_ref().map(|row: &Row| row.upd) })
+        }
+        Verdict::Invalid(why) => Err(ApiError::Invalid(why.to_string())),
+    }
+}
+
+/// Writes a version as an entity tag.
+pub(super) fn set_etag(headers: &mut HeaderMap, upd: Ballot) {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{upd}\"")) {
+        headers.insert(ETAG, tag);
+    }
+}
+
+/// What a conditional header names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    /// `*`
+    Any,
+    /// A version.
+    Version(Ballot),
+    /// A well-formed tag that no version is written as: it matches nothing.
+    Foreign,
+}
+
+/// The one entity tag of a header, if it is there.
+fn single_etag(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tag>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let bad = || ApiError::Invalid(format!("{name}: want * or one version in quotes, as ETag gives it"));
+    let text = value.to_str().map_err(|_| bad())?.trim();
+    if values.next().is_some() {
+        return Err(bad());
+    }
+    if text == "*" {
+        return Ok(Some(Tag::Any));
+    }
+    let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).filter(|tag| !tag.contains('"'));
+    let tag = tag.ok_or_else(bad)?;
+    let upd = tag.parse().ok().filter(|upd: &i64| upd.to_string() == tag);
+    Ok(Some(upd.map_or(Tag::Foreign, |upd| Tag::Version(Ballot(upd)))))
+}
+
+/// The condition that a write's headers make.
+fn condition(headers: &HeaderMap) -> Result<Condition, ApiError> {
+    match (single_etag(headers, &IF_MATCH)?, single_etag(headers, &IF_NONE_MATCH)?) {
+        (None, None) => Ok(Condition::Always),
+        (Some(Tag::Any), None) => Ok(Condition::Present),
+        (Some(Tag::Version(upd)), None) => Ok(Condition::UpdIs(upd)),
+        // No version is below the first ballot, so this never holds.
+        (Some(Tag::Foreign), None) => Ok(Condition::UpdIs(Ballot(i64::MIN))),
+        (None, Some(Tag::Any)) => Ok(Condition::Absent),
+        (None, Some(_)) => Err(ApiError::Invalid("If-None-Match of a write: want *".to_owned())),
+        (Some(_), Some(_)) => Err(ApiError::Invalid("If-Match and If-None-Match: want one of them".to_owned())),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListOptions {
+    #[serde(default)]
+    prefix: String,
+    after: Option<String>,
+    limit: Option<usize>,
+    #[serde(default)]
+    keys_only: bool,
+    consistency: Option<String>,
+    timeout: Option<String>,
+}
+
+async fn list(service: &Arc<Service>, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
+    if !matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(ApiError::MethodNotAllowed(format!("{} of a list: want GET", head.method)));
+    }
+    let options: ListOptions = request::query(&head.uri)?;
+    if request::consistency(options.consistency.as_deref(), Consistency::Local)? == Consistency::Quorum {
+        let why = "lists are of this node's copy; consistency=quorum is not supported, read the keys one by one";
+        return Err(ApiError::NotSupported(why.to_owned()));
+    }
+    let timeout = service.timeout(request::timeout(options.timeout.as_deref(), service)?);
+    let after = options.after.filter(|after| !after.is_empty());
+    let list = List {
+        scope,
+        prefix: options.prefix,
+        after: after.map(|after| Key::parse(&after)).transpose()?,
+        limit: options.limit.unwrap_or(PAGE_KEYS_DEFAULT),
+        keys_only: options.keys_only,
+    };
+    if !(1..=PAGE_KEYS_MAX).contains(&list.limit) {
+        return Err(ApiError::Invalid(format!("limit={} is out of range: want 1 to {PAGE_KEYS_MAX}", list.limit)));
+    }
+    if wants_ndjson(&head.headers) {
+        let limit = options.limit;
+        return stream(Arc::clone(service), list, limit).await;
+    }
+    let page = tokio::time::timeout(timeout, service.list(list));
+    let listing = page.await.map_err(|_| ApiError::Timeout(crate::api::error::Written::No))??;
+    Ok(json(&PageBody::from(listing)))
+}
+
+fn wants_ndjson(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|kind| kind.split(';').next().is_some_and(|k| k.trim() == NDJSON))
+}
+
+/// One row of a list.
+#[derive(Debug, Serialize)]
+struct ItemBody {
+    key: Key,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    upd: Ballot,
+}
+
+/// One page of a list.
+#[derive(Debug, Serialize)]
+struct PageBody {
+    items: Vec<ItemBody>,
+    next: Option<Key>,
+}
+
+impl From<Listing> for PageBody {
+    fn from(listing: Listing) -> Self {
+        let item = |(_, item): (_, crate::store::Item)| ItemBody {
+            key: item.key,
+            value: item.value.map(|value| STANDARD.encode(value.as_bytes())),
+            upd: item.upd,
+        };
+        Self { items: listing.items.into_iter().map(item).collect(), next: listing.next }
+    }
+}
+
+/// A JSON answer.
+pub(super) fn json(body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => ([(CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(why) => {
+            let detail = format!("the answer cannot be written as JSON: {why}");
+            ApiError::Internal { detail, written: crate::api::error::Written::No }.into_response()
+        }
+    }
+}
+
+/// Every row as a line of JSON. Pages are read as the client takes them, so a stream holds up no writer, and is as
+/// many snapshots as it takes pages. A failure after the first page is a problem as the last line.
+async fn stream(service: Arc<Service>, mut list: List, rows_max: Option<usize>) -> Result<Response, ApiError> {
+    let mut rows_left = rows_max.unwrap_or(usize::MAX);
+    list.limit = STREAM_PAGE_KEYS.min(rows_left);
+    // The first page decides on the status.
+    let mut page = service.list(list.clone()).await?;
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(STREAM_PAGES_MAX);
+    tokio::spawn(async move {
+        loop {
+            rows_left = rows_left.saturating_sub(page.items.len());
+            let next = page.next.clone();
+            if sender.send(lines(page)).await.is_err() {
+                // The client has gone.
+                return;
+            }
+            if next.is_none() || rows_left == 0 {
+                return;
+            }
+            list.after = next;
+            list.limit = STREAM_PAGE_KEYS.min(rows_left);
+            page = match service.list(list.clone()).await {
+                Ok(page) => page,
+                Err(error) => {
+                    let mut line = serde_json::to_vec(&error.problem()).unwrap_or_default();
+                    line.push(b'\n');
+                    let _ = sender.send(Bytes::from(line)).await;
+                    return;
+                }
+            };
+        }
+    });
+    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async {
+        let piece = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(piece), receiver))
+    });
+    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response())
+}
+
+fn lines(listing: Listing) -> Bytes {
+    let mut out = BytesMut::new();
+    for item in PageBody::from(listing).items {
+        // Writing into a growing buffer cannot fail, and every key is text.
+        let _ = serde_json::to_writer((&mut out).writer(), &item);
+        out.put_u8(b'\n');
+    }
+    out.freeze()
+}

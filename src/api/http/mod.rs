@@ -1,0 +1,139 @@
+//! The HTTP dialect: HTTP/1.1 with raw bytes as values, and RFC 9457 problems as errors.
+
+mod batch;
+mod kv;
+mod node;
+mod request;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, Method};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use bytes::Bytes;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::error::{ApiError, RETRY_AFTER_SECONDS};
+use super::metrics::Class;
+use super::service::Service;
+
+/// How long a client may take to send a request's head, and how long a connection without a request stays open.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest head of a request: request line and headers, in bytes. A key of the largest size fits, percent-encoded.
+const HEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Serves one connection until either side ends it.
+pub(super) async fn serve<S>(stream: S, service: Arc<Service>, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router(service));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/v1/kv", any(kv::handle))
+        .route("/v1/kv/{*rest}", any(kv::handle))
+        .route("/v1/batch/{org}/{ns}", post(batch::handle))
+        .route("/v1/watch/{*rest}", get(node::watch))
+        .route("/v1/orgs", get(node::orgs))
+        .route("/v1/shards", get(node::shards))
+        .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))
+        .route("/v1/cluster", get(node::cluster))
+        .route("/v1/cluster/health", get(node::health))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), measure))
+        .with_state(service)
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::NotFound(format!("there is nothing at {}", request.uri().path()))
+}
+
+async fn no_method(request: Request) -> ApiError {
+    ApiError::MethodNotAllowed(format!("{} is not a method of {}", request.method(), request.uri().path()))
+}
+
+/// Counts and times every request.
+async fn measure(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let metrics = &service.metrics.http;
+    let class = class_of(request.method(), request.uri().path());
+    let started = service.monotonic();
+    metrics.requests.increment(1);
+    let response = next.run(request).await;
+    metrics.seconds(class).record(service.monotonic().saturating_sub(started));
+    if let Some(Label(label)) = response.extensions().get() {
+        metrics.count_error(label);
+    }
+    response
+}
+
+fn class_of(method: &Method, path: &str) -> Class {
+    match *method {
+        Method::GET | Method::HEAD if path.starts_with("/v1/kv/") => Class::Read,
+        Method::PUT | Method::DELETE => Class::Write,
+        _ => Class::Other,
+    }
+}
+
+/// The label of the error that a response is.
+#[derive(Debug, Clone, Copy)]
+struct Label(&'static str);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.row();
+        let body = serde_json::to_vec(&self.problem()).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = row.status;
+        response.extensions_mut().insert(Label(row.label));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if row.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if let Self::ConditionFailed { current: Some(upd) } = self {
+            kv::set_etag(headers, upd);
+        }
+        response
+    }
+}
+
+/// An error as bytes on the wire, for a connection that no HTTP server was made for.
+pub(super) fn raw_answer(error: &ApiError) -> Bytes {
+    let status = error.row().status;
+    let body = serde_json::to_string(&error.problem()).unwrap_or_default();
+    Bytes::from(format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\nretry-after: {RETRY_AFTER_SECONDS}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len(),
+    ))
+}

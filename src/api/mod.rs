@@ -1,0 +1,24 @@
+//! The Unix socket: what applications talk to.
+//!
+//! ```text
+//!   listener ──► first byte `*` ──► resp/ ─┐
+//!                anything else ──► http/ ──┼──► command ──► service ──► store::Manager
+//!                                          └◄── error: one table, two dialects
+//! ```
+//!
+//! A dialect only turns bytes into a typed command and an answer into bytes; what a command means is told once, in
+//! [`service`]. Absent on purpose: `watch`, local writes and access rules, which are not built yet and say so.
+
+pub mod command;
+pub mod error;
+mod http;
+pub mod list;
+mod listener;
+mod metrics;
+mod resp;
+pub mod service;
+mod stream;
+
+pub use error::ApiError;
+pub use listener::{CONNECTIONS_MAX, Config, Error, SOCKET_MODE, Server, serve};
+pub use service::{Service, ServiceConfig};

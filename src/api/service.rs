@@ -1,0 +1,364 @@
+//! Carries commands out against the store: the one place where both dialects meet it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
+use super::error::{ApiError, Written};
+use super::metrics::Metrics;
+use crate::clock::{Clock, OsClock};
+use crate::cluster::status::{Observe, ShardStatus};
+use crate::store::error::Error as StoreError;
+use crate::store::update::{Outcome, Row, Update};
+use crate::store::{CANONICAL_KINDS, Manager, Shard, ns_from_key};
+use crate::types::{Key, Namespace, Org, ShardId};
+
+/// The most blocking jobs (pages, figures of a shard) of all connections at once.
+const BLOCKING_JOBS_MAX: usize = 16;
+/// The most operations of one batch under way at once.
+const BATCH_CONCURRENCY_MAX: usize = 64;
+/// The most bytes that the reads of one batch may answer together.
+pub(super) const BATCH_REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How often a shard is opened again that was closed as idle between its opening and its use.
+const REOPEN_ATTEMPTS_MAX: usize = 3;
+/// How much longer than the client's timeout a proposal is waited for: the replicator's own timer should win, as it
+/// knows whether anything was written.
+const REPLICATOR_SLACK: Duration = Duration::from_millis(500);
+
+/// The bounds that requests are held to.
+#[derive(Debug, Clone)]
+pub struct ServiceConfig {
+    /// `key_size_max`, in bytes.
+    pub key_bytes_max: usize,
+    /// `value_size_max`, in bytes.
+    pub value_bytes_max: usize,
+    /// How long a request without a timeout of its own waits.
+    pub timeout_default: Duration,
+    /// The longest timeout a request may name.
+    pub timeout_max: Duration,
+}
+
+/// Carries out commands. One per node, shared by every connection.
+pub struct Service {
+    config: ServiceConfig,
+    manager: Arc<Manager>,
+    observe: Arc<dyn Observe>,
+    clock: Arc<dyn Clock>,
+    blocking: Arc<Semaphore>,
+    draining: AtomicBool,
+    in_flight: TaskTracker,
+    pub(super) metrics: Metrics,
+}
+
+/// What a read that may not wait came to.
+pub(super) enum ReadNow {
+    /// The row, or that there is none.
+    Row(Option<Row>),
+    /// It takes a wait: the shard is not open, or the key is unsettled.
+    Wait,
+    /// The store failed.
+    Failed(ApiError),
+}
+
+impl Service {
+    /// A service over `manager`, which has its replicator already.
+    #[must_use]
+    pub fn new(config: ServiceConfig, manager: Arc<Manager>, observe: Arc<dyn Observe>) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            manager,
+            observe,
+            clock: OsClock::shared(),
+            blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
+            draining: AtomicBool::new(false),
+            in_flight: TaskTracker::new(),
+            metrics: Metrics::new(),
+        })
+    }
+
+    /// From now on writes are refused as busy; reads go on. Cannot be taken back.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.in_flight.close();
+    }
+
+    /// Requests under way that wait for something: every write and quorum read, and every page.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// After [`Service::drain`]: waits until no request is under way.
+    pub async fn drained(&self) {
+        self.in_flight.wait().await;
+    }
+
+    /// The bounds that requests are held to.
+    #[must_use]
+    pub fn config(&self) -> &ServiceConfig {
+        &self.config
+    }
+
+    pub(super) fn observe(&self) -> &dyn Observe {
+        &*self.observe
+    }
+
+    /// Time since some fixed moment, to take differences of.
+    pub(super) fn monotonic(&self) -> Duration {
+        self.clock.now().monotonic
+    }
+
+    /// Counts a request as under way for as long as the token lives.
+    pub(super) fn begin(&self) -> TaskTrackerToken {
+        self.in_flight.token()
+    }
+
+    fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
+        // Counted before the flag is looked at, so that a drain either sees this write or refuses it.
+        let token = self.begin();
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(ApiError::Busy("this node is shutting down; its peers serve on".to_owned()));
+        }
+        if self.manager.is_overloaded() {
+            let backlog = self.manager.apply_backlog();
+            return Err(ApiError::Busy(format!("{backlog} committed frames wait for their shard files")));
+        }
+        Ok(token)
+    }
+
+    /// The timeout to use where a client asked for `wanted`.
+    pub(super) fn timeout(&self, wanted: Option<Duration>) -> Duration {
+        wanted.unwrap_or(self.config.timeout_default).min(self.config.timeout_max)
+    }
+
+    /// Where `key` lives when it was sent without a namespace over a connection to `shard`: a key in the canonical
+    /// layout in the namespace it names, any other in the connection's.
+    pub(super) fn route(shard: &ShardId, key: &str) -> Result<ShardId, ApiError> {
+        let Some(namespace) = namespace_in(key) else { return Ok(shard.clone()) };
+        if namespace == shard.namespace.as_str() {
+            return Ok(shard.clone());
+        }
+        Ok(ShardId { org: shard.org.clone(), namespace: Namespace::parse(namespace)? })
+    }
+
+    /// A local read that takes microseconds or says that it would have to wait.
+    pub(super) fn read_now(&self, shard: &ShardId, key: &Key) -> ReadNow {
+        let Some(shard) = self.manager.cached(shard) else { return ReadNow::Wait };
+        match shard.read(key) {
+            Ok(row) => ReadNow::Row(row),
+            // Closed: the cache let go of it this very moment. Waiting opens it again.
+            Err(StoreError::Unsettled | StoreError::Closed) => ReadNow::Wait,
+            Err(error) => ReadNow::Failed(ApiError::from_store(error, Written::No)),
+        }
+    }
+
+    /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
+    pub async fn get(&self, get: Get) -> Result<Option<Row>, ApiError> {
+        let _token = self.begin();
+        if get.consistency == Consistency::Quorum {
+            return self.read_quorum(get.at, get.timeout).await;
+        }
+        match self.read_local(&get.at).await {
+            Ok(row) => Ok(row),
+            // A restart left the key's last write undecided; a quorum read settles it.
+            Err(StoreError::Unsettled) => {
+                self.read_quorum(get.at, get.timeout).await.map_err(ApiError::timeout_as_no_quorum)
+            }
+            Err(error) => Err(ApiError::from_store(error, Written::No)),
+        }
+    }
+
+    async fn read_local(&self, at: &Address) -> Result<Option<Row>, StoreError> {
+        let mut attempts = 0;
+        loop {
+            let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
+            match shard.read(&at.key) {
+                Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_quorum(&self, at: Address, timeout: Option<Duration>) -> Result<Option<Row>, ApiError> {
+        Ok(self.update(at, Update::read(), timeout, Written::No).await?.after)
+    }
+
+    /// Carries out one update. That its condition does not hold is an outcome, not an error.
+    pub async fn write(&self, write: Write) -> Result<Outcome, ApiError> {
+        let _token = self.begin_write()?;
+        self.update(write.at, write.update, write.timeout, Written::Unknown).await
+    }
+
+    async fn update(
+        &self,
+        at: Address,
+        update: Update,
+        timeout: Option<Duration>,
+        on_failure: Written,
+    ) -> Result<Outcome, ApiError> {
+        let timeout = self.timeout(timeout);
+        let run = async {
+            let mut attempts = 0;
+            loop {
+                let shard = self.manager.get(&at.shard).await?;
+                match shard.update(&at.key, update.clone(), Some(timeout)).await {
+                    // Said before anything is proposed.
+                    Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
+                    ended => return ended,
+                }
+            }
+        };
+        match tokio::time::timeout(timeout + REPLICATOR_SLACK, run).await {
+            Ok(ended) => ended.map_err(|error| ApiError::from_store(error, on_failure)),
+            Err(_) => Err(ApiError::Timeout(on_failure)),
+        }
+    }
+
+    /// Carries out a batch; one result per operation, in its order. A write's result is its outcome; a read's has the
+    /// row as `after`.
+    pub async fn batch(&self, batch: Batch) -> Vec<Result<Outcome, ApiError>> {
+        let count = batch.ops.len();
+        let mut by_key: HashMap<Key, Vec<(usize, BatchOp)>> = HashMap::new();
+        for (place, op) in batch.ops.into_iter().enumerate() {
+            by_key.entry(op.key().clone()).or_default().push((place, op));
+        }
+        let reply_bytes = AtomicUsize::new(0);
+        let chain = |ops: Vec<(usize, BatchOp)>| {
+            let (shard, reply_bytes) = (&batch.shard, &reply_bytes);
+            async move {
+                let mut ended = Vec::with_capacity(ops.len());
+                for (place, op) in ops {
+                    let result = self.batch_op(shard, op, batch.consistency, batch.timeout, reply_bytes).await;
+                    ended.push((place, result));
+                }
+                ended
+            }
+        };
+        let mut results: Vec<Option<Result<Outcome, ApiError>>> = (0..count).map(|_| None).collect();
+        let (mut waiting, mut running) = (by_key.into_values(), FuturesUnordered::new());
+        running.extend(waiting.by_ref().take(BATCH_CONCURRENCY_MAX).map(chain));
+        while let Some(ended) = running.next().await {
+            running.extend(waiting.next().map(chain));
+            for (place, result) in ended {
+                if let Some(slot) = results.get_mut(place) {
+                    *slot = Some(result);
+                }
+            }
+        }
+        let lost = || Err(ApiError::Internal { detail: "a result was lost".to_owned(), written: Written::Unknown });
+        results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
+    }
+
+    async fn batch_op(
+        &self,
+        shard: &ShardId,
+        op: BatchOp,
+        consistency: Consistency,
+        timeout: Option<Duration>,
+        reply_bytes: &AtomicUsize,
+    ) -> Result<Outcome, ApiError> {
+        let at = |key| Address { shard: shard.clone(), key };
+        match op {
+            BatchOp::Write(key, update) => self.write(Write { at: at(key), update, timeout }).await,
+            BatchOp::Get(key) => {
+                let row = self.get(Get { at: at(key), consistency, timeout }).await?;
+                let bytes = row.as_ref().map_or(0, |row| row.value.as_bytes().len());
+                if reply_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BATCH_REPLY_BYTES_MAX {
+                    let why = format!("the values read exceed {BATCH_REPLY_BYTES_MAX} bytes; read fewer keys at once");
+                    return Err(ApiError::TooLarge(why));
+                }
+                Ok(Outcome { verdict: crate::store::update::Verdict::Unchanged, before: row.clone(), after: row })
+            }
+        }
+    }
+
+    /// The shard if it is stored here. Never creates it.
+    pub(super) async fn find(&self, shard: &ShardId) -> Result<Option<Arc<Shard>>, ApiError> {
+        self.manager.find(shard).await.map_err(|error| ApiError::from_store(error, Written::No))
+    }
+
+    /// Runs a blocking job of the store's where it may block, with a bound on how many do at once.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _token = self.begin();
+        let internal = |detail: String| ApiError::Internal { detail, written: Written::No };
+        let permit = Arc::clone(&self.blocking).acquire_owned().await.map_err(|why| internal(why.to_string()))?;
+        let run = move || {
+            // Held by the job itself, which outlives a client that hangs up.
+            let _permit = permit;
+            job()
+        };
+        match tokio::task::spawn_blocking(run).await {
+            Ok(ended) => ended.map_err(|error| ApiError::from_store(error, Written::No)),
+            Err(panicked) => Err(internal(format!("a job of the store ended early: {panicked}"))),
+        }
+    }
+
+    /// The orgs stored here, sorted.
+    pub async fn orgs(&self) -> Result<Vec<Org>, ApiError> {
+        let manager = Arc::clone(&self.manager);
+        self.blocking(move || manager.orgs()).await
+    }
+
+    /// The shards of `org` stored here, sorted.
+    pub async fn shards_of(&self, org: Org) -> Result<Vec<ShardId>, ApiError> {
+        let manager = Arc::clone(&self.manager);
+        self.blocking(move || manager.shards_of(&org)).await
+    }
+
+    /// Figures of every shard of `org`, or of all orgs.
+    pub async fn shard_statuses(&self, org: Option<Org>) -> Result<Vec<ShardStatus>, ApiError> {
+        let orgs = match org {
+            Some(org) => vec![org],
+            None => self.orgs().await?,
+        };
+        let in_step = self.observe.in_step();
+        let mut statuses = Vec::new();
+        for org in orgs {
+            for id in self.shards_of(org).await? {
+                let Some(shard) = self.find(&id).await? else { continue };
+                let stats = self.blocking(move || shard.stats()).await?;
+                statuses.push(ShardStatus {
+                    org: id.org.to_string(),
+                    namespace: id.namespace.to_string(),
+                    keys: stats.keys,
+                    bytes: stats.bytes,
+                    last_upd: stats.last_upd,
+                    in_step: in_step.clone(),
+                });
+            }
+        }
+        Ok(statuses)
+    }
+
+    /// The number of live keys of a shard; 0 where it is not stored here.
+    pub async fn count(&self, shard: &ShardId) -> Result<u64, ApiError> {
+        let Some(shard) = self.find(shard).await? else { return Ok(0) };
+        Ok(self.blocking(move || shard.stats()).await?.keys)
+    }
+
+    /// Writes a shard's WAL back into its file and truncates it.
+    pub async fn checkpoint(&self, shard: &ShardId) -> Result<(), ApiError> {
+        let _token = self.begin();
+        let Some(found) = self.find(shard).await? else {
+            return Err(ApiError::NotFound(format!("there is no shard {shard} on this node")));
+        };
+        found.checkpoint().await.map_err(|error| ApiError::from_store(error, Written::No))
+    }
+}
+
+/// The namespace that a key of the canonical layout names; none for any other key.
+pub(super) fn namespace_in(key: &str) -> Option<&str> {
+    let (kind, namespace, _) = ns_from_key(key)?;
+    CANONICAL_KINDS.contains(&kind).then_some(namespace)
+}

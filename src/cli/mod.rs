@@ -1,0 +1,318 @@
+//! The command line: parse, call, print. One file per family of commands.
+//!
+//! ```text
+//!   serve     flags of a node          data      put get del cas list
+//!   dev       a local cluster          inspect   status shards check-config
+//!   output    tables, colours, closed pipes      logging
+//! ```
+
+mod data;
+mod dev;
+mod inspect;
+mod logging;
+mod output;
+mod serve;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use outrigger::client::{self, Client};
+use outrigger::config::ConfigError;
+
+pub(crate) use serve::parent_gone;
+
+const DEFAULT_SOCKET: &str = "./outrigger.sock";
+/// Options of the client that mean nothing to the commands in [`NOT_CLIENTS`], by their ids.
+/// Beside each, the name that nobody types.
+const CLIENT_OPTIONS: [(&str, &str); 5] = [
+    ("org", "no-such-option-org"),
+    ("ns", "no-such-option-ns"),
+    ("consistency", "no-such-option-consistency"),
+    ("timeout", "no-such-option-timeout"),
+    ("json", "no-such-option-json"),
+];
+const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
+
+/// Keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outrigger",
+    version,
+    max_term_width = 110,
+    after_help = "\
+EXAMPLES
+  outrigger dev                                  three nodes on this machine, to play with
+  outrigger serve                                one node, alone: data in ./outrigger-data
+  outrigger put greeting hello                   write (prints the version), then read it
+  outrigger get greeting
+  outrigger --org acme --ns payments list wf/    one tenant's shard
+  outrigger status                               the cluster as a table
+
+EXIT STATUS
+  0 success   2 bad usage   64 bad configuration   69 socket or quorum out of reach   1 anything else"
+)]
+pub(crate) struct CommandLine {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The node's Unix socket [for clients also: OUTRIGGER_SOCKET; default: ./outrigger.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<String>,
+    #[command(flatten)]
+    log: logging::Options,
+    #[command(flatten)]
+    client: ClientOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Client options")]
+struct ClientOptions {
+    /// The org of the shard [default: `_`, the org of those who have none; for shards: all]
+    #[arg(long, global = true)]
+    org: Option<String>,
+    /// The namespace of the shard
+    #[arg(long, global = true, default_value = "default")]
+    ns: String,
+    /// Who has to agree [default: local for reads, quorum for writes]
+    #[arg(long, global = true, value_enum)]
+    consistency: Option<Consistency>,
+    /// How long the node may look for a quorum, as in 500ms or 2s [default: the node's timeouts.propose]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print JSON, an object per line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Consistency {
+    Local,
+    Quorum,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Serve>),
+    Dev(dev::Dev),
+    Put(data::Put),
+    Get(data::Get),
+    Del(data::Del),
+    Cas(data::Cas),
+    List(data::List),
+    Status(inspect::Status),
+    Shards(inspect::Shards),
+    CheckConfig(inspect::CheckConfig),
+}
+
+/// `serve`, with the global options that concern it.
+pub(crate) struct ServeCommand<'a> {
+    global: &'a Global,
+    flags: &'a serve::Serve,
+    pub(crate) exit_with_parent: bool,
+}
+
+impl ServeCommand<'_> {
+    /// Starts logging and reads the configuration.
+    pub(crate) fn configuration(&self) -> Result<outrigger::config::Config, Failure> {
+        self.global.log.install("info")?;
+        Ok(self.flags.configuration(self.global.socket.clone())?)
+    }
+}
+
+impl CommandLine {
+    /// The flags of `serve`, where that is the command.
+    pub(crate) fn serve(&self) -> Option<ServeCommand<'_>> {
+        let Command::Serve(flags) = &self.command else { return None };
+        Some(ServeCommand { global: &self.global, flags, exit_with_parent: flags.exit_with_parent })
+    }
+}
+
+/// Parses this process's arguments; shows help or what is wrong with them, and ends the process, where there is cause.
+pub(crate) fn parse() -> CommandLine {
+    let matches: ArgMatches = command().get_matches();
+    CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Global options may stand before or after the command. Where they mean nothing they are refused, and left out of the
+/// help: an option of the same id under a name nobody types takes their place.
+fn command() -> clap::Command {
+    NOT_CLIENTS.into_iter().fold(CommandLine::command(), |command, name| {
+        let socket = (name != "serve").then_some(("socket", "no-such-option-socket"));
+        command.mut_subcommand(name, |sub| {
+            CLIENT_OPTIONS
+                .into_iter()
+                .chain(socket)
+                .fold(sub, |sub, (id, name)| sub.arg(Arg::new(id).long(name).hide(true)))
+        })
+    })
+}
+
+/// Runs every command but `serve`.
+pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
+    let CommandLine { global, command } = command_line;
+    global.log.install("warn")?;
+    if let Command::CheckConfig(check) = &command {
+        return check.run();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::other)?;
+    let outcome = runtime.block_on(Box::pin(async {
+        match command {
+            Command::Dev(dev) => dev.run(&global.log).await,
+            Command::Put(put) => put.run(&global.shard_client()?, global.client.json).await,
+            Command::Get(get) => get.run(&global.shard_client()?, global.client.json).await,
+            Command::Del(del) => del.run(&global.shard_client()?, global.client.json).await,
+            Command::Cas(cas) => cas.run(&global.shard_client()?, global.client.json).await,
+            Command::List(list) => list.run(&global.shard_client()?, global.client.json).await,
+            Command::Status(status) => status.run(&global.client().build(), global.client.json).await,
+            Command::Shards(shards) => {
+                shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
+            }
+            Command::Serve(_) | Command::CheckConfig(_) => Ok(()),
+        }
+    }));
+    runtime.shutdown_background();
+    outcome
+}
+
+impl Global {
+    fn socket(&self) -> String {
+        let environment = || std::env::var("OUTRIGGER_SOCKET").ok().filter(|path| !path.is_empty());
+        self.socket.clone().or_else(environment).unwrap_or_else(|| DEFAULT_SOCKET.to_owned())
+    }
+
+    fn client(&self) -> client::Builder {
+        let mut builder = Client::builder(self.socket());
+        if let Some(consistency) = self.client.consistency {
+            builder = builder.consistency(match consistency {
+                Consistency::Local => client::Consistency::Local,
+                Consistency::Quorum => client::Consistency::Quorum,
+            });
+        }
+        if let Some(timeout) = self.client.timeout {
+            builder = builder.timeout(timeout);
+        }
+        builder
+    }
+
+    fn shard_client(&self) -> Result<Client, Failure> {
+        Ok(self.client().shard(self.client.org.as_deref().unwrap_or_default(), &self.client.ns)?.build())
+    }
+}
+
+/// Why a command did not succeed: what to say, and which exit status to say it with.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// 2
+    Usage(String),
+    /// 64
+    Configuration(String),
+    /// 69
+    Unavailable(String),
+    /// 1
+    Other(String),
+    /// The reader of our output has seen enough, as `head` does: nobody is left to complain to.
+    PipeClosed,
+}
+
+impl Failure {
+    pub(crate) fn other(error: impl std::fmt::Display) -> Self {
+        Self::Other(error.to_string())
+    }
+
+    /// A node that did not start, with every cause on one line.
+    pub(crate) fn start(error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Errors that already quote their cause would say everything twice.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        Self::Other(message)
+    }
+
+    /// Says it on standard error.
+    pub(crate) fn report(self) -> ExitCode {
+        let (code, message) = match self {
+            Self::PipeClosed => return ExitCode::SUCCESS,
+            Self::Usage(message) => (2, message),
+            Self::Configuration(message) => (64, message),
+            Self::Unavailable(message) => (69, message),
+            Self::Other(message) => (1, message),
+        };
+        output::complain(&message);
+        ExitCode::from(code)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error.to_string())
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        match &error {
+            client::Error::NotReachable { .. } => Self::Unavailable(format!(
+                "{error}; is `outrigger serve` running, and is this its socket (--socket, OUTRIGGER_SOCKET)?"
+            )),
+            _ if error.is_unavailable() => Self::Unavailable(error.to_string()),
+            _ if error.is_bad_request() => Self::Usage(error.to_string()),
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// Of standard output.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::PipeClosed;
+        }
+        Self::Other(format!("cannot write to standard output: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_by_example() {
+        for sub in CommandLine::command().get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("EXAMPLES\n"), "{} has no examples", sub.get_name());
+            assert!(help.contains(&format!("outrigger {}", sub.get_name())) || help.contains(sub.get_name()));
+        }
+    }
+
+    #[test]
+    fn client_options_stand_anywhere_but_only_where_they_mean_something() {
+        for good in [["--org", "acme", "get", "k"], ["get", "k", "--org", "acme"]] {
+            let matches = command().try_get_matches_from(["outrigger"].into_iter().chain(good)).unwrap();
+            let parsed = CommandLine::from_arg_matches(&matches).unwrap();
+            assert_eq!(parsed.global.client.org.as_deref(), Some("acme"));
+        }
+        assert!(command().try_get_matches_from(["outrigger", "serve", "--org", "acme"]).is_err());
+        assert!(command().try_get_matches_from(["outrigger", "serve", "--socket", "s"]).is_ok());
+        let mut command = command();
+        command.build();
+        let serve = command.find_subcommand_mut("serve").unwrap().render_long_help().to_string();
+        assert!(!serve.contains("--ns") && !serve.contains("no-such-option"), "{serve}");
+    }
+}

@@ -1,0 +1,218 @@
+//! What an operator may set: a TOML file, then the environment, then flags; the later wins.
+//!
+//! ```text
+//!   file ──┐
+//!   env  ──┼──► layers: key ──► raw value and where it stands ──► validate ──► Config
+//!   flags ─┘
+//! ```
+//!
+//! [`KEYS`] lists every key once. A key that is not in it is an error wherever it stands, and every error is one line
+//! that names the key, what it got and what it wants. Nothing here is a secret: keys and certificates are named by
+//! their files, and the files are read by those who need them. Relative paths start at the working directory.
+
+mod layers;
+mod render;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::types::NodeId;
+
+pub use layers::{Environment, KEYS, KeySpec, Overrides};
+
+/// The largest configuration file, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// The most entries in `peer.seeds`.
+pub const SEEDS_MAX: usize = 255;
+/// The longest path of a Unix socket, in bytes: what the kernel's address holds, without its closing NUL.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Everything one node is told. Plain data; made valid by [`Config::load`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[socket]`
+    pub socket: SocketConfig,
+    /// `[peer]`
+    pub peer: PeerConfig,
+    /// `[cluster]`
+    pub cluster: ClusterConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[timeouts]`
+    pub timeouts: TimeoutConfig,
+}
+
+/// Who this node is and where it keeps things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Its name, unique in the cluster.
+    pub name: NodeId,
+    /// Where shards and the journal live.
+    pub data_dir: PathBuf,
+}
+
+/// What applications talk to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// The Unix socket, at most [`SOCKET_PATH_BYTES_MAX`] bytes.
+    pub path: PathBuf,
+    /// Its file mode, 0 to 0o777.
+    pub mode: u32,
+}
+
+/// The one UDP port for gossip and replication. Unused where the node is [alone](Config::is_alone).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// What others dial, `host:port`. With the port 0 of `listen`, the port that the system chose is meant.
+    pub advertise: String,
+    /// Where to look for others first, each `host:port`.
+    pub seeds: Vec<String>,
+}
+
+/// The cluster this node is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Nodes of different ids refuse each other.
+    pub id: String,
+    /// The voters of epoch 1, as listed: never empty, no name twice, this node's among them.
+    pub voters: Vec<NodeId>,
+    /// How nodes prove who they are; there wherever [`ClusterConfig::voters`] names more than one.
+    pub identity: Option<Identity>,
+    /// How far ahead of this node's clock a remote time may be before it is refused.
+    pub max_skew: Duration,
+    /// How far ahead of the physical clock ballots are reserved on disk at a time.
+    pub ceiling_lead: Duration,
+}
+
+/// How nodes prove who they are. Paths only; the files are read by the transport.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// One secret that all nodes share.
+    KeyFile(PathBuf),
+    /// PEM files, read again when they change.
+    Pem {
+        /// The certificate authority whose certificates are believed.
+        ca: PathBuf,
+        /// This node's certificate.
+        cert: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+    },
+}
+
+/// The TCP port for metrics, probes and the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+}
+
+/// How shards are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// A shard unused for this long is closed.
+    pub idle_evict_after: Duration,
+    /// What an accepted frame has reached when the node says so.
+    pub durability: Durability,
+    /// The largest value, in bytes.
+    pub value_size_max: usize,
+    /// The longest key, in bytes.
+    pub key_size_max: usize,
+}
+
+/// What an accepted frame has reached when the node says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The disk.
+    Fsync,
+    /// The kernel: a crash of the machine, unlike one of the process, may lose it.
+    Os,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeoutConfig {
+    /// How long a write or quorum read may look for its quorum, where the request does not say.
+    pub propose: Duration,
+}
+
+/// Why there is no configuration. Always one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("configuration file {path}: {reason}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The file is not TOML.
+    #[error("configuration file {path}, line {line}: not TOML: {reason}")]
+    NotToml {
+        /// Which.
+        path: String,
+        /// Where, from 1.
+        line: usize,
+        /// What the parser missed.
+        reason: String,
+    },
+    /// A key that means nothing here.
+    #[error("{origin}: unknown key {key}{hint}")]
+    UnknownKey {
+        /// Which.
+        key: String,
+        /// The file or variable that it stands in.
+        origin: String,
+        /// The key that was probably meant, or all of the section's.
+        hint: String,
+    },
+    /// A value that does not fit its key.
+    #[error("{origin}: {key}: got {got}, want {want}")]
+    Invalid {
+        /// Which key.
+        key: String,
+        /// The file, variable or flag that it stands in.
+        origin: String,
+        /// What stood there, shortened.
+        got: String,
+        /// What may stand there.
+        want: String,
+    },
+}
+
+impl Config {
+    /// Reads `file` if there is one, lays `environment` and `overrides` over it, and checks the whole.
+    pub fn load(file: Option<&Path>, environment: &Environment, overrides: Overrides) -> Result<Self, ConfigError> {
+        let mut layers = layers::Layers::default();
+        if let Some(path) = file {
+            layers.add_file(path)?;
+        }
+        layers.add_environment(environment)?;
+        layers.add_overrides(overrides);
+        validate::validate(&layers, environment.pod_ip())
+    }
+
+    /// True where this node is the only voter: it then needs no peers, and no identity to show them.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.cluster.voters.len() == 1
+    }
+
+    /// The effective configuration as a file that [`Config::load`] reads back. Files that hold secrets are named, their
+    /// contents never shown.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        render::to_toml(self)
+    }
+}

@@ -1,0 +1,87 @@
+//! Who is there and whose votes count: meeting a peer, losing it, and being barred oneself.
+
+use super::Core;
+use crate::clock::Now;
+use crate::cluster::hello::Hello;
+use crate::cluster::memory::Standing;
+use crate::replication::quorum::catch_up::catch_up;
+use crate::replication::quorum::peers::{Link, Stamp};
+use crate::types::NodeId;
+
+impl Core {
+    pub(super) fn on_up(&mut self, node: &NodeId, hello: &[u8]) {
+        let Some(index) = self.index(node) else { return };
+        if let Some(accused) = self.rooms.greeter.accused() {
+            self.bar(accused);
+        }
+        let memories = self.disk.remember(self.rooms.greeter.take_unsaved());
+        let standing = self.rooms.greeter.standing(node);
+        let Some(Some(peer)) = self.peers.get_mut(index) else { return };
+        peer.storage_id = Hello::decode(hello).ok().map(|hello| hello.storage_id);
+        peer.in_step = false;
+        peer.link = match (standing, memories) {
+            (Standing::Forgot { reason }, _) => {
+                tracing::error!(peer = %node, reason, "the votes of this peer do not count: its disk has forgotten");
+                Link::Forgot
+            }
+            (Standing::Good, Some(needed)) => Link::Meeting(needed),
+            (Standing::Good, None) => Link::Up,
+        };
+        tracing::debug!(peer = %node, "peer found");
+        if peer.link != Link::Forgot {
+            self.catch_up(index, node.clone());
+        }
+        self.update_reachable();
+    }
+
+    pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
+        self.stop_catching_up(index);
+        let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
+        if let Some(slot) = self.catch_ups.get_mut(index) {
+            *slot = Some(task.abort_handle());
+        }
+    }
+
+    pub(super) fn stop_catching_up(&mut self, index: usize) {
+        if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
+            task.abort();
+        }
+    }
+
+    /// Rule 12: stops voting for good, and says so.
+    pub(super) fn bar(&mut self, why: String) {
+        if self.barred.is_some() {
+            return;
+        }
+        tracing::error!(why, "this node stops voting");
+        self.disk.bar(&why);
+        self.barred = Some(why);
+        self.update_reachable();
+    }
+
+    pub(in crate::replication::quorum) fn bar_at_start(&mut self, damage: Option<String>) {
+        if let Some(why) = damage {
+            self.bar(why);
+        }
+    }
+
+    pub(super) fn update_reachable(&mut self) {
+        self.proposer.set_reachable(if self.barred.is_some() { 0 } else { self.reachable() });
+    }
+
+    pub(super) fn reachable(&self) -> usize {
+        usize::from(self.barred.is_none()) + self.peers.iter().flatten().filter(|peer| peer.votes()).count()
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.peers.iter().flatten().filter(|peer| peer.is_live()).count()
+    }
+
+    pub(super) fn stamp(&self, now: Now) -> Stamp {
+        Stamp { epoch: self.config.membership.epoch(), wall: now.wall }
+    }
+
+    pub(super) fn index(&self, node: &NodeId) -> Option<usize> {
+        self.config.membership.voters().iter().position(|voter| voter == node)
+    }
+}

@@ -1,0 +1,408 @@
+//! Everything the driver does, without waiting: each input changes the registers, and what follows from it is queued
+//! until [`Core::pump`] hands it to the journal and the peers.
+//!
+//! ```text
+//!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
+//! ```
+
+mod meeting;
+mod tasks;
+mod votes;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::tasks::Task;
+use super::clients::Clients;
+use super::disk::Disk;
+use super::greeter::Greeter;
+use super::peers::{Link, Peer};
+use super::status::{PeerStatus, QuorumStatus};
+use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Subscribers};
+use crate::clock::{Clock, Now};
+use crate::replication::journal::WriterEvent;
+use crate::replication::register::{
+    Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
+};
+use crate::replication::wire::{self, Batch};
+use crate::store::Manager;
+use crate::store::replicator::{Decision, Proposal, Rejection};
+use crate::transport::{Event, Transport};
+use crate::types::{Ballot, ShardId};
+
+/// Tasks that wait for their shard file to be opened.
+const PARKED_TASKS_MAX: usize = 65_536;
+/// Peers that wait for a record which is not committed here yet.
+const PULLS_MAX: usize = 65_536;
+/// Records completed in the background at once.
+const SETTLE_AT_ONCE: usize = 256;
+/// How old a record gets before this node asks what became of it.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+/// How long one background completion may take.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What waits for the journal.
+#[derive(Debug)]
+enum Effect {
+    Send(usize, Message),
+    Commit(Commit),
+    Done(oneshot::Sender<()>),
+}
+
+/// Clients whose record is chosen, at this ballot, and not visible here yet.
+#[derive(Debug)]
+struct Waiting {
+    ballot: Ballot,
+    decisions: Vec<(OpId, Decision)>,
+}
+
+/// What the driver and its helpers share.
+#[derive(Clone)]
+pub(super) struct Rooms {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) greeter: Arc<Greeter>,
+    pub(super) manager: Arc<Manager>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) subscribers: Subscribers,
+}
+
+pub(super) struct Core {
+    config: QuorumConfig,
+    me: usize,
+    rooms: Rooms,
+    acceptor: Acceptor,
+    proposer: Proposer,
+    disk: Disk,
+    /// By replica number; none at this node's own.
+    peers: Vec<Option<Peer>>,
+    catch_ups: Vec<Option<tokio::task::AbortHandle>>,
+    clients: Clients,
+    sealed: SealedQueue<Effect>,
+    /// Messages of this node to itself.
+    local: VecDeque<Message>,
+    /// Decisions that wait until their record is visible here.
+    waiting: HashMap<Address, Vec<Waiting>>,
+    pulls: HashMap<Address, BTreeSet<usize>>,
+    parked: HashMap<ShardId, Vec<Task>>,
+    parked_tasks: usize,
+    /// The last writes before a restart whose fate is open.
+    unsettled: HashMap<Address, Ballot>,
+    next_op: u64,
+    seq: u64,
+    barred: Option<String>,
+    /// What is wrong with the shard files, as of the last slow tick.
+    store_trouble: Option<String>,
+    closing: Option<oneshot::Sender<()>>,
+    metrics: super::metrics::CoreMetrics,
+}
+
+impl Core {
+    pub(super) fn new(config: QuorumConfig, rooms: Rooms, acceptor: Acceptor, proposer: Proposer, disk: Disk) -> Self {
+        let voters = config.membership.voters();
+        let me = voters.iter().position(|voter| *voter == config.node).unwrap_or_default();
+        let peers: Vec<_> = voters.iter().map(|node| (*node != config.node).then(|| Peer::new(node.clone()))).collect();
+        Self {
+            me,
+            catch_ups: peers.iter().map(|_| None).collect(),
+            peers,
+            acceptor,
+            proposer,
+            disk,
+            clients: Clients::default(),
+            sealed: SealedQueue::default(),
+            local: VecDeque::new(),
+            waiting: HashMap::new(),
+            pulls: HashMap::new(),
+            parked: HashMap::new(),
+            parked_tasks: 0,
+            unsettled: HashMap::new(),
+            next_op: 0,
+            // Boots in the high bits: the count rises across restarts without being written down.
+            seq: rooms.greeter.boot() << 40,
+            barred: None,
+            store_trouble: None,
+            closing: None,
+            metrics: super::metrics::CoreMetrics::default(),
+            config,
+            rooms,
+        }
+    }
+
+    /// Applies what the journal knew to be chosen, and marks what it left open.
+    pub(super) fn recover(&mut self, chosen: Vec<(Address, Record)>, open: Vec<(Address, Ballot)>) {
+        for (address, record) in chosen {
+            self.publish(&Commit { address, record });
+        }
+        for (address, ballot) in open {
+            self.rooms.manager.unsettle(&address.shard, &address.key);
+            self.unsettled.insert(address, ballot);
+        }
+        self.update_reachable();
+    }
+
+    /// True once everything that was asked of it before it was closed has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.closing.is_some() && self.clients.is_empty()
+    }
+
+    /// True while time matters.
+    pub(super) fn is_busy(&self) -> bool {
+        self.proposer.is_busy()
+    }
+
+    pub(super) fn on_input(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Propose { proposal, reply } => self.propose(now, proposal, reply),
+            Input::Opened { shard, result } => self.opened(now, &shard, result),
+            Input::Install { rows, done } => {
+                for (address, record) in rows {
+                    self.run(now, Task::Install(address, record));
+                }
+                let sealed = self.acceptor.after_all(Effect::Done(done));
+                self.take(sealed);
+            }
+            Input::InStep { peer, rows } => {
+                if let Some(Some(peer)) = self.peers.get_mut(peer) {
+                    peer.in_step = true;
+                    tracing::info!(peer = %peer.node, rows, "in step");
+                }
+            }
+            Input::Synced { before, result } => self.disk.on_synced(now, before, result),
+            Input::Close(done) => self.closing = Some(done),
+        }
+    }
+
+    pub(super) fn on_event(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Up { node, hello } => self.on_up(&node, &hello),
+            Event::Down { node, reason } => {
+                let Some(index) = self.index(&node) else { return };
+                tracing::debug!(peer = %node, reason, "peer lost");
+                if let Some(Some(peer)) = self.peers.get_mut(index) {
+                    peer.down();
+                }
+                self.stop_catching_up(index);
+                self.update_reachable();
+            }
+            Event::Message { node, message } => {
+                let Some(from) = self.index(&node) else { return };
+                match wire::decode::<Batch>(&message) {
+                    Ok(batch) if batch.epoch == self.config.membership.epoch() => self.on_batch(now, from, batch),
+                    Ok(batch) => {
+                        self.metrics.malformed.increment(1);
+                        tracing::warn!(peer = %node, epoch = batch.epoch, "a batch of another epoch was dropped");
+                    }
+                    Err(malformed) => {
+                        self.metrics.malformed.increment(1);
+                        tracing::warn!(peer = %node, %malformed, "a batch was dropped");
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_writer(&mut self, event: WriterEvent) {
+        match event {
+            WriterEvent::Durable { durable, position, rotated_at, closed_segments } => {
+                self.acceptor.on_durable(durable);
+                self.rooms.greeter.set_durable(self.acceptor.ceiling(), position);
+                self.disk.on_durable(rotated_at, closed_segments, &self.rooms);
+                for effect in self.sealed.release(durable) {
+                    self.effect(effect);
+                }
+            }
+            WriterEvent::Full(error) => self.disk.on_full(&error),
+            WriterEvent::RoomAgain => self.disk.on_room(),
+            WriterEvent::Remembered => {
+                let known = self.disk.on_remembered();
+                for peer in self.peers.iter_mut().flatten() {
+                    if matches!(peer.link, Link::Meeting(needed) if needed <= known) {
+                        peer.link = Link::Up;
+                    }
+                }
+                self.update_reachable();
+            }
+            WriterEvent::Failed(error) => self.bar(error.to_string()),
+        }
+    }
+
+    /// Lets time pass for rounds in flight.
+    pub(super) fn on_tick(&mut self, now: Now) {
+        self.proposer.on_tick(now);
+    }
+
+    /// What is done a few times a second, busy or not.
+    pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
+        let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
+        for id in overdue {
+            self.decide(now, id, Decision::Timeout);
+        }
+        if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
+            // What a restart left open is asked about at once: local reads of those keys wait for it.
+            let before = now.monotonic.saturating_sub(STALE_AFTER);
+            for address in self.acceptor.stale(before, SETTLE_AT_ONCE) {
+                self.next_op += 1;
+                self.proposer.settle(address, OpId(self.next_op), now.monotonic + SETTLE_TIMEOUT);
+            }
+        }
+        self.store_trouble = self.rooms.manager.trouble();
+        self.metrics.inbox.set(waiting as f64);
+        self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
+    }
+
+    pub(super) fn status(&self) -> QuorumStatus {
+        let peer = |peer: &Peer| PeerStatus {
+            node: peer.node.clone(),
+            live: peer.is_live(),
+            forgot: peer.link == Link::Forgot,
+            in_step: peer.in_step,
+            storage_id: peer.storage_id,
+            clock_skew_us: peer.skew.map(|nanos| nanos / 1_000),
+        };
+        QuorumStatus {
+            peers: self.peers.iter().flatten().map(peer).collect(),
+            reachable: self.reachable(),
+            quorum: self.config.membership.quorum(),
+            barred: self.barred.clone(),
+            full: self.full(),
+            pending: self.acceptor.pending(),
+            unsettled: self.unsettled.len(),
+            decisions: self.metrics.decisions,
+            ceiling: self.acceptor.ceiling(),
+        }
+    }
+
+    /// Does everything that follows from what came in, up to what must wait for the disk or a peer.
+    pub(super) fn pump(&mut self, now: Now) {
+        loop {
+            let actions = self.proposer.take_actions();
+            if actions.is_empty() && self.local.is_empty() {
+                break;
+            }
+            for action in actions {
+                self.act(now, action);
+            }
+            while let Some(message) = self.local.pop_front() {
+                self.receive(now, self.me, message);
+            }
+        }
+        self.disk.append(&mut self.acceptor, now);
+        let stamp = self.stamp(now);
+        for peer in self.peers.iter_mut().flatten() {
+            peer.flush(stamp, &*self.rooms.transport);
+        }
+    }
+
+    fn propose(&mut self, now: Now, proposal: Proposal, reply: oneshot::Sender<Decision>) {
+        let Proposal { shard, key, update, timeout } = proposal;
+        if let Some(rejection) = self.unfit(update.is_read()) {
+            self.metrics.count(&Decision::Reject(rejection.clone()));
+            // A client that has gone needs no answer.
+            let _ = reply.send(Decision::Reject(rejection));
+            return;
+        }
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        let deadline = now.monotonic + timeout.unwrap_or(self.config.propose_timeout);
+        self.clients.insert(id, reply, now.monotonic, deadline, update.is_read());
+        self.proposer.propose(Address { shard, key }, id, update, deadline);
+    }
+
+    /// Why this node can take no update just now.
+    fn unfit(&self, is_read: bool) -> Option<Rejection> {
+        if self.closing.is_some() {
+            return Some(Rejection::Busy("this node is shutting down".to_owned()));
+        }
+        if let Some(why) = &self.barred {
+            return Some(Rejection::NoQuorum(format!("this node must not vote: {why}")));
+        }
+        if is_read {
+            return None;
+        }
+        if let Some(why) = self.full() {
+            return Some(Rejection::DiskFull(why));
+        }
+        self.is_overloaded().then(|| Rejection::Busy("committed frames wait for the disk; try again soon".to_owned()))
+    }
+
+    fn full(&self) -> Option<String> {
+        self.disk.full().map(str::to_owned).or_else(|| self.store_trouble.clone())
+    }
+
+    fn is_overloaded(&self) -> bool {
+        self.acceptor.pending() >= PENDING_FRAMES_MAX || self.rooms.manager.is_overloaded()
+    }
+
+    fn act(&mut self, now: Now, action: Action) {
+        match action {
+            Action::Start(address) => self.run(now, Task::Start(address)),
+            Action::Ask { ballot, message } => {
+                // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
+                for to in 0..self.peers.len() {
+                    let sealed = self.acceptor.seal(ballot, now, Effect::Send(to, message.clone()));
+                    self.take(sealed);
+                }
+            }
+            Action::Chosen { address, record, announce, decisions } => {
+                if announce {
+                    self.announce(now, &address, record.ballot);
+                }
+                self.metrics.folded.record(decisions.len() as f64);
+                self.run(now, Task::Chosen { address, record, decisions });
+            }
+            Action::Decide(id, decision) => self.decide(now, id, decision),
+        }
+    }
+
+    fn announce(&mut self, now: Now, address: &Address, ballot: Ballot) {
+        let me = self.me;
+        for to in (0..self.peers.len()).filter(|to| *to != me) {
+            self.send(now, to, Message { address: address.clone(), body: Body::Commit { ballot } });
+        }
+    }
+
+    fn on_batch(&mut self, now: Now, from: usize, batch: Batch) {
+        if let Some(Some(peer)) = self.peers.get_mut(from) {
+            peer.set_skew(batch.wall.saturating_sub(now.wall));
+        }
+        for message in batch.messages {
+            self.receive(now, from, message);
+        }
+    }
+
+    fn receive(&mut self, now: Now, from: usize, message: Message) {
+        match message.body {
+            Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. } => {
+                if from == self.me || self.peers.get(from).is_some_and(|peer| peer.as_ref().is_some_and(Peer::votes)) {
+                    self.proposer.on_message(now, from, message);
+                }
+            }
+            _ => self.run(now, Task::Message(from, message)),
+        }
+    }
+
+    fn decide(&mut self, now: Now, id: OpId, decision: Decision) {
+        // Background completions have no client.
+        let Some(client) = self.clients.remove(id) else { return };
+        self.metrics.count(&decision);
+        self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
+        let _ = client.reply.send(decision);
+    }
+
+    /// Says that it has ended, to who closed it.
+    pub(super) fn finish(mut self) {
+        for task in self.catch_ups.iter_mut().filter_map(Option::take) {
+            task.abort();
+        }
+        let closing = self.closing.take();
+        // The journal's thread ends here, after everything that was submitted.
+        drop(self);
+        if let Some(done) = closing {
+            let _ = done.send(());
+        }
+    }
+}

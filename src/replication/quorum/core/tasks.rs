@@ -1,0 +1,113 @@
+//! What needs the row that a shard file holds: runs at once where the file is open, otherwise waits for it.
+
+use super::{Core, Effect, PARKED_TASKS_MAX, Waiting};
+use crate::clock::Now;
+use crate::replication::quorum::Input;
+use crate::replication::register::{Address, Message, OpId, Record};
+use crate::store::replicator::Decision;
+use crate::store::{self, StoredRow};
+use crate::types::ShardId;
+
+/// What needs to know the row that its shard file holds.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// A message to this node's acceptor or learner, from that replica.
+    Message(usize, Message),
+    /// A round to begin.
+    Start(Address),
+    /// A record that this node's proposer had chosen.
+    Chosen { address: Address, record: Record, decisions: Vec<(OpId, Decision)> },
+    /// A row from a peer that this node had missed.
+    Install(Address, Record),
+}
+
+impl Task {
+    fn address(&self) -> &Address {
+        match self {
+            Self::Message(_, message) => &message.address,
+            Self::Start(address) | Self::Chosen { address, .. } | Self::Install(address, _) => address,
+        }
+    }
+}
+
+impl Core {
+    /// Runs a task with the row that its shard file holds; one whose file is not open waits for it.
+    pub(super) fn run(&mut self, now: Now, task: Task) {
+        match self.stored(task.address()) {
+            Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
+            Ok(None) => self.park(task),
+            Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
+        }
+    }
+
+    /// The row, `None` within where there is none; `None` outside while the file is not open.
+    pub(super) fn stored(&self, address: &Address) -> Result<Option<Option<StoredRow>>, store::Error> {
+        let Address { shard, key } = address;
+        match self.rooms.manager.cached(shard) {
+            Some(open) => match open.stored(key) {
+                // Evicted under our hands: open it again.
+                Err(store::Error::Closed) => Ok(None),
+                read => read.map(Some),
+            },
+            None if self.rooms.manager.exists(shard) => Ok(None),
+            None => Ok(Some(None)),
+        }
+    }
+
+    pub(super) fn park(&mut self, task: Task) {
+        if self.parked_tasks >= PARKED_TASKS_MAX {
+            // As good as a lost message; whoever waits for it asks again or runs into its deadline.
+            return;
+        }
+        let shard = task.address().shard.clone();
+        self.parked_tasks += 1;
+        let waiting = self.parked.entry(shard.clone()).or_default();
+        waiting.push(task);
+        if waiting.len() > 1 {
+            return;
+        }
+        let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
+        tokio::spawn(async move {
+            let result = manager.get(&shard).await.map(drop);
+            // Nobody listens any more only while the node stops.
+            let _ = inputs.send(Input::Opened { shard, result }).await;
+        });
+    }
+
+    pub(super) fn opened(&mut self, now: Now, shard: &ShardId, result: Result<(), store::Error>) {
+        let tasks = self.parked.remove(shard).unwrap_or_default();
+        self.parked_tasks -= tasks.len();
+        match result {
+            Ok(()) => tasks.into_iter().for_each(|task| self.run(now, task)),
+            Err(store::Error::Closed | store::Error::Rejected(_)) => {}
+            Err(error) => self.bar(format!("cannot open {shard}: {error}")),
+        }
+    }
+
+    pub(super) fn run_with(&mut self, now: Now, task: Task, stored: Option<&StoredRow>) {
+        match task {
+            Task::Message(from, message) => self.on_message(now, from, message, stored),
+            Task::Start(address) => {
+                let held = self.acceptor.peek(&address, stored);
+                self.proposer.start(now, &address, held);
+            }
+            Task::Chosen { address, record, decisions } => {
+                let ballot = record.ballot;
+                if stored.is_some_and(|row| row.ballot >= ballot) {
+                    self.settled(&address, ballot);
+                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
+                }
+                if !decisions.is_empty() {
+                    self.waiting.entry(address.clone()).or_default().push(Waiting { ballot, decisions });
+                }
+                self.learn(now, &address, record, stored);
+            }
+            Task::Install(address, record) => {
+                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
+                    self.metrics.synced_rows.increment(1);
+                    self.take(commit.map(Effect::Commit));
+                }
+            }
+        }
+    }
+}

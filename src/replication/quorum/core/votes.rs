@@ -1,0 +1,157 @@
+//! The acceptor's and learner's side: votes given, chosen records committed and made visible.
+
+use super::{Core, Effect, PULLS_MAX};
+use crate::clock::Now;
+use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, Record, Refusal, Sealed};
+use crate::store::StoredRow;
+use crate::store::replicator::Frame;
+use crate::types::Ballot;
+
+impl Core {
+    /// What a message to the acceptor or learner of this node comes to.
+    pub(super) fn on_message(&mut self, now: Now, from: usize, message: Message, stored: Option<&StoredRow>) {
+        let Message { address, body } = message;
+        let answer = match body {
+            Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. }
+                if self.refusal().is_some() =>
+            {
+                let why = self.refusal().unwrap_or(Refusal::Full);
+                let body = Body::Refused { ballot, above: Ballot::ZERO, why };
+                return self.send(now, from, Message { address, body });
+            }
+            Body::Prepare { ballot, holds } => self.acceptor.on_prepare(now, &address, ballot, holds, stored),
+            Body::Accept { record, next } => match self.acceptor.on_accept(now, &address, record, next, stored) {
+                Ok(answer) => answer,
+                Err(conflict) => return self.bar(conflict.to_string()),
+            },
+            Body::Read { round, holds } if self.barred.is_none() => {
+                self.acceptor.on_read(&address, round, holds, stored)
+            }
+            Body::Commit { ballot } => {
+                return match self.acceptor.on_commit(&address, ballot, stored) {
+                    Learned::Known => {}
+                    Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
+                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
+                };
+            }
+            Body::Pull => return self.on_pull(now, from, address, stored),
+            Body::Chosen { record } => {
+                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
+                    self.take(commit.map(Effect::Commit));
+                }
+                return;
+            }
+            Body::Read { .. }
+            | Body::Promised { .. }
+            | Body::Held { .. }
+            | Body::Accepted { .. }
+            | Body::Refused { .. } => return,
+        };
+        let answer = answer.map(|body| {
+            self.metrics.clock_ahead(&body);
+            Effect::Send(from, Message { address, body })
+        });
+        self.take(answer);
+    }
+
+    /// Why this node votes for nothing just now.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        if self.barred.is_some() {
+            return Some(Refusal::Barred);
+        }
+        (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
+    }
+
+    pub(super) fn on_pull(&mut self, now: Now, from: usize, address: Address, stored: Option<&StoredRow>) {
+        match stored {
+            Some(row) => self.send(now, from, chosen(address, row)),
+            // Chosen, but not on this disk yet: answered when it is.
+            None if self.pulls.len() < PULLS_MAX => {
+                self.pulls.entry(address).or_default().insert(from);
+            }
+            None => {}
+        }
+    }
+
+    /// Commits a record that is chosen, from this node's own vote or from what the round brought.
+    pub(super) fn learn(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) {
+        let commit = match self.acceptor.on_commit(address, record.ballot, stored) {
+            Learned::Commit(commit) => Some(commit),
+            Learned::Known | Learned::Missing => self.acceptor.install(now, address, record, stored),
+        };
+        if let Some(commit) = commit {
+            self.take(commit.map(Effect::Commit));
+        }
+    }
+
+    pub(super) fn take(&mut self, sealed: Sealed<Effect>) {
+        if let Some(effect) = self.sealed.push(sealed) {
+            self.effect(effect);
+        }
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        let now = self.rooms.clock.now();
+        match effect {
+            Effect::Send(to, message) => self.send(now, to, message),
+            Effect::Commit(commit) => self.commit(now, &commit),
+            Effect::Done(done) => {
+                // Whoever waited for it has gone: so be it.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, now: Now, to: usize, message: Message) {
+        let stamp = self.stamp(now);
+        match self.peers.get_mut(to) {
+            Some(Some(peer)) => peer.queue(message, stamp, &*self.rooms.transport),
+            _ => self.local.push_back(message),
+        }
+    }
+
+    /// A chosen record is on this disk: makes it visible, and tells who waits.
+    pub(super) fn commit(&mut self, now: Now, commit: &Commit) {
+        self.publish(commit);
+        self.acceptor.on_applied(commit);
+        let Commit { address, record } = commit;
+        self.settled(address, record.ballot);
+        if let Some(pulling) = self.pulls.remove(address) {
+            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
+            for to in pulling {
+                self.send(now, to, chosen(address.clone(), &row));
+            }
+        }
+        let Some(waiting) = self.waiting.get_mut(address) else { return };
+        let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
+        if waiting.is_empty() {
+            self.waiting.remove(address);
+        }
+        for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
+            self.decide(now, id, decision);
+        }
+    }
+
+    pub(super) fn publish(&mut self, commit: &Commit) {
+        self.seq += 1;
+        let Commit { address: Address { shard, key }, record } = commit;
+        let Record { ballot, upd, op, .. } = record.clone();
+        let frame = Frame { shard: shard.clone(), seq: self.seq, key: key.clone(), op, upd, ballot };
+        for subscriber in self.rooms.subscribers.read().iter() {
+            subscriber.on_commit(&frame);
+        }
+    }
+
+    pub(super) fn settled(&mut self, address: &Address, ballot: Ballot) {
+        if self.unsettled.get(address).is_some_and(|open| *open <= ballot) {
+            self.unsettled.remove(address);
+            self.rooms.manager.settle(&address.shard, &address.key);
+        }
+    }
+}
+
+fn chosen(address: Address, row: &StoredRow) -> Message {
+    let StoredRow { op, upd, ballot } = row.clone();
+    let record = Record { ballot, upd, op, lineage: Lineage::default() };
+    Message { address, body: Body::Chosen { record } }
+}

@@ -1,0 +1,136 @@
+//! The core's side of the journal: one append in flight, so that what comes meanwhile shares the next sync; and giving
+//! up old segments once the shard files hold what is in them.
+
+use std::time::Duration;
+
+use super::core::Rooms;
+use super::{COMPACT_AT_SEGMENTS, Input};
+use crate::clock::Now;
+use crate::cluster::memory::PeerMemory;
+use crate::replication::journal::{JournalError, JournalWriter, Submission};
+use crate::replication::register::{Acceptor, Entry};
+use crate::store;
+
+/// How long after a failed compaction the next is tried.
+const COMPACT_RETRY: Duration = Duration::from_secs(10);
+
+/// Where giving up old segments stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compaction {
+    Idle,
+    /// The next append begins a new segment and repeats in it what is still needed of the old.
+    Due,
+    /// That append is on its way; then the shard files are being synced.
+    Running,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    journal: JournalWriter,
+    in_flight: bool,
+    compaction: Compaction,
+    /// No compaction before then: the last one failed.
+    compact_after: Duration,
+    memories_submitted: u64,
+    memories_durable: u64,
+    full: Option<String>,
+}
+
+impl Disk {
+    pub(super) fn new(journal: JournalWriter) -> Self {
+        Self {
+            journal,
+            in_flight: false,
+            compaction: Compaction::Idle,
+            compact_after: Duration::ZERO,
+            memories_submitted: 0,
+            memories_durable: 0,
+            full: None,
+        }
+    }
+
+    /// Why nothing can be stored now.
+    pub(super) fn full(&self) -> Option<&str> {
+        self.full.as_deref()
+    }
+
+    /// Submits what the acceptor wants written, unless a batch is in flight already.
+    pub(super) fn append(&mut self, acceptor: &mut Acceptor, now: Now) {
+        let rotate = self.compaction == Compaction::Due;
+        if self.in_flight || !(acceptor.has_entries() || rotate) {
+            return;
+        }
+        acceptor.extend_ceiling(now);
+        let (mut entries, lsn) = acceptor.take_entries();
+        if rotate {
+            self.compaction = Compaction::Running;
+            entries.push(Entry::Ceiling(acceptor.ceiling()));
+            entries.extend(acceptor.pending_entries());
+        }
+        self.in_flight = self.journal.submit(Submission::Append { entries, lsn, rotate });
+    }
+
+    /// A batch is durable; where it began a segment, those before are needed only until the shard files are synced.
+    pub(super) fn on_durable(&mut self, rotated_at: Option<u64>, closed_segments: usize, rooms: &Rooms) {
+        self.in_flight = false;
+        let now = rooms.clock.now().monotonic;
+        if let Some(before) = rotated_at {
+            let (manager, inputs) = (rooms.manager.clone(), rooms.inputs.clone());
+            tokio::task::spawn_blocking(move || {
+                let result = manager.sync_all();
+                // Nobody listens any more only while the node stops.
+                let _ = inputs.blocking_send(Input::Synced { before, result });
+            });
+        } else if closed_segments >= COMPACT_AT_SEGMENTS
+            && self.compaction == Compaction::Idle
+            && now >= self.compact_after
+        {
+            self.compaction = Compaction::Due;
+        }
+    }
+
+    /// The shard files hold everything of the segments before that batch, or could not be synced.
+    pub(super) fn on_synced(&mut self, now: Now, before: u64, result: Result<(), store::Error>) {
+        self.compaction = Compaction::Idle;
+        match result {
+            Ok(()) => {
+                self.journal.submit(Submission::DropBefore(before));
+            }
+            Err(error) => {
+                self.compact_after = now.monotonic + COMPACT_RETRY;
+                tracing::warn!(%error, "the shard files could not be synced; the journal keeps its segments");
+            }
+        }
+    }
+
+    pub(super) fn on_full(&mut self, error: &JournalError) {
+        tracing::error!(%error, "the disk is full: nothing is accepted until there is room");
+        self.full = Some(error.to_string());
+    }
+
+    pub(super) fn on_room(&mut self) {
+        tracing::info!("the disk has room again");
+        self.full = None;
+    }
+
+    /// Has what is remembered of the peers' disks written down. `Some(n)` where votes must wait until `n` memories are
+    /// durable.
+    pub(super) fn remember(&mut self, memory: Option<PeerMemory>) -> Option<u64> {
+        if let Some(memory) = memory
+            && self.journal.submit(Submission::Remember(memory))
+        {
+            self.memories_submitted += 1;
+        }
+        (self.memories_submitted > self.memories_durable).then_some(self.memories_submitted)
+    }
+
+    /// One more memory is durable; returns how many are.
+    pub(super) fn on_remembered(&mut self) -> u64 {
+        self.memories_durable += 1;
+        self.memories_durable
+    }
+
+    pub(super) fn bar(&self, why: &str) {
+        self.journal.submit(Submission::Bar(why.to_owned()));
+    }
+}

@@ -1,0 +1,274 @@
+//! The driver of agreement: the pure registers, the journal and the peers' connections behind the store's
+//! [`Replicator`].
+//!
+//! ```text
+//!   propose ─► inbox ─► ┌──────────── driver task ─────────────┐ ─► journal thread ─► fsync ─┐
+//!   peers ───► events ► │ wait for anything, take all that is  │ ◄────── WriterEvent ────────┘
+//!   ticks ────────────► │ there, Core::pump: one batch each    │ ─► one batch per peer ─► transport
+//!                       └──────────────────────────────────────┘ ─► subscribers (the store), decisions
+//! ```
+//!
+//! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
+//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer.
+//!
+//! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
+
+mod catch_up;
+mod clients;
+mod core;
+mod disk;
+mod greeter;
+mod metrics;
+mod peers;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::core::{Core, Rooms};
+pub use self::greeter::Greeter;
+pub use self::status::{PeerStatus, QuorumStatus};
+use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
+use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
+use crate::clock::{Clock, HybridClock};
+use crate::cluster::membership::Membership;
+use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
+use crate::store::{self, Manager};
+use crate::transport::{Call, Event, Transport};
+use crate::types::{NodeId, ShardId};
+
+/// Proposals and other inputs that wait for the driver.
+const INPUTS_MAX: usize = 16_384;
+/// Inputs and events taken in before what follows from them goes out.
+const TAKEN_AT_ONCE: usize = 512;
+/// Accepted frames not known to be chosen, beyond which this node takes no more.
+const PENDING_FRAMES_MAX: usize = 65_536;
+/// Closed journal segments at which the oldest are given up.
+const COMPACT_AT_SEGMENTS: usize = 3;
+/// How often time passes for rounds in flight.
+const TICK: Duration = Duration::from_millis(5);
+/// How often the rest is looked after.
+const SLOW_TICK: Duration = Duration::from_millis(100);
+
+type Subscribers = Arc<RwLock<Vec<Arc<dyn Subscriber>>>>;
+
+/// How the driver behaves.
+#[derive(Debug, Clone)]
+pub struct QuorumConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The voters; this node is one of them.
+    pub membership: Membership,
+    /// Ballots further ahead of the clock than this are refused.
+    pub max_skew: Duration,
+    /// How far ahead of the clock the durable ceiling is set.
+    pub ceiling_lead: Duration,
+    /// How long a proposal that names no time may take.
+    pub propose_timeout: Duration,
+    /// The largest value, in bytes.
+    pub value_bytes_max: usize,
+    /// Seeds the back-off's randomness.
+    pub seed: u64,
+}
+
+/// What the driver is built on.
+pub struct Foundations {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The hello's speaker, shared with the transport.
+    pub greeter: Arc<Greeter>,
+    /// The shards: rows are looked up in them, and the driver installs itself as their replicator.
+    pub manager: Arc<Manager>,
+    /// The way to the peers.
+    pub transport: Arc<dyn Transport>,
+    /// Connections' lives and protocol messages.
+    pub events: mpsc::Receiver<Event>,
+    /// Peers that catch up.
+    pub calls: mpsc::Receiver<Call>,
+    /// The open journal.
+    pub journal: Journal,
+    /// What was in it.
+    pub recovered: Recovered,
+}
+
+/// Why the driver did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its votes would not count.
+    #[error("{node} is not among the voters; add it to [cluster] voters on every node")]
+    NotAVoter {
+        /// This node.
+        node: NodeId,
+    },
+    /// The journal cannot go on.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// What the driver is told by this node itself.
+#[derive(Debug)]
+enum Input {
+    Propose { proposal: Proposal, reply: oneshot::Sender<Decision> },
+    Opened { shard: ShardId, result: Result<(), store::Error> },
+    Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
+    InStep { peer: usize, rows: u64 },
+    Synced { before: u64, result: Result<(), store::Error> },
+    Close(oneshot::Sender<()>),
+}
+
+/// Agreement among the voters of the configuration.
+pub struct QuorumReplicator {
+    inputs: mpsc::Sender<Input>,
+    subscribers: Subscribers,
+    status: watch::Receiver<QuorumStatus>,
+}
+
+impl QuorumReplicator {
+    /// Starts the driver on an open journal: what it knew to be chosen is applied, what it left open is settled as
+    /// soon as a quorum answers. Waits, at most `ceiling_lead`, for the clock to pass what may have been promised
+    /// before (rule 2).
+    pub async fn start(config: QuorumConfig, on: Foundations) -> Result<Arc<Self>, StartError> {
+        let Foundations { clock, greeter, manager, transport, events, calls, journal, recovered } = on;
+        let Some(slot) = config.membership.slot_of(&config.node) else {
+            return Err(StartError::NotAVoter { node: config.node });
+        };
+        let ceiling = recovered.restored.ceiling;
+        let ahead = u64::try_from(ceiling.nanos().saturating_sub(clock.now().wall)).unwrap_or(0);
+        tokio::time::sleep(Duration::from_nanos(ahead).min(config.ceiling_lead)).await;
+
+        let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
+        let (writer_events, written) = mpsc::unbounded_channel();
+        let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
+        let voters = config.membership.voters();
+        let mut proposing = ProposerConfig::new(usize::from(slot.number()), voters.len(), config.seed);
+        proposing.quorum = config.membership.quorum();
+        proposing.value_bytes_max = config.value_bytes_max;
+        let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
+        let accepting = AcceptorConfig {
+            ceiling_lead: config.ceiling_lead,
+            max_skew: config.max_skew,
+            ..AcceptorConfig::default()
+        };
+        let Recovered { restored, chosen, damage } = recovered;
+        let open = restored.pending.iter().map(|(address, record)| (address.clone(), record.ballot)).collect();
+        let acceptor = Acceptor::new(accepting, restored);
+
+        let subscribers = Subscribers::default();
+        let (shown, status) = watch::channel(QuorumStatus::default());
+        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
+        // Before anything is committed: the store subscribes with this.
+        manager.with_replicator(this.clone());
+        let serving = tokio::spawn(catch_up::serve(calls, manager.clone()));
+        let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
+        let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
+        core.recover(chosen, open);
+        core.bar_at_start(damage);
+        shown.send_replace(core.status());
+        let driver = Driver { core, clock, inbox, events, written, shown };
+        tokio::spawn(async move {
+            driver.run().await;
+            serving.abort();
+        });
+        Ok(this)
+    }
+
+    /// How it stands, as of a moment ago.
+    #[must_use]
+    pub fn status(&self) -> QuorumStatus {
+        self.status.borrow().clone()
+    }
+
+    /// To be told of every change of how it stands.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<QuorumStatus> {
+        self.status.clone()
+    }
+}
+
+#[async_trait]
+impl Replicator for QuorumReplicator {
+    async fn propose(&self, proposal: Proposal) -> Decision {
+        let (reply, decision) = oneshot::channel();
+        match self.inputs.try_send(Input::Propose { proposal, reply }) {
+            Ok(()) => decision.await.unwrap_or(Decision::Timeout),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Decision::Reject(Rejection::Busy(format!("{INPUTS_MAX} updates wait already; try again soon")))
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Decision::Reject(Rejection::Busy("this node is shutting down".to_owned()))
+            }
+        }
+    }
+
+    fn subscribe(&self, subscriber: Arc<dyn Subscriber>) {
+        self.subscribers.write().push(subscriber);
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.inputs.send(Input::Close(done)).await.is_ok() {
+            // An error means that it had ended already.
+            let _ = closed.await;
+        }
+    }
+}
+
+struct Driver {
+    core: Core,
+    clock: Arc<dyn Clock>,
+    inbox: mpsc::Receiver<Input>,
+    events: mpsc::Receiver<Event>,
+    written: mpsc::UnboundedReceiver<WriterEvent>,
+    shown: watch::Sender<QuorumStatus>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut slow_tick = tokio::time::interval(SLOW_TICK);
+        slow_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.core.is_finished() {
+            tokio::select! {
+                Some(event) = self.written.recv() => self.core.on_writer(event),
+                Some(event) = self.events.recv() => self.core.on_event(self.clock.now(), event),
+                Some(input) = self.inbox.recv() => self.core.on_input(self.clock.now(), input),
+                _ = tick.tick(), if self.core.is_busy() => self.core.on_tick(self.clock.now()),
+                _ = slow_tick.tick() => {
+                    self.core.on_slow_tick(self.clock.now(), self.inbox.len() + self.events.len());
+                    self.shown.send_replace(self.core.status());
+                }
+            }
+            self.take_what_waits();
+            self.core.pump(self.clock.now());
+        }
+        // Ending the journal's thread waits for the disk.
+        let core = self.core;
+        let _ = tokio::task::spawn_blocking(move || core.finish()).await;
+    }
+
+    /// What arrived meanwhile shares the batches that go out next.
+    fn take_what_waits(&mut self) {
+        let now = self.clock.now();
+        while let Ok(event) = self.written.try_recv() {
+            self.core.on_writer(event);
+        }
+        for _ in 0..TAKEN_AT_ONCE {
+            let event = self.events.try_recv().map(|event| self.core.on_event(now, event));
+            let input = self.inbox.try_recv().map(|input| self.core.on_input(now, input));
+            if event.is_err() && input.is_err() {
+                break;
+            }
+        }
+    }
+}

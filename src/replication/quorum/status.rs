@@ -1,0 +1,75 @@
+//! What the core shows of itself, a few times a second.
+
+use crate::cluster::status::DecisionCounts;
+use crate::types::{Ballot, NodeId, StorageId};
+
+/// One other replica.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: NodeId,
+    /// Connected.
+    pub live: bool,
+    /// Its disk has forgotten promises, so its votes do not count.
+    pub forgot: bool,
+    /// Its rows were compared with ours since it last connected.
+    pub in_step: bool,
+    /// Its data directory, once known.
+    pub storage_id: Option<StorageId>,
+    /// How far its clock is ahead of ours, in microseconds.
+    pub clock_skew_us: Option<i64>,
+}
+
+/// The whole.
+#[derive(Debug, Clone, Default)]
+pub struct QuorumStatus {
+    /// The other replicas, by name.
+    pub peers: Vec<PeerStatus>,
+    /// Replicas whose votes can be had now, this node included where it may vote.
+    pub reachable: usize,
+    /// A majority of all.
+    pub quorum: usize,
+    /// Why this node must not vote.
+    pub barred: Option<String>,
+    /// Why this node can store nothing just now.
+    pub full: Option<String>,
+    /// Accepted records not known to be chosen.
+    pub pending: usize,
+    /// Keys whose last write before the restart is still open.
+    pub unsettled: usize,
+    /// How proposals ended.
+    pub decisions: DecisionCounts,
+    /// The durable ceiling.
+    pub ceiling: Ballot,
+}
+
+impl QuorumStatus {
+    /// `Ok` where a quorum operation can be served now, otherwise the reason.
+    pub fn health(&self) -> Result<(), String> {
+        if let Some(why) = &self.barred {
+            return Err(format!("this node must not vote: {why}"));
+        }
+        if let Some(why) = &self.full {
+            return Err(why.clone());
+        }
+        if self.reachable < self.quorum {
+            let Self { reachable, quorum, .. } = self;
+            return Err(format!("no quorum: {reachable} of {} voters in reach, {quorum} needed", self.peers.len() + 1));
+        }
+        Ok(())
+    }
+
+    /// `Ok` once this node also has what the others have; otherwise what it waits for.
+    pub fn ready(&self) -> Result<(), String> {
+        self.health()?;
+        if self.unsettled > 0 {
+            return Err(format!("{} keys written before the restart are being settled", self.unsettled));
+        }
+        let in_step = 1 + self.peers.iter().filter(|peer| peer.in_step).count();
+        if in_step < self.quorum {
+            let quorum = self.quorum;
+            return Err(format!("comparing rows with the other replicas: {in_step} of {quorum} in step"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,381 @@
+//! Whole drivers over the in-memory network: real journals, real shard files, real time; connections are cut by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::clock::OsClock;
+use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
+use crate::replication::journal::{Durability, JournalConfig};
+use crate::store::StoreConfig;
+use crate::store::replicator::Frame;
+use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
+use crate::transport::memory::{MemoryTransport, Network};
+use crate::types::{Key, Value};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+/// How long anything may take before a test calls it lost.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn node(name: &str) -> NodeId {
+    NodeId::parse(name).unwrap()
+}
+
+fn shard() -> ShardId {
+    ShardId::parse("acme", "orders").unwrap()
+}
+
+fn key(name: &str) -> Key {
+    Key::parse(name).unwrap()
+}
+
+struct Node {
+    manager: Arc<Manager>,
+    replicator: Arc<QuorumReplicator>,
+    transport: Arc<MemoryTransport>,
+}
+
+impl Node {
+    async fn start(network: &Arc<Network>, dir: &Path, name: &str, voters: &[&str]) -> Self {
+        let clock = OsClock::shared();
+        let segment_bytes = 64 * 1024;
+        let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
+        let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
+        let manager = Manager::with_config(StoreConfig::at(dir), clock.clone()).unwrap();
+        let membership = Membership::epoch_one(voters.iter().map(|name| node(name)).collect()).unwrap();
+        let local = Local {
+            versions: PROTOCOL_VERSIONS,
+            cluster: "test".to_owned(),
+            node: node(name),
+            membership: membership.clone(),
+        };
+        let slot = membership.slot_of(&node(name)).unwrap();
+        let ceiling = recovered.restored.ceiling;
+        let greeter = Greeter::new(local, slot, journal.header(), ceiling, rand::random(), clock.clone());
+        let greeter = Arc::new(greeter);
+        let (transport, inbox) = network.join(node(name), greeter.clone());
+        let config = QuorumConfig {
+            node: node(name),
+            membership,
+            max_skew: Duration::from_secs(10),
+            ceiling_lead: Duration::from_millis(100),
+            propose_timeout: Duration::from_secs(5),
+            value_bytes_max: 1 << 20,
+            seed: 1,
+        };
+        let foundations = Foundations {
+            clock,
+            greeter,
+            manager: manager.clone(),
+            transport: transport.clone(),
+            events: inbox.events,
+            calls: inbox.calls,
+            journal,
+            recovered,
+        };
+        let replicator = QuorumReplicator::start(config, foundations).await.unwrap();
+        Self { manager, replicator, transport }
+    }
+
+    async fn stop(self) {
+        self.replicator.close().await;
+        self.transport.close().await;
+        self.manager.close().await.unwrap();
+    }
+
+    async fn update(&self, name: &str, update: Update) -> Decision {
+        let timeout = Some(Duration::from_secs(5));
+        self.replicator.propose(Proposal { shard: shard(), key: key(name), update, timeout }).await
+    }
+
+    async fn accepted(&self, name: &str, update: Update) -> Outcome {
+        match self.update(name, update.clone()).await {
+            Decision::Accept(outcome) => outcome,
+            other => panic!("{name}: {update:?} came to {other:?}"),
+        }
+    }
+
+    async fn local(&self, name: &str) -> Option<Row> {
+        self.manager.get(&shard()).await.unwrap().read(&key(name)).unwrap()
+    }
+
+    async fn has(&self, name: &str, value: &str) {
+        let value = Value::from(value.as_bytes().to_vec());
+        until(&format!("{name} = {value:?}"), async || self.local(name).await.is_some_and(|row| row.value == value))
+            .await;
+    }
+
+    async fn status_is(&self, what: &str, is: impl Fn(&QuorumStatus) -> bool) {
+        let mut status = self.replicator.watch();
+        let seen = tokio::time::timeout(PATIENCE, status.wait_for(is)).await;
+        assert!(matches!(seen, Ok(Ok(_))), "never {what}: {:?}", self.replicator.status());
+    }
+
+    async fn ready(&self) {
+        self.status_is("ready", |status| status.ready().is_ok()).await;
+    }
+}
+
+/// Looks again and again until it is so.
+async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !is().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never came true: {what}");
+}
+
+struct Cluster {
+    network: Arc<Network>,
+    dirs: Vec<TempDir>,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let network = Network::new();
+        let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut nodes = Vec::new();
+        for (name, dir) in NAMES.iter().zip(&dirs) {
+            nodes.push(Node::start(&network, dir.path(), name, &NAMES).await);
+        }
+        let cluster = Self { network, dirs, nodes };
+        for n in 0..NAMES.len() {
+            cluster.dial(n);
+        }
+        for node in &cluster.nodes {
+            node.ready().await;
+        }
+        cluster
+    }
+
+    fn dial(&self, from: usize) {
+        for (to, node) in self.nodes.iter().enumerate() {
+            if to != from {
+                self.nodes[from].transport.dial(node.transport.local_addr());
+            }
+        }
+    }
+
+    fn isolate(&self, n: usize) {
+        for other in (0..NAMES.len()).filter(|other| *other != n) {
+            self.network.cut(&node(NAMES[n]), &node(NAMES[other]));
+        }
+    }
+
+    fn rejoin(&self, n: usize) {
+        for other in (0..NAMES.len()).filter(|other| *other != n) {
+            self.network.heal(&node(NAMES[n]), &node(NAMES[other]));
+        }
+    }
+
+    async fn restart(&mut self, n: usize) {
+        let dir = self.dirs[n].path().to_owned();
+        let placeholder = tempfile::tempdir().unwrap();
+        let spare = Node::start(&Network::new(), placeholder.path(), NAMES[n], &[NAMES[n]]).await;
+        std::mem::replace(&mut self.nodes[n], spare).stop().await;
+        self.nodes[n] = Node::start(&self.network, &dir, NAMES[n], &NAMES).await;
+        for from in 0..NAMES.len() {
+            self.dial(from);
+        }
+    }
+}
+
+fn put(value: &str) -> Update {
+    Update::put(Value::from(value.as_bytes().to_vec()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_here_is_read_there() {
+    let cluster = Cluster::start().await;
+    let written = cluster.nodes[0].accepted("k", put("v")).await.after.unwrap();
+    assert_eq!(cluster.nodes[0].local("k").await.as_ref(), Some(&written), "visible here when it is acknowledged");
+    let read = cluster.nodes[1].accepted("k", Update::read()).await;
+    assert_eq!((read.verdict, read.before.as_ref()), (Verdict::Unchanged, Some(&written)));
+    for node in &cluster.nodes {
+        node.has("k", "v").await;
+        assert_eq!(node.local("k").await, Some(written.clone()), "one version everywhere");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn increments_from_everywhere_count_once() {
+    const EACH: i64 = 100;
+    let cluster = Cluster::start().await;
+    let add = async |node: &Node| {
+        let mut unknown = 0;
+        for _ in 0..EACH {
+            match node.update("n", Update::always(Change::Add(1))).await {
+                Decision::Accept(_) => {}
+                Decision::Timeout => unknown += 1,
+                Decision::Reject(why) => panic!("{why}"),
+            }
+        }
+        unknown
+    };
+    let (a, b, c) = tokio::join!(add(&cluster.nodes[0]), add(&cluster.nodes[1]), add(&cluster.nodes[2]));
+    let read = cluster.nodes[0].accepted("n", Update::read()).await.before.unwrap();
+    let sum: i64 = std::str::from_utf8(read.value.as_bytes()).unwrap().parse().unwrap();
+    let all = 3 * EACH;
+    assert!((all - (a + b + c)..=all).contains(&sum), "{sum} of {all}, {a}+{b}+{c} unknown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_are_judged_on_what_is_chosen() {
+    let cluster = Cluster::start().await;
+    let first = cluster.nodes[0].accepted("k", put("1")).await.after.unwrap();
+    let swap = |upd| Update { condition: Condition::UpdIs(upd), change: Change::Put(Value::from("2")) };
+    let second = cluster.nodes[1].accepted("k", swap(first.upd)).await;
+    assert_eq!(second.verdict, Verdict::Written);
+    let third = cluster.nodes[2].accepted("k", swap(first.upd)).await;
+    assert_eq!((third.verdict, third.before), (Verdict::ConditionFailed, second.after));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_is_written_and_it_is_said_at_once() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(0);
+    let alone = &cluster.nodes[0];
+    alone.status_is("alone", |status| status.reachable == 1).await;
+    let decision = alone.update("k", put("lost")).await;
+    assert!(matches!(decision, Decision::Reject(Rejection::NoQuorum(_))), "{decision:?}");
+    assert!(alone.replicator.status().health().unwrap_err().contains("1 of 3"));
+    cluster.nodes[1].accepted("k", put("kept")).await;
+    cluster.rejoin(0);
+    alone.has("k", "kept").await;
+    alone.ready().await;
+    alone.accepted("k", put("again")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_fetches_what_was_missed() {
+    let cluster = Cluster::start().await;
+    cluster.nodes[0].accepted("deleted", put("v")).await;
+    cluster.isolate(2);
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
+    for n in 0..50 {
+        cluster.nodes[n % 2].accepted(&format!("k{n:02}"), put("v")).await;
+    }
+    cluster.nodes[0].accepted("deleted", Update::del()).await;
+    cluster.rejoin(2);
+    let late = &cluster.nodes[2];
+    late.status_is("in step with both", |status| status.peers.iter().all(|peer| peer.in_step)).await;
+    for n in 0..50 {
+        assert!(late.local(&format!("k{n:02}")).await.is_some(), "k{n:02} was missed");
+    }
+    assert_eq!(late.local("deleted").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_everything_and_rejoins() {
+    let mut cluster = Cluster::start().await;
+    for n in 0..20 {
+        cluster.nodes[1].accepted(&format!("k{n}"), put("v")).await;
+    }
+    cluster.restart(1).await;
+    cluster.nodes[1].ready().await;
+    for n in 0..20 {
+        cluster.nodes[1].has(&format!("k{n}"), "v").await;
+    }
+    cluster.nodes[1].accepted("k0", put("after")).await;
+    cluster.nodes[0].has("k0", "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_set_of_segments_is_given_up_and_nothing_with_it() {
+    let mut cluster = Cluster::start().await;
+    // Segments of 64 KiB: this is several times as many as are kept.
+    let big = Update::put(Value::from(vec![b'x'; 32 * 1024]));
+    for n in 0..40 {
+        cluster.nodes[0].accepted(&format!("k{n}"), big.clone()).await;
+    }
+    let journal = cluster.dirs[0].path().join(crate::replication::journal::DIRECTORY);
+    let segments = || std::fs::read_dir(&journal).unwrap().count();
+    let node = &cluster.nodes[0];
+    until("old segments are removed", async || {
+        node.accepted("tick", put("tock")).await;
+        segments() < 12
+    })
+    .await;
+    cluster.restart(0).await;
+    cluster.nodes[0].ready().await;
+    for n in 0..40 {
+        assert!(cluster.nodes[0].local(&format!("k{n}")).await.is_some(), "k{n} is lost");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_forgot_does_not_vote() {
+    let mut cluster = Cluster::start().await;
+    cluster.nodes[0].accepted("k", put("v")).await;
+    // The same name on an empty disk.
+    let _lost = std::mem::replace(&mut cluster.dirs[2], tempfile::tempdir().unwrap());
+    cluster.restart(2).await;
+    let forgetful = &cluster.nodes[2];
+    forgetful.status_is("barred", |status| status.barred.is_some()).await;
+    let decision = forgetful.update("k", put("x")).await;
+    assert!(matches!(&decision, Decision::Reject(Rejection::NoQuorum(why)) if why.contains("vote")), "{decision:?}");
+    let others = &cluster.nodes[0];
+    others.status_is("known to have forgotten", |status| status.peers.iter().any(|peer| peer.forgot)).await;
+    others.accepted("k", put("w")).await;
+    // Its vote counts for nobody: with b gone as well, a is alone.
+    cluster.network.cut(&node("a"), &node("b"));
+    others.status_is("alone", |status| status.reachable == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_from_a_peer_does_no_harm() {
+    let cluster = Cluster::start().await;
+    let garbage = Bytes::from_static(b"\xc1 this is no batch");
+    cluster.nodes[1].transport.send(&node("a"), garbage).unwrap();
+    let batch = wire_batch(7);
+    cluster.nodes[1].transport.send(&node("a"), batch).unwrap();
+    cluster.nodes[1].accepted("k", put("v")).await;
+    cluster.nodes[0].has("k", "v").await;
+}
+
+fn wire_batch(epoch: u64) -> Bytes {
+    let messages = Vec::new();
+    crate::replication::wire::encode(&crate::replication::wire::Batch { epoch, wall: 0, messages }).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sequence_numbers_rise_across_restarts() {
+    #[derive(Default)]
+    struct Seen(parking_lot::Mutex<Vec<u64>>);
+    impl Subscriber for Seen {
+        fn on_commit(&self, frame: &Frame) {
+            self.0.lock().push(frame.seq);
+        }
+    }
+    let mut cluster = Cluster::start().await;
+    let seen = Arc::new(Seen::default());
+    cluster.nodes[0].replicator.subscribe(seen.clone());
+    cluster.nodes[0].accepted("k", put("1")).await;
+    cluster.restart(0).await;
+    cluster.nodes[0].replicator.subscribe(seen.clone());
+    cluster.nodes[0].ready().await;
+    cluster.nodes[0].accepted("k", put("2")).await;
+    let seen = seen.0.lock();
+    assert!(seen.len() >= 2 && seen.is_sorted_by(|a, b| a < b), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_alone_agrees_with_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    only.ready().await;
+    only.accepted("k", put("v")).await;
+    only.stop().await;
+    let again = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    again.ready().await;
+    again.has("k", "v").await;
+    again.replicator.close().await;
+    let late = again.update("k", put("late")).await;
+    assert!(matches!(late, Decision::Reject(Rejection::Busy(_))), "{late:?}");
+}

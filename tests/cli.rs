@@ -1,0 +1,264 @@
+//! The commands as processes: what they print, where, and how they exit.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
+mod fake;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use fake::{Answer, Fake, problem};
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTRIGGER")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(fake: &Fake, args: &[&str]) -> Output {
+    command(args).env("OUTRIGGER_SOCKET", &fake.socket).output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn exits(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "stdout {:?} stderr {:?}", out(output), err(output));
+    assert_eq!(output.stderr.is_empty(), code == 0, "stderr {:?}", err(output));
+}
+
+#[track_caller]
+fn fails_with(output: &Output, code: i32, parts: &[&str]) {
+    exits(output, code);
+    for part in parts {
+        assert!(err(output).contains(part), "{:?} lacks {part:?}", err(output));
+    }
+}
+
+fn with_stdin(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn put_get_del() {
+    let fake = Fake::start();
+    let put = run(&fake, &["put", "greeting", "hello"]);
+    exits(&put, 0);
+    assert_eq!(out(&put), "1001\n");
+    let get = run(&fake, &["get", "greeting"]);
+    assert_eq!(get.stdout, b"hello", "no newline that is not in the value");
+    let json: serde_json::Value = serde_json::from_str(&out(&run(&fake, &["--json", "get", "greeting"]))).unwrap();
+    assert_eq!(json, serde_json::json!({ "key": "greeting", "value": "aGVsbG8=", "upd": 1001 }));
+    exits(&run(&fake, &["del", "greeting"]), 0);
+    let gone = run(&fake, &["get", "greeting"]);
+    fails_with(&gone, 1, &["no value at key \"greeting\""]);
+    assert!(gone.stdout.is_empty());
+}
+
+#[test]
+fn values_come_from_standard_input_byte_for_byte() {
+    let fake = Fake::start();
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    for args in [&["put", "k", "-"] as &[&str], &["put", "k"]] {
+        let mut command = command(args);
+        command.env("OUTRIGGER_SOCKET", &fake.socket);
+        exits(&with_stdin(command, &bytes), 0);
+        assert_eq!(run(&fake, &["get", "k"]).stdout, bytes);
+    }
+    exits(&run(&fake, &["put", "k", "-5"]), 0);
+    assert_eq!(run(&fake, &["get", "k"]).stdout, b"-5");
+}
+
+#[test]
+fn options_pick_the_shard_and_the_promise() {
+    let fake = Fake::start();
+    exits(
+        &run(&fake, &["put", "k", "v", "--org", "acme", "--ns", "pay", "--consistency", "local", "--timeout", "1s"]),
+        0,
+    );
+    let request = &fake.seen()[0];
+    assert_eq!(request.path, "/v1/kv/acme/pay/k");
+    assert_eq!((request.query["consistency"].as_str(), request.query["timeout"].as_str()), ("local", "1s"));
+    fails_with(&run(&fake, &["get", "k", "--ns", "../etc"]), 2, &["namespace", "../etc"]);
+    assert_eq!(fake.seen().len(), 1);
+}
+
+#[test]
+fn cas_prints_the_new_version_or_fails_with_the_one_there() {
+    let fake = Fake::start();
+    let first = run(&fake, &["cas", "lock", "--expect", "absent", "w1"]);
+    exits(&first, 0);
+    assert_eq!(out(&first), "1001\n");
+    fails_with(&run(&fake, &["cas", "lock", "--expect", "absent", "w2"]), 1, &["nothing written", "1001", "absent"]);
+    exits(&run(&fake, &["cas", "lock", "--expect", "1001", "w3"]), 0);
+    let stale = run(&fake, &["cas", "lock", "--expect", "1001", "w4", "--json"]);
+    fails_with(&stale, 1, &["at 1002", "expected 1001"]);
+    assert_eq!(out(&stale), "{\"key\":\"lock\",\"upd\":1002,\"written\":false}\n");
+    fails_with(&run(&fake, &["cas", "lock", "--expect", "soon", "w"]), 2, &["--expect", "absent"]);
+}
+
+#[test]
+fn list_for_people_scripts_and_machines() {
+    let fake = Fake::start();
+    fake.set("a/1", b"one");
+    fake.set("a/2", b"\xff\x00");
+    fake.set("b", b"other");
+    let table = out(&run(&fake, &["list", "a/"]));
+    let lines: Vec<_> = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines, ["UPD SIZE KEY VALUE", "1001 3 B a/1 one", "1002 2 B a/2 (binary)"]);
+    assert_eq!(out(&run(&fake, &["list", "--keys-only"])), "a/1\na/2\nb\n");
+    assert_eq!(out(&run(&fake, &["list", "a/1", "--json"])), "{\"key\":\"a/1\",\"upd\":1001,\"value\":\"b25l\"}\n");
+    let none = run(&fake, &["list", "zzz"]);
+    exits(&none, 0);
+    assert!(none.stdout.is_empty());
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_not_an_error() {
+    let fake = Fake::start();
+    for n in 0..5000 {
+        fake.set(&format!("{n:05}"), &[b'x'; 100]);
+    }
+    let mut command = command(&["list"]);
+    command.env("OUTRIGGER_SOCKET", &fake.socket).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.starts_with("UPD"));
+    // The pipe's reading end is closed now, with most of the list still to come.
+    let mut complaint = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
+    assert_eq!((child.wait().unwrap().code(), complaint.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn status_is_a_table_with_the_quorum_on_top() {
+    let fake = Fake::start();
+    let status = run(&fake, &["status"]);
+    exits(&status, 0);
+    let text = out(&status);
+    assert!(!text.contains('\u{1b}'), "colours in a pipe: {text:?}");
+    let lines: Vec<&str> = text.lines().collect();
+    for part in ["cluster blue", "quorum, degraded: 2 of 3 voters live, 2 needed", "epoch 1", "seen by a (0.1.0)"] {
+        assert!(lines[0].contains(part), "{:?} lacks {part:?}", lines[0]);
+    }
+    let row = |name: &str| {
+        let line = lines.iter().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(row("a "), "a (this) yes voter 00000000000000aa 10.0.0.1:7117 - 1 4 0 0 - -");
+    assert_eq!(row("b "), "b yes voter 00000000000000bb 10.0.0.2:7117 0.42 ms 1 4 2 1 -1.50 ms yes");
+    assert_eq!(row("c "), "c no voter - - - - - - - - no");
+    assert!(text.contains("12 accepted, 1 rejected, 0 timed out"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&out(&run(&fake, &["status", "--json"]))).unwrap();
+    assert_eq!(json["nodes"][1]["round_trip_us"], 420);
+}
+
+#[test]
+fn shards_are_listed_for_one_org_or_all() {
+    let fake = Fake::start();
+    let text = out(&run(&fake, &["shards"]));
+    let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, ["acme", "payments", "3", "40.0", "KiB", "1700000000123", "b", "c"]);
+    assert_eq!(out(&run(&fake, &["shards", "--org", "acme", "--json"])).lines().count(), 2);
+    let asked: Vec<_> = fake.seen().iter().map(|request| request.query.get("org").cloned()).collect();
+    assert_eq!(asked, [None, Some("acme".to_owned())]);
+}
+
+#[test]
+fn exit_codes_tell_whom_to_blame() {
+    let fake = Fake::start();
+    for (status, kind, written, code) in [
+        (503, "no-quorum", "no", 69),
+        (504, "timeout", "unknown", 69),
+        (409, "frame-rejected", "no", 1),
+        (507, "disk-full", "no", 1),
+        (400, "invalid-request", "no", 2),
+        (413, "too-large", "no", 2),
+    ] {
+        fake.dictate(problem(status, kind, written));
+        let put = run(&fake, &["put", "k", "v"]);
+        fails_with(&put, code, &[&format!("Title of {kind}"), &format!("detail of {kind}")]);
+        assert_eq!(err(&put).contains("outcome unknown"), written == "unknown");
+        assert_eq!(err(&put).lines().count(), 1);
+    }
+    fake.dictate(Answer::CutOff(Vec::new()));
+    fails_with(&run(&fake, &["put", "k", "v"]), 69, &["unknown"]);
+    let nobody = command(&["get", "k", "--socket", "/no/such.sock"]).output().unwrap();
+    fails_with(&nobody, 69, &["/no/such.sock", "outrigger serve", "--socket"]);
+    fails_with(&command(&["get"]).output().unwrap(), 2, &["Usage"]);
+    fails_with(&command(&["get", "k", "--log-level", "a=b=c"]).output().unwrap(), 2, &["--log-level"]);
+}
+
+#[test]
+fn check_config_prints_what_counts_or_the_first_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("outrigger.toml");
+    let file = file.to_str().unwrap();
+    std::fs::write(file, "[node]\nname = \"a\"\n").unwrap();
+    let good = command(&["check-config", file]).env("OUTRIGGER__SOCKET__MODE", "0600").output().unwrap();
+    exits(&good, 0);
+    assert!(out(&good).contains("name = \"a\"") && out(&good).contains("mode = \"0600\""), "{}", out(&good));
+    std::fs::write(file, "[node]\nnane = \"a\"\n").unwrap();
+    for args in [["check-config", file, "--log-level=warn"], ["serve", "--config", file]] {
+        let bad = command(&args).output().unwrap();
+        fails_with(&bad, 64, &[file, "unknown key node.nane", "did you mean node.name?"]);
+        assert_eq!(err(&bad).lines().count(), 1);
+    }
+    let flag = command(&["serve", "--admin", "here"]).output().unwrap();
+    fails_with(&flag, 64, &["flag --admin", "admin.listen", "\"here\""]);
+    fails_with(&command(&["serve", "--org", "acme"]).output().unwrap(), 2, &["--org"]);
+}
+
+#[test]
+fn dev_shows_the_log_of_a_node_that_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    // Where the node wants its directory there is a file.
+    std::fs::create_dir_all(dir.path().join("dev/a")).unwrap();
+    let dev = dir.path().join("dev");
+    let node = "name = \"a\"\npeer = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:1\"\n";
+    std::fs::write(dev.join("dev.toml"), format!("[[node]]\n{node}")).unwrap();
+    std::fs::write(dev.join("cluster.key"), "0123456789abcdef0123456789abcdef").unwrap();
+    std::fs::write(dev.join("a/data"), "not a directory").unwrap();
+    let failed = command(&["dev", "--dir", dev.to_str().unwrap()]).output().unwrap();
+    fails_with(&failed, 1, &["node a", "ended with status 1", dev.join("a/log").to_str().unwrap(), "outrigger: "]);
+    assert!(Path::new(&dev).join("a/node.toml").exists());
+}
+
+#[test]
+fn a_node_alone_serves_until_told_whoever_reads_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = command(&["serve", "--admin", "127.0.0.1:0"]);
+    let mut node = command.current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(node.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "ended before it was ready");
+    }
+    // Nobody reads any further: each later line of the log fails to be written.
+    drop(log);
+    let client = |args: &[&str]| self::command(args).current_dir(dir.path()).output().unwrap();
+    exits(&client(&["put", "k", "v"]), 0);
+    assert_eq!(out(&client(&["get", "k", "--consistency", "quorum"])), "v");
+    assert_eq!(out(&client(&["list", "--keys-only"])), "k\n");
+    assert!(out(&client(&["status"])).contains("quorum: 1 of 1 voters live, 1 needed"));
+    assert!(out(&client(&["shards"])).contains("_    default       1"), "{}", out(&client(&["shards"])));
+    assert!(dir.path().join("outrigger-data/_/default.db").exists());
+    let pid = rustix::process::Pid::from_child(&node);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+    fails_with(&client(&["get", "k"]), 69, &["./outrigger.sock"]);
+}
