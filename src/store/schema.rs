@@ -13,6 +13,8 @@ use crate::types::Ballot;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The format that this version writes; it refuses a higher one.
 const FORMAT: i64 = 1;
+/// A log that is used anew is cut to this size, in bytes.
+const WAL_BYTES_KEPT: i64 = 4 * 1024 * 1024;
 /// Prepared statements that a connection keeps.
 const STATEMENTS_MAX: usize = 32;
 
@@ -52,6 +54,7 @@ pub(super) fn open_writer(root: &Path, path: &Path) -> Result<(Connection, Meta)
         files::sync_directory(directory)?;
         files::sync_directory(root)?;
     }
+    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT).map_err(Error::sqlite("opening", path))?;
     Ok((conn, meta))
 }
 

@@ -11,8 +11,11 @@ use super::rows::supersedes;
 use super::{files, queries, schema};
 use crate::types::{Ballot, Key};
 
-/// A write-ahead log above this size is copied back into the file after the next batch.
-const WAL_BYTES_SOFT_MAX: u64 = 8 * 1024 * 1024;
+/// After about this many bytes of log it is copied back into the file. Its length would not tell: it is used anew from
+/// its beginning without shrinking.
+const WAL_BYTES_SOFT_MAX: u64 = 16 * 1024 * 1024;
+/// What a frame or a commit adds to the log beside its value, roughly: a page of the table and one of its index.
+const WAL_BYTES_PER_FRAME: u64 = 8 * 1024;
 
 const UPSERT: &str = "INSERT INTO kv(key, value, upd) VALUES(?1, ?2, ?3) \
     ON CONFLICT(key) DO UPDATE SET value = excluded.value, upd = excluded.upd";
@@ -64,18 +67,26 @@ pub(super) struct Writer {
     syncs_commits: bool,
     /// Something was written since the last [`Writer::sync`].
     is_unsynced: bool,
+    /// The entries of file and log are durable.
+    is_entered: bool,
+    /// Log written since the last checkpoint, in bytes, roughly.
+    logged: u64,
 }
 
 impl Writer {
     pub(super) fn new(conn: Connection, path: PathBuf) -> Self {
         // What an earlier process left in the log was perhaps never synced.
-        Self { conn, path, syncs_commits: false, is_unsynced: true }
+        Self { conn, path, syncs_commits: false, is_unsynced: true, is_entered: false, logged: 0 }
     }
 
     /// Applies a batch in one transaction; durable on return if `durable`.
     pub(super) fn apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> Result<(), Error> {
         self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path))?;
-        if std::fs::metadata(files::wal_path(&self.path)).is_ok_and(|wal| wal.len() > WAL_BYTES_SOFT_MAX) {
+        let values = batch.frames.iter().filter_map(|(_, pending)| pending.op.value());
+        let values: usize = values.map(|value| value.as_bytes().len()).sum();
+        let commits = u64::try_from(batch.frames.len() + 1).unwrap_or(u64::MAX / WAL_BYTES_PER_FRAME);
+        self.logged += commits * WAL_BYTES_PER_FRAME + u64::try_from(values).unwrap_or(0);
+        if self.logged > WAL_BYTES_SOFT_MAX {
             self.checkpoint_passive()?;
         }
         Ok(())
@@ -98,6 +109,7 @@ impl Writer {
     /// Copies what it can of the log into the file without waiting for anyone. A full disk is no failure here: the
     /// log keeps what could not be copied.
     fn checkpoint_passive(&mut self) -> Result<(), Error> {
+        self.logged = 0;
         let done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         match done.map_err(Error::sqlite("checkpointing", &self.path)) {
             Err(error) if Fault::of(&error) == Fault::Fatal => Err(error),
@@ -121,8 +133,11 @@ impl Writer {
         }
         self.checkpoint_passive()?;
         files::sync_wal(&self.path)?;
-        if let Some(directory) = self.path.parent() {
-            files::sync_directory(directory)?;
+        if !self.is_entered {
+            for directory in self.path.ancestors().skip(1).take(2) {
+                files::sync_directory(directory)?;
+            }
+            self.is_entered = true;
         }
         self.is_unsynced = false;
         Ok(())

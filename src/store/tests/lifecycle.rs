@@ -202,3 +202,16 @@ async fn sync_all_ends_while_keys_are_rewritten() {
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     writer.join().unwrap();
 }
+
+#[test]
+fn the_log_is_used_anew_instead_of_growing() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.open(&id("", "a")).unwrap();
+    for n in 1..=48 {
+        commit(&manager, &frame(&id("", "a"), "k", Op::Put(Value::from(vec![0; 1024 * 1024])), n, n));
+        shard.wait_applied();
+    }
+    let mib = std::fs::metadata(dir.path().join("_/a.db-wal")).unwrap().len() / (1024 * 1024);
+    assert!(mib < 24, "{mib} MiB of log after 48 MiB written");
+}
