@@ -103,7 +103,7 @@ fn round_trip(bencher: Bencher, bytes: usize) {
 const MESSAGES: usize = 20_000;
 
 /// As many messages as the lane takes; an item is one message.
-#[divan::bench(args = [64, 256, 4096], min_time = Duration::from_secs(2))]
+#[divan::bench(args = [64, 256, 4096], sample_count = 20)]
 fn one_way(bencher: Bencher, bytes: usize) {
     let (runtime, a, b) = pair();
     let message = Bytes::from(vec![7; bytes]);

@@ -318,6 +318,7 @@ async fn run(
     let reason = link.wire.reason.get().cloned().unwrap_or_default();
     let _ = shared.inbox.events.send(Event::Down { node: link.node.clone(), reason }).await;
     link.over.cancel();
+    shared.registry.over(&link);
 }
 
 async fn receive_protocol(shared: &Shared, link: &MemoryLink, opposite: &MemoryLink) {

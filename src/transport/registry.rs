@@ -71,6 +71,8 @@ struct Inner<L> {
 
 struct Peer<L> {
     link: Option<Arc<L>>,
+    /// The last one, while its end has yet to be told.
+    ending: Option<Arc<L>>,
     learnt: u64,
 }
 
@@ -137,37 +139,49 @@ impl<L: Standing> Registry<L> {
     fn put(&self, link: &Arc<L>, gives_way: impl FnOnce(&L) -> bool) -> Admission<L> {
         let mut inner = self.inner.write();
         if inner.peers.len() >= PEERS_MAX && !inner.peers.contains_key(link.node()) {
-            inner.peers.retain(|_, peer| peer.link.is_some());
+            inner.peers.retain(|_, peer| peer.link.is_some() || peer.ending.is_some());
             if inner.peers.len() >= PEERS_MAX {
                 return Admission::TooMany;
             }
         }
-        let peer = inner.peers.entry(link.node().clone()).or_insert(Peer { link: None, learnt: 0 });
+        let peer = inner.peers.entry(link.node().clone()).or_insert(Peer { link: None, ending: None, learnt: 0 });
         if let Some(old) = &peer.link
             && !gives_way(old)
         {
             return Admission::Duplicate;
         }
         peer.learnt = link.token();
+        let ending = peer.ending.take();
         let old = peer.link.replace(Arc::clone(link));
         drop(inner);
         if let Some(old) = &old {
             old.replace();
         }
         self.changed.send_replace(());
-        Admission::Kept(old)
+        // One that stood until now has waited, or still waits, for the end of the one before it.
+        Admission::Kept(old.or(ending))
     }
 
-    /// Takes `link` out, if it is still the one.
+    /// Takes `link` out, if it is still the one; its successor waits for it until [`Self::over`].
     pub(super) fn remove(&self, link: &Arc<L>) {
         let mut inner = self.inner.write();
         if let Some(peer) = inner.peers.get_mut(link.node())
             && peer.link.as_ref().is_some_and(|held| Arc::ptr_eq(held, link))
         {
-            peer.link = None;
+            peer.ending = peer.link.take();
         }
         drop(inner);
         self.changed.send_replace(());
+    }
+
+    /// The end of `link` has been told: nothing refers to it any more.
+    pub(super) fn over(&self, link: &Arc<L>) {
+        let mut inner = self.inner.write();
+        if let Some(peer) = inner.peers.get_mut(link.node())
+            && peer.ending.as_ref().is_some_and(|held| Arc::ptr_eq(held, link))
+        {
+            peer.ending = None;
+        }
     }
 }
 
@@ -234,6 +248,20 @@ mod tests {
         assert!(matches!(registry.admit(&second, lost), Admission::Kept(Some(old)) if old.token == 10));
         assert!(first.is_closed());
         assert!(matches!(registry.admit(&third, UNKNOWING), Admission::Kept(Some(_))), "its process is a new one");
+    }
+
+    #[test]
+    fn a_successor_waits_for_one_whose_end_has_yet_to_be_told() {
+        let registry = Registry::new();
+        let (first, second, third) = (link(1, 10), link(2, 11), link(3, 12));
+        registry.obey(&first);
+        registry.remove(&first);
+        assert!(registry.get(first.node()).is_none());
+        assert!(matches!(registry.admit(&second, UNKNOWING), Admission::Kept(Some(before)) if before.token == 10));
+        registry.over(&first);
+        registry.remove(&second);
+        registry.over(&second);
+        assert!(matches!(registry.obey(&third), Admission::Kept(None)));
     }
 
     #[test]

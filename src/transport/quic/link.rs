@@ -144,6 +144,7 @@ pub(super) fn start(
             link.finish();
         }
         link.over.cancel();
+        shared.registry.over(&link);
     });
 }
 
