@@ -35,6 +35,9 @@ use crate::types::Ballot;
 /// The directory within the data directory that is this room's; no org can be called so.
 pub const DIRECTORY: &str = ".outrigger";
 
+/// Bytes of a segment on a disk too full for one of the configured size.
+pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
+
 /// What an accepted frame waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -113,7 +116,8 @@ pub struct Journal {
     directory: PathBuf,
     header: Header,
     segments: Vec<segment::Closed>,
-    current: segment::Segment,
+    /// None until the first batch: a node on a full disk starts all the same, and says so when it has to write.
+    current: Option<segment::Segment>,
     next_number: u64,
     poisoned: Option<JournalError>,
     _lock: File,
@@ -151,11 +155,11 @@ impl Journal {
         let mut recovered = replay.finish(header.ceiling());
         recovered.damage.clone_from(&damage);
         header.begin_boot(recovered.restored.ceiling, next_number - 1, damage)?;
-        let current = segment::Segment::create(&directory, next_number, config.segment_bytes)?;
         // A segment that never got a whole batch has the new one's name, and is the new one now.
         let segments = found.into_iter().filter(|scanned| scanned.first < next_number);
         let segments = segments.map(segment::Scanned::close).collect();
-        let journal = Self { config, directory, header, segments, current, next_number, poisoned: None, _lock: lock };
+        let journal =
+            Self { config, directory, header, segments, current: None, next_number, poisoned: None, _lock: lock };
         Ok((journal, recovered))
     }
 
@@ -179,7 +183,8 @@ impl Journal {
     /// Bytes of all segments.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.segments.iter().map(|closed| closed.bytes).sum::<u64>() + self.current.bytes()
+        let current = self.current.as_ref().map_or(0, segment::Segment::bytes);
+        self.segments.iter().map(|closed| closed.bytes).sum::<u64>() + current
     }
 
     /// How many segments are closed.
@@ -193,29 +198,43 @@ impl Journal {
         if let Some(error) = &self.poisoned {
             return Err(error.clone());
         }
-        let batch = segment::encode(self.next_number, entries)?;
-        if !self.current.has_room(batch.len()) {
-            self.rotate(batch.len())?;
-        }
-        let written = self.current.write(&batch, self.config.durability);
+        let (batch, durability) = (segment::encode(self.next_number, entries)?, self.config.durability);
+        let current = match &mut self.current {
+            Some(current) if current.has_room(batch.len()) => current,
+            _ => self.begin_segment(batch.len())?,
+        };
+        let written = current.write(&batch, durability);
         written.inspect_err(|error| self.poisoned = Some(error.clone()))?;
         self.next_number += 1;
         Ok(Durable::synced(lsn))
     }
 
-    /// Begins a new segment, so that those before can be given up once nothing of them is needed.
+    /// Begins a new segment with `room` bytes at least, so that those before can be given up once nothing of them is
+    /// needed.
     pub fn rotate(&mut self, room: usize) -> Result<(), JournalError> {
-        if self.current.is_empty() && self.current.has_room(room) {
-            return Ok(());
-        }
-        let bytes = self.config.segment_bytes.max(room as u64);
-        let next = segment::Segment::create(&self.directory, self.next_number, bytes)?;
-        let last = std::mem::replace(&mut self.current, next);
+        self.begin_segment(room).map(drop)
+    }
+
+    fn begin_segment(&mut self, room: usize) -> Result<&mut segment::Segment, JournalError> {
+        let fresh = self.current.take_if(|current| current.is_empty() && current.has_room(room));
+        let next = match fresh {
+            Some(fresh) => fresh,
+            None => self.create_segment(room)?,
+        };
         // One without a batch had the new one's name, and is the new one now.
-        if !last.is_empty() {
-            self.segments.push(last.close());
+        let last = self.current.take().filter(|last| !last.is_empty());
+        self.segments.extend(last.map(segment::Segment::close));
+        Ok(self.current.insert(next))
+    }
+
+    fn create_segment(&self, room: usize) -> Result<segment::Segment, JournalError> {
+        let bytes = self.config.segment_bytes.max(room as u64);
+        let create = |bytes| segment::Segment::create(&self.directory, self.next_number, bytes);
+        match create(bytes) {
+            // What little room there is does for a while, and leaves some to the shard files.
+            Err(JournalError::Full { .. }) => create(SEGMENT_BYTES_MIN.min(bytes).max(room as u64)),
+            created => created,
         }
-        Ok(())
     }
 
     /// Gives up every segment that begins before batch `number`: all in them is applied and durable in its shard, or
@@ -230,12 +249,12 @@ impl Journal {
 
     #[cfg(test)]
     fn current_first(&self) -> u64 {
-        self.current.first()
+        self.current.as_ref().unwrap().first()
     }
 
     #[cfg(test)]
     fn current_end(&self) -> u64 {
-        self.current.end()
+        self.current.as_ref().unwrap().end()
     }
 
     /// The number that the next batch will have.
@@ -379,6 +398,14 @@ mod tests {
         assert_eq!((recovered.restored.pending.len(), recovered.damage), (1, None));
     }
 
+    /// Opening made a whole segment: a node whose disk was full did not come up to say so.
+    #[test]
+    fn opening_takes_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = open(dir.path());
+        assert_eq!(journal.bytes(), 0);
+    }
+
     #[test]
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
@@ -421,9 +448,10 @@ mod tests {
     fn damage_before_the_end_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = open(dir.path());
+        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
         let (path, start) = tail(&journal);
-        for n in 0..3 {
-            journal.append(&[accepted("a", 10 + n)], Lsn(1)).unwrap();
+        for n in 0..2 {
+            journal.append(&[accepted("a", 20 + n)], Lsn(2)).unwrap();
         }
         drop(journal);
         File::options().write(true).open(&path).unwrap().write_all_at(b"x", start + 60).unwrap();

@@ -250,6 +250,9 @@ impl Core {
             }
         }
         self.store_trouble = self.rooms.manager.trouble();
+        if let Some(failure) = self.rooms.manager.failure() {
+            self.bar(failure.to_string());
+        }
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
     }
