@@ -45,7 +45,8 @@ async fn conditions_compare_versions() {
     assert_eq!(node.http(&format!("DELETE /v1/kv/_/default/k\nif-match: {etag}"), b"").await.status, 412);
     let etag = second.header("etag").unwrap();
     assert_eq!(node.http(&format!("DELETE /v1/kv/_/default/k\nif-match: {etag}"), b"").await.status, 204);
-    for malformed in ["if-match: 17", "if-match: \"1\", \"2\"", "if-none-match: \"1\"", "if-match: *\nif-none-match: *"] {
+    for malformed in ["if-match: 17", "if-match: \"1\", \"2\"", "if-none-match: \"1\"", "if-match: *\nif-none-match: *"]
+    {
         let answer = node.http(&format!("PUT /v1/kv/_/default/k\n{malformed}"), b"v").await;
         assert_eq!(answer.problem(), (400, "invalid-request".to_owned(), "no".to_owned()), "{malformed}");
     }
@@ -54,7 +55,14 @@ async fn conditions_compare_versions() {
 #[tokio::test]
 async fn keys_are_the_rest_of_the_path_as_it_is() {
     let node = Node::start().await;
-    let keys = [("a//b", "a//b"), ("./x/../y", "./x/../y"), ("/lead", "/lead"), ("trail/", "trail/"), ("%C3%A9%2F%25?", "é/%"), ("a+b", "a+b")];
+    let keys = [
+        ("a//b", "a//b"),
+        ("./x/../y", "./x/../y"),
+        ("/lead", "/lead"),
+        ("trail/", "trail/"),
+        ("%C3%A9%2F%25?", "é/%"),
+        ("a+b", "a+b"),
+    ];
     for (path, _) in keys {
         assert_eq!(node.http(&format!("PUT /v1/kv/_/default/{path}"), b"v").await.status, 204, "{path}");
     }
@@ -150,8 +158,10 @@ async fn a_stream_has_every_row_on_a_line() {
     for (n, line) in lines.iter().enumerate() {
         assert_eq!((&line["key"], &line["value"]), (&json!(format!("k{n:04}")), &json!("dg==")));
     }
-    let few = node.http("GET /v1/kv/acme/pay?keys_only=true&limit=3&after=k0100\naccept: application/x-ndjson", b"").await;
-    let keys: Vec<Value> = few.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["key"].clone()).collect();
+    let few =
+        node.http("GET /v1/kv/acme/pay?keys_only=true&limit=3&after=k0100\naccept: application/x-ndjson", b"").await;
+    let keys: Vec<Value> =
+        few.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["key"].clone()).collect();
     assert_eq!(keys, ["k0101", "k0102", "k0103"]);
     let none = node.http("GET /v1/kv/acme/none\naccept: application/x-ndjson", b"").await;
     assert_eq!((none.status, none.text()), (200, ""));
@@ -161,8 +171,9 @@ async fn a_stream_has_every_row_on_a_line() {
 async fn kinds_that_span_namespaces_are_listed_across_them() {
     let node = Node::start().await;
     put_all(&node, &["b/ns/b", "a/ns/a", "c/nx/c/e", "c/ns/c", "c/wf/c/1"]).await;
-    let list = |query: &'static str| async {
-        let page = node.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
+    let node_ref = &node;
+    let list = |query: &'static str| async move {
+        let page = node_ref.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
         let keys = page["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap().to_owned());
         (keys.collect::<Vec<_>>(), page["next"].clone())
     };
@@ -272,7 +283,8 @@ async fn what_is_stored_is_told() {
     assert_eq!(node.http("GET /v1/orgs", b"").await.json(), json!({"orgs": ["_", "acme"]}));
     let shards = node.http("GET /v1/shards?org=acme", b"").await.json();
     let shards = shards["shards"].as_array().unwrap();
-    let told: Vec<_> = shards.iter().map(|shard| (shard["namespace"].as_str().unwrap(), shard["keys"].as_u64())).collect();
+    let told: Vec<_> =
+        shards.iter().map(|shard| (shard["namespace"].as_str().unwrap(), shard["keys"].as_u64())).collect();
     assert_eq!(told, [("other", Some(1)), ("pay", Some(2))]);
     assert_eq!(node.http("GET /v1/shards", b"").await.json()["shards"].as_array().unwrap().len(), 3);
     assert_eq!(node.http("POST /v1/shards/acme/pay/checkpoint", b"").await.status, 204);

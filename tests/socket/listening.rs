@@ -69,6 +69,8 @@ async fn half_a_request_is_not_waited_for_for_ever() {
     client.send(b"GET /v1/orgs HTT").await;
     client.rest().await;
     let mut client = node.connect().await;
-    client.send(b"PUT /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: 5\r\n\r\nab").await;
+    client
+        .send(b"PUT /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: 5\r\n\r\nab")
+        .await;
     assert_eq!(Answer::parse(&client.rest().await).problem(), (408, "slow-client".to_owned(), "no".to_owned()));
 }

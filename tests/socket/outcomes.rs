@@ -30,7 +30,8 @@ async fn every_failure_is_told_as_the_interface_says() {
     ];
     for (decision, status, kind, written, retry_after, reply) in rows {
         let node = Node::scripted(scripted(&decision)).await;
-        for request in ["PUT /v1/kv/_/default/k", "DELETE /v1/kv/_/default/k", "PUT /v1/kv/_/default/k\nif-match: \"1\""]
+        for request in
+            ["PUT /v1/kv/_/default/k", "DELETE /v1/kv/_/default/k", "PUT /v1/kv/_/default/k\nif-match: \"1\""]
         {
             let answer = node.http(request, b"").await;
             assert_eq!(answer.problem(), (status, kind.to_owned(), written.to_owned()), "{request}");
@@ -40,8 +41,15 @@ async fn every_failure_is_told_as_the_interface_says() {
         let answer = node.http("GET /v1/kv/_/default/k?consistency=quorum", b"").await;
         assert_eq!(answer.problem(), (status, kind.to_owned(), "no".to_owned()));
 
-        let writes: [&[&str]; 7] =
-            [&["SET", "k", "v"], &["INCR", "k"], &["APPEND", "k", "v"], &["DEL", "k"], &["DEL", "a", "b"], &["MSET", "a", "b"], &["GETDEL", "k"]];
+        let writes: [&[&str]; 7] = [
+            &["SET", "k", "v"],
+            &["INCR", "k"],
+            &["APPEND", "k", "v"],
+            &["DEL", "k"],
+            &["DEL", "a", "b"],
+            &["MSET", "a", "b"],
+            &["GETDEL", "k"],
+        ];
         for words in writes {
             let got = node.resp(&[words]).await;
             assert!(got.starts_with(reply), "{words:?}: {got:?} instead of {reply:?}");

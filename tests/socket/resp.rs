@@ -74,7 +74,10 @@ async fn every_command_answers_as_redis_does() {
         (&["CONFIG", "GET", "save"], "*2\r\n$4\r\nsave\r\n$0\r\n\r\n"),
         (&["CONFIG", "GET", "nothing"], "*0\r\n"),
         (&["COMMAND", "DOCS"], "*0\r\n"),
-        (&["COMMAND", "INFO", "get", "nope"], "*2\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n$-1\r\n"),
+        (
+            &["COMMAND", "INFO", "get", "nope"],
+            "*2\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n$-1\r\n",
+        ),
         (&["READWRITE"], "+OK\r\n"),
         (&["GET", "n"], "$2\r\n-1\r\n"),
         (&["READONLY"], "+OK\r\n"),
@@ -160,7 +163,8 @@ async fn the_user_and_the_key_pick_the_shard() {
 #[tokio::test]
 async fn reading_what_was_never_written_creates_no_file() {
     let node = Node::start().await;
-    let got = node.resp(&[&["AUTH", "acme/pay", "x"], &["GET", "k"], &["MGET", "k"], &["DBSIZE"], &["KEYS", "*"]]).await;
+    let got =
+        node.resp(&[&["AUTH", "acme/pay", "x"], &["GET", "k"], &["MGET", "k"], &["DBSIZE"], &["KEYS", "*"]]).await;
     assert_eq!(got, "+OK\r\n$-1\r\n*1\r\n$-1\r\n:0\r\n*0\r\n");
     assert_eq!(node.http("GET /v1/kv/acme/pay/k", b"").await.status, 404);
     assert_eq!(node.http("GET /v1/kv/acme/pay", b"").await.text(), r#"{"items":[],"next":null}"#);
@@ -292,7 +296,7 @@ async fn a_client_that_never_reads_holds_up_no_other() {
     let node = Node::start().await;
     let value = "x".repeat(VALUE_BYTES_MAX);
     assert_eq!(node.resp(&[&["SET", "k", &value]]).await, "+OK\r\n");
-    let mut greedy = node.connect().await;
+    let greedy = node.connect().await;
     let gets = command(&["GET", "k"]).repeat(200);
     // Far more is asked for than the node keeps for it, so that it stops reading, too.
     let mut sent = 0;
