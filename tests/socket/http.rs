@@ -171,8 +171,9 @@ async fn a_stream_has_every_row_on_a_line() {
 async fn kinds_that_span_namespaces_are_listed_across_them() {
     let node = Node::start().await;
     put_all(&node, &["b/ns/b", "a/ns/a", "c/nx/c/e", "c/ns/c", "c/wf/c/1"]).await;
-    let list = |query: &'static str| async {
-        let page = node.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
+    let node_ref = &node;
+    let list = |query: &'static str| async move {
+        let page = node_ref.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
         let keys = page["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap().to_owned());
         (keys.collect::<Vec<_>>(), page["next"].clone())
     };
