@@ -35,12 +35,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger dev                         three nodes in ./outrigger-dev; data stays for the next time
-  outrigger dev --nodes 5 --fresh       five, forgetting what was there
+  outrigger dev                      three nodes in ./outrigger-dev; data stays
+  outrigger dev --nodes 5 --fresh    five, forgetting what was there
   outrigger dev --dir /tmp/demo
 
-It prints where the nodes are, and commands that write to one, read from another and kill the third. A node that ends is
-not started again; the command that does is printed. Ctrl-C stops all.")]
+It prints where the nodes are, and commands that write to one, read from
+another and kill the third. A node that ends is not started again; the command
+that does is printed. Ctrl-C stops all.")]
 pub(super) struct Dev {
     /// How many nodes, 1 to 16 [default: as many as the directory has, else 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=NODES_MAX))]
