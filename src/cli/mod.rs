@@ -237,9 +237,9 @@ impl Failure {
     }
 
     /// A node that did not start, with every cause on one line.
-    pub(crate) fn start(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
+    pub(crate) fn start(failed: &outrigger::node::Error) -> Self {
+        let mut message = failed.to_string();
+        let mut cause = std::error::Error::source(failed);
         while let Some(error) = cause {
             let text = error.to_string();
             // Errors that already quote their cause would say everything twice.
@@ -248,7 +248,13 @@ impl Failure {
             }
             cause = error.source();
         }
-        Self::Other(message)
+        match failed {
+            // Files that the configuration names: where they cannot be used, it is at fault.
+            outrigger::node::Error::Transport(outrigger::transport::quic::Error::Identity(_)) => {
+                Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
+            }
+            _ => Self::Other(message),
+        }
     }
 
     /// Says it on standard error.
