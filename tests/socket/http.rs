@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Node, VALUE_BYTES_MAX};
+use crate::support::{Answer, Node, VALUE_BYTES_MAX};
 
 #[tokio::test]
 async fn a_value_is_written_read_and_deleted() {
@@ -305,4 +305,36 @@ async fn a_connection_serves_many_requests() {
             head.push(byte[0]);
         }
     }
+}
+
+/// A client that sends its body after its head, as many do, found the connection closed under its hands, and saw a
+/// broken pipe where there was an answer.
+#[tokio::test]
+async fn who_still_sends_the_body_of_a_refused_request_hears_why() {
+    let node = Node::start().await;
+    let body = vec![b'x'; 4 * VALUE_BYTES_MAX];
+    for (request, status) in [
+        ("POST /v1/kv/_/default/k", "405"),
+        ("PUT /v1/nothing/here", "404"),
+        ("PUT /v1/kv/_/default/k?tiemout=1s", "400"),
+        ("PUT /v1/kv/_/default/k", "413"),
+    ] {
+        let mut client = node.connect().await;
+        client.send(format!("{request} HTTP/1.1\r\nhost: o\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await;
+        client.send(&body).await;
+        client.send(b"GET /v1/cluster/health HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").await;
+        let answers = String::from_utf8(client.rest().await).unwrap();
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "the connection was of no more use after {request}: {answers}");
+    }
+}
+
+/// Who asks first is answered at once, and sends nothing in vain.
+#[tokio::test]
+async fn who_waits_to_be_told_to_send_the_body_is_not_waited_for() {
+    let node = Node::start().await;
+    let mut client = node.connect().await;
+    client.send(b"POST /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n").await;
+    let answer = Answer::parse(&client.rest().await);
+    assert_eq!(answer.problem(), (405, "method-not-allowed".to_owned(), "no".to_owned()));
 }

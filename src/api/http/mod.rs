@@ -4,6 +4,7 @@ mod batch;
 mod kv;
 mod node;
 mod request;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/cluster/health", get(node::health))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(unread::discard))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), measure))
         .with_state(service)
 }
