@@ -463,3 +463,10 @@ impl Observe for View {
         peers.into_iter().filter(|peer| peer.in_step).map(|peer| peer.node).collect()
     }
 }
+/// Who, where it is known, and why.
+fn refused(refusal: &transport::Refusal) -> String {
+    let node = refusal.node.as_ref().map_or_else(String::new, |node| format!("{node} at "));
+    format!("{node}{}: {}", refusal.addr, refusal.reason)
+}
+
+            refusals: self.transport.refusals().iter().map(refused).collect(),

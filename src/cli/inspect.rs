@@ -85,6 +85,9 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
     if let Some(reason) = &status.unready {
         let _ = writeln!(out, "{}", paint(&format!("not ready: {reason}"), Tone::Bad, colours));
     }
+    for refusal in &status.refusals {
+        let _ = writeln!(out, "{}", paint(&format!("no connection to {refusal}"), Tone::Bad, colours));
+    }
     let rows: Vec<_> = status.nodes.iter().map(node_row).collect();
     let heads = [
         "NODE",

@@ -320,7 +320,9 @@ async fn who_still_sends_the_body_of_a_refused_request_hears_why() {
         ("PUT /v1/kv/_/default/k", "413"),
     ] {
         let mut client = node.connect().await;
-        client.send(format!("{request} HTTP/1.1\r\nhost: o\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await;
+        client
+            .send(format!("{request} HTTP/1.1\r\nhost: o\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes())
+            .await;
         client.send(&body).await;
         client.send(b"GET /v1/cluster/health HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").await;
         let answers = String::from_utf8(client.rest().await).unwrap();
@@ -334,7 +336,9 @@ async fn who_still_sends_the_body_of_a_refused_request_hears_why() {
 async fn who_waits_to_be_told_to_send_the_body_is_not_waited_for() {
     let node = Node::start().await;
     let mut client = node.connect().await;
-    client.send(b"POST /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n").await;
+    client
+        .send(b"POST /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+        .await;
     let answer = Answer::parse(&client.rest().await);
     assert_eq!(answer.problem(), (405, "method-not-allowed".to_owned(), "no".to_owned()));
 }

@@ -40,6 +40,7 @@ impl Observe for Told {
             decisions: DecisionCounts::default(),
             pending_frames: 0,
             unready: None,
+            refusals: Vec::new(),
         }
     }
     fn health(&self) -> Result<(), String> {
