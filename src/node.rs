@@ -56,6 +56,19 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The data is another node's: to take it over would bar that node from voting ever again.
+    #[error(
+        "node.data_dir: got {}, which holds the data of node {owner:?}, want the directory of {node}, or an empty one",
+        path.display()
+    )]
+    ForeignData {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who tried.
+        node: NodeId,
+    },
     /// The secret of stateless resets cannot be kept.
     #[error("cannot write {path}: {source}")]
     ResetKey {
@@ -129,6 +142,7 @@ impl Node {
         let not_a_voter = || StartError::NotAVoter { node: config.node.name.clone() };
         let slot = membership.slot_of(&config.node.name).ok_or_else(not_a_voter)?;
         let (journal, recovered) = open_journal(&config).await?;
+        let is_marked = is_marked(&data_dir, &config.node.name)?;
         let manager = Manager::with_config(store_config(&config), clock.clone())?;
         let local = Local {
             versions: PROTOCOL_VERSIONS,
@@ -140,6 +154,9 @@ impl Node {
         let run = rand::random();
         let greeter = Arc::new(Greeter::new(local, slot, journal.header(), ceiling, run, clock.clone()));
         let (transport, inbox) = connect(&config, &greeter)?;
+        if !is_marked {
+            mark(&data_dir, &config.node.name);
+        }
         let Inbox { events, calls, gossip: gossip_inbox } = inbox;
         let driver = QuorumConfig {
             node: config.node.name.clone(),
@@ -298,6 +315,30 @@ fn connect(config: &Config, greeter: &Arc<Greeter>) -> Result<(Arc<dyn Transport
     Ok((transport, inbox))
 }
 
+/// Whether the directory is known to be this node's. Another's is refused: what peers remember would tell, too, but
+/// only by taking that node's votes away for good.
+fn is_marked(data_dir: &Path, node: &NodeId) -> Result<bool, Error> {
+    let owner = std::fs::read_to_string(name_file(data_dir)).unwrap_or_default();
+    match owner.trim() {
+        "" => Ok(false),
+        owner if owner == node.as_str() => Ok(true),
+        owner => Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_owned(), node: node.clone() }),
+    }
+}
+
+/// Marks the directory as this node's, once it starts in earnest: a mistake in the configuration claims nothing.
+fn mark(data_dir: &Path, node: &NodeId) {
+    let path = name_file(data_dir);
+    // A precaution is no reason not to start: a full disk, for one, must not keep a node from serving reads.
+    if let Err(error) = std::fs::write(&path, format!("{node}\n")) {
+        tracing::warn!(path = %path.display(), %error, "cannot mark the data directory as this node's");
+    }
+}
+
+fn name_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(journal::DIRECTORY).join("name")
+}
+
 /// The secret behind QUIC's stateless resets: random, and the same after a restart, so that peers learn at once that
 /// their old connection is gone.
 fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
@@ -425,6 +466,12 @@ impl View {
     }
 }
 
+/// Who, where it is known, and why.
+fn refused(refusal: &transport::Refusal) -> String {
+    let node = refusal.node.as_ref().map_or_else(String::new, |node| format!("{node} at "));
+    format!("{node}{}: {}", refusal.addr, refusal.reason)
+}
+
 impl Observe for View {
     fn cluster(&self) -> ClusterStatus {
         let status = self.replicator.status();
@@ -444,6 +491,7 @@ impl Observe for View {
             decisions: status.decisions,
             pending_frames: status.pending as u64,
             unready: self.ready().err(),
+            refusals: self.transport.refusals().iter().map(refused).collect(),
         }
     }
 
@@ -463,10 +511,3 @@ impl Observe for View {
         peers.into_iter().filter(|peer| peer.in_step).map(|peer| peer.node).collect()
     }
 }
-/// Who, where it is known, and why.
-fn refused(refusal: &transport::Refusal) -> String {
-    let node = refusal.node.as_ref().map_or_else(String::new, |node| format!("{node} at "));
-    format!("{node}{}: {}", refusal.addr, refusal.reason)
-}
-
-            refusals: self.transport.refusals().iter().map(refused).collect(),

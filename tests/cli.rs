@@ -242,6 +242,26 @@ fn a_node_that_cannot_start_names_the_key_to_change() {
     fails_with(&serve(&["--socket", "no/such/dir/s.sock"]), 1, &["no/such/dir/s.sock", "[socket] path"]);
 }
 
+/// Started on the wrong directory, a node took over the other's storage id, was barred for it, and had barred the other
+/// one's disk with that.
+#[test]
+fn a_node_refuses_the_data_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |name: &str| {
+        let mut serve = command(&["serve", "--admin", "127.0.0.1:0", "--name", name]);
+        serve.current_dir(dir.path()).stderr(Stdio::piped());
+        serve
+    };
+    for _ in 0..2 {
+        let mut node = serve("b").spawn().unwrap();
+        let mut log = BufReader::new(node.stderr.take().unwrap()).lines();
+        assert!(log.any(|line| line.unwrap().contains("ready")), "the owner was refused");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::KILL).unwrap();
+        node.wait().unwrap();
+    }
+    fails_with(&serve("c").output().unwrap(), 64, &["node.data_dir", "outrigger-data", "\"b\"", "c"]);
+}
+
 #[test]
 fn dev_shows_the_log_of_a_node_that_does_not_start() {
     let dir = tempfile::tempdir().unwrap();

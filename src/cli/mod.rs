@@ -253,6 +253,7 @@ impl Failure {
             outrigger::node::Error::Transport(outrigger::transport::quic::Error::Identity(_)) => {
                 Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
             }
+            outrigger::node::Error::ForeignData { .. } => Self::Configuration(message),
             _ => Self::Other(message),
         }
     }
@@ -348,7 +349,10 @@ mod tests {
         command.build();
         let mut help = |name| command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
         let (status, shards) = (help("status"), help("shards"));
-        assert!(!status.contains("--org") && !status.contains("--consistency") && status.contains("--json"), "{status}");
+        assert!(
+            !status.contains("--org") && !status.contains("--consistency") && status.contains("--json"),
+            "{status}"
+        );
         assert!(!shards.contains("--ns") && shards.contains("--org <ORG>"), "{shards}");
         assert!(help("get").contains("--consistency"));
     }
