@@ -23,13 +23,13 @@ use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::{InvalidMembership, Membership};
 use crate::cluster::status::{ClusterStatus, NodeStatus, Observe, Role};
-use crate::config::{Config, Durability, Identity};
+use crate::config::Config;
 use crate::replication::QuorumReplicator;
 use crate::replication::journal::{self, Journal, JournalConfig, JournalError};
 use crate::replication::quorum::{Foundations, Greeter, PeerStatus, QuorumConfig, QuorumStatus, StartError};
 use crate::store::replicator::Replicator;
 use crate::store::{self, Manager, StoreConfig};
-use crate::transport::{self, Inbox, Transport, quic, tls};
+use crate::transport::{self, Inbox, Transport, quic};
 use crate::types::{NodeId, Slot};
 
 /// Bytes preallocated for each journal segment.
@@ -261,10 +261,7 @@ async fn open_journal(config: &Config) -> Result<(Journal, journal::Recovered), 
     let journal = JournalConfig {
         data_dir: config.node.data_dir.clone(),
         segment_bytes: SEGMENT_BYTES,
-        durability: match config.store.durability {
-            Durability::Fsync => journal::Durability::Fsync,
-            Durability::Os => journal::Durability::Os,
-        },
+        durability: config.store.durability,
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal, rand::random()));
     match opened.await {
@@ -288,10 +285,7 @@ fn connect(config: &Config, greeter: &Arc<Greeter>) -> Result<(Arc<dyn Transport
         let (transport, inbox) = transport::memory::Network::new().join(config.node.name.clone(), greeter.clone());
         return Ok((transport, inbox));
     }
-    let identity = match config.cluster.identity.clone().ok_or(Error::NoIdentity)? {
-        Identity::KeyFile(path) => tls::Identity::KeyFile(path),
-        Identity::Pem { ca, cert, key } => tls::Identity::Pem { ca, cert, key },
-    };
+    let identity = config.cluster.identity.clone().ok_or(Error::NoIdentity)?;
     let reset_key = reset_key(&config.node.data_dir)?;
     let endpoint = quic::Config::new(config.node.name.clone(), config.peer.listen, identity, reset_key);
     let (transport, inbox) = quic::QuicTransport::start(endpoint, greeter.clone())?;

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use super::core::Rooms;
-use super::{COMPACT_AT_SEGMENTS, Input};
+use super::{COMPACT_AT_SEGMENTS, Input, Rooms};
 use crate::clock::Now;
 use crate::cluster::memory::PeerMemory;
 use crate::replication::journal::{JournalError, JournalWriter, Submission};

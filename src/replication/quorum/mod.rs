@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::core::{Core, Rooms};
+use self::core::Core;
 pub use self::greeter::Greeter;
 pub use self::status::{PeerStatus, QuorumStatus};
 use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
@@ -109,6 +109,17 @@ pub enum StartError {
     /// The journal cannot go on.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+/// What the driver and its helpers share.
+#[derive(Clone)]
+struct Rooms {
+    clock: Arc<dyn Clock>,
+    greeter: Arc<Greeter>,
+    manager: Arc<Manager>,
+    transport: Arc<dyn Transport>,
+    inputs: mpsc::Sender<Input>,
+    subscribers: Subscribers,
 }
 
 /// What the driver is told by this node itself.

@@ -5,15 +5,11 @@ use std::time::Duration;
 
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
-use super::round::{Attempt, Ballotting, Base, Carried, Fate, Pending, Phase, Round, Tally, Try, fold};
+use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
 use crate::clock::{HybridClock, Now};
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
 use crate::types::Ballot;
-
-/// Names one client's update within a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OpId(pub u64);
 
 /// How a proposer behaves.
 #[derive(Debug, Clone)]

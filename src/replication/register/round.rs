@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::message::Refusal;
-use super::proposer::OpId;
 use super::record::{Descent, Lineage, Record, Vote};
 use crate::store::replicator::Op;
 use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::Ballot;
+
+/// Names one client's update within a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
 
 /// A client's update on its way.
 #[derive(Debug, Clone)]

@@ -10,25 +10,22 @@ mod tasks;
 mod votes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use self::tasks::Task;
 use super::clients::Clients;
 use super::disk::Disk;
-use super::greeter::Greeter;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
-use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Subscribers};
-use crate::clock::{Clock, Now};
+use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
+use crate::clock::Now;
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
 use crate::replication::wire::{self, Batch};
-use crate::store::Manager;
 use crate::store::replicator::{Decision, Proposal, Rejection};
 use crate::transport::{Event, Transport};
 use crate::types::{Ballot, ShardId};
@@ -57,17 +54,6 @@ enum Effect {
 struct Waiting {
     ballot: Ballot,
     decisions: Vec<(OpId, Decision)>,
-}
-
-/// What the driver and its helpers share.
-#[derive(Clone)]
-pub(super) struct Rooms {
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) greeter: Arc<Greeter>,
-    pub(super) manager: Arc<Manager>,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) inputs: mpsc::Sender<Input>,
-    pub(super) subscribers: Subscribers,
 }
 
 pub(super) struct Core {
