@@ -27,7 +27,7 @@ use crate::replication::register::{
 };
 use crate::replication::wire::{self, Batch};
 use crate::store::replicator::{Decision, Proposal, Rejection};
-use crate::transport::{Event, Transport};
+use crate::transport::Event;
 use crate::types::{Ballot, ShardId};
 
 /// Tasks that wait for their shard file to be opened.
