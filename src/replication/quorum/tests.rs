@@ -225,6 +225,44 @@ async fn increments_from_everywhere_count_once() {
     assert!((all - (a + b + c)..=all).contains(&sum), "{sum} of {all}, {a}+{b}+{c} unknown");
 }
 
+/// Many clients of every node on one key: sent to the key's home they queue and fold, where back-off alone had some of
+/// them lose so often that the lineage was too short to tell what became of their write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contended_key_is_written_at_its_home() {
+    const CLIENTS: usize = 16;
+    const EACH: usize = 50;
+    let cluster = Arc::new(Cluster::start().await);
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..3 * CLIENTS {
+        let cluster = cluster.clone();
+        clients.spawn(async move {
+            let (mut accepted, mut unknown) = (0, 0);
+            for _ in 0..EACH {
+                match cluster.nodes[client % 3].update("n", Update::always(Change::Add(1))).await {
+                    Decision::Accept(outcome) => {
+                        accepted += 1;
+                        // Forwarded or not: an acknowledged write is visible on the node that took it.
+                        let here = cluster.nodes[client % 3].local("n").await.unwrap();
+                        assert!(here.upd >= outcome.after.unwrap().upd);
+                    }
+                    Decision::Timeout => unknown += 1,
+                    Decision::Reject(why) => panic!("{why}"),
+                }
+            }
+            (accepted, unknown)
+        });
+    }
+    let (mut accepted, mut unknown) = (0, 0);
+    while let Some(done) = clients.join_next().await {
+        let (yes, perhaps) = done.unwrap();
+        (accepted, unknown) = (accepted + yes, unknown + perhaps);
+    }
+    let read = cluster.nodes[0].accepted("n", Update::read()).await.before.unwrap();
+    let sum: usize = std::str::from_utf8(read.value.as_bytes()).unwrap().parse().unwrap();
+    assert!((accepted..=accepted + unknown).contains(&sum), "{sum}, {accepted} accepted, {unknown} unknown");
+    assert!(unknown * 100 <= accepted, "{unknown} unknown of {accepted}: nobody goes home");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn conditions_are_judged_on_what_is_chosen() {
     let cluster = Cluster::start().await;

@@ -11,6 +11,9 @@ use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
 use crate::types::Ballot;
 
+/// How many tries of one round lose before its key counts as contended.
+const CONTENDED_AFTER_TRIES: u32 = 2;
+
 /// How a proposer behaves.
 #[derive(Debug, Clone)]
 pub struct ProposerConfig {
@@ -80,6 +83,8 @@ pub enum Action {
     },
     /// Tell a client.
     Decide(OpId, Decision),
+    /// This key's rounds keep losing to others: what comes for it next had better go to its home.
+    Contended(Address),
 }
 
 /// Counts since the start, for metrics.
@@ -261,7 +266,7 @@ impl Proposer {
             Body::Refused { ballot, above, why } if ballot == round.ballot => {
                 // A clock too far ahead to follow only means that this ballot's successor is refused again.
                 let _ = self.clock.merge(above, now.wall);
-                self.on_refused(now, &mut round, voter, why)
+                self.on_refused(now, &address, &mut round, voter, why)
             }
             _ => true,
         };
@@ -458,7 +463,7 @@ impl Proposer {
         false
     }
 
-    fn on_refused(&mut self, now: Now, round: &mut Round, voter: usize, why: Refusal) -> bool {
+    fn on_refused(&mut self, now: Now, address: &Address, round: &mut Round, voter: usize, why: Refusal) -> bool {
         let refused = match &mut round.phase {
             Phase::Preparing(tally) => &mut tally.refused,
             Phase::Accepting(ballotting) => &mut ballotting.refused,
@@ -469,6 +474,9 @@ impl Proposer {
             return true;
         }
         self.counts.refused += 1;
+        if round.tries + 1 >= CONTENDED_AFTER_TRIES {
+            self.actions.push(Action::Contended(address.clone()));
+        }
         let ahead = refused.values().all(|why| *why == Refusal::ClockAhead);
         round.recall();
         if ahead {

@@ -5,6 +5,7 @@
 //!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
 //! ```
 
+mod homes;
 mod meeting;
 mod tasks;
 mod votes;
@@ -14,8 +15,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use self::homes::Contended;
 use self::tasks::Task;
-use super::clients::Clients;
+use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
@@ -73,6 +75,7 @@ pub(super) struct Core {
     /// Decisions that wait until their record is visible here.
     waiting: HashMap<Address, Vec<Waiting>>,
     pulls: HashMap<Address, BTreeSet<usize>>,
+    contended: Contended,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
     /// The last writes before a restart whose fate is open.
@@ -103,10 +106,12 @@ impl Core {
             local: VecDeque::new(),
             waiting: HashMap::new(),
             pulls: HashMap::new(),
+            contended: Contended::default(),
             parked: HashMap::new(),
             parked_tasks: 0,
             unsettled: HashMap::new(),
-            next_op: 0,
+            // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
+            next_op: rooms.greeter.boot() << 40,
             // Boots in the high bits: the count rises across restarts without being written down.
             seq: rooms.greeter.boot() << 40,
             barred: None,
@@ -225,7 +230,7 @@ impl Core {
     pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
         let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
         for id in overdue {
-            self.decide(now, id, Decision::Timeout);
+            self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
         if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
             // What a restart left open is asked about at once: local reads of those keys wait for it.
@@ -294,11 +299,13 @@ impl Core {
             let _ = reply.send(Decision::Reject(rejection));
             return;
         }
-        self.next_op += 1;
-        let id = OpId(self.next_op);
-        let deadline = now.monotonic + timeout.unwrap_or(self.config.propose_timeout);
-        self.clients.insert(id, reply, now.monotonic, deadline, update.is_read());
-        self.proposer.propose(Address { shard, key }, id, update, deadline);
+        let within = timeout.unwrap_or(self.config.propose_timeout);
+        let (id, deadline) = self.admit(now, Reply::Here(reply), within, update.is_read());
+        let address = Address { shard, key };
+        match self.busier_home(now, &address).filter(|_| !update.is_read()) {
+            Some(home) => self.forward(now, home, address, id, update, within),
+            None => self.proposer.propose(address, id, update, deadline),
+        }
     }
 
     /// Why this node can take no update just now.
@@ -308,6 +315,9 @@ impl Core {
         }
         if let Some(why) = &self.barred {
             return Some(Rejection::NoQuorum(format!("this node must not vote: {why}")));
+        }
+        if self.clients.is_full() {
+            return Some(Rejection::Busy(format!("{CLIENTS_MAX} updates are under way already; try again soon")));
         }
         if is_read {
             return None;
@@ -343,7 +353,8 @@ impl Core {
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
             }
-            Action::Decide(id, decision) => self.decide(now, id, decision),
+            Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
+            Action::Contended(address) => self.contended.mark(now.monotonic, address),
         }
     }
 
@@ -374,12 +385,29 @@ impl Core {
         }
     }
 
-    fn decide(&mut self, now: Now, id: OpId, decision: Decision) {
+    /// Names an update and remembers who waits for it, and until when.
+    fn admit(&mut self, now: Now, reply: Reply, within: Duration, is_read: bool) -> (OpId, Duration) {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        let deadline = now.monotonic + within;
+        self.clients.insert(id, reply, now.monotonic, deadline, is_read);
+        (id, deadline)
+    }
+
+    /// Tells who waits for an update how it ended; `on` is the ballot of the record that the answer stands on, zero
+    /// where there is none.
+    fn decide(&mut self, now: Now, id: OpId, decision: Decision, on: Ballot) {
         // Background completions have no client.
         let Some(client) = self.clients.remove(id) else { return };
-        self.metrics.count(&decision);
-        self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
-        let _ = client.reply.send(decision);
+        match client.reply {
+            Reply::Here(reply) => {
+                self.metrics.count(&decision);
+                self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
+                // A client that has gone needs no answer.
+                let _ = reply.send(decision);
+            }
+            Reply::Peer { peer, number, address } => self.decide_for(now, peer, number, address, decision, on),
+        }
     }
 
     /// Says that it has ended, to who closed it.
