@@ -52,7 +52,7 @@ const PENDING_FRAMES_MAX: usize = 65_536;
 /// Closed journal segments at which the oldest are given up.
 const COMPACT_AT_SEGMENTS: usize = 3;
 /// How often time passes for rounds in flight.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(2);
 /// How often the rest is looked after.
 const SLOW_TICK: Duration = Duration::from_millis(100);
 
