@@ -162,7 +162,10 @@ impl Node {
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
 
-        let advertise = if config.is_alone() { transport.local_addr() } else { resolve(&config).await? };
+        let advertise = match config.is_alone() {
+            true => transport.local_addr(),
+            false => resolve(&config, transport.local_addr()).await?,
+        };
         let view = Arc::new(View {
             cluster: config.cluster.id.clone(),
             membership: membership.clone(),
@@ -307,10 +310,12 @@ fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
     Ok(key)
 }
 
-async fn resolve(config: &Config) -> Result<SocketAddr, Error> {
+/// Where others reach this node; a port of 0 stands for the one that was bound.
+async fn resolve(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
     let address = config.peer.advertise.clone();
     let found = tokio::net::lookup_host(&address).await.map(|mut found| found.next());
     match found {
+        Ok(Some(found)) if found.port() == 0 => Ok(SocketAddr::new(found.ip(), bound.port())),
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(Error::Advertise { address, reason: "no address by that name".to_owned() }),
         Err(error) => Err(Error::Advertise { address, reason: error.to_string() }),
