@@ -397,7 +397,7 @@ impl View {
             epoch: Some(self.membership.epoch()),
             open_shards: Some(self.manager.open_shard_count() as u64),
             pending_frames: Some(status.pending as u64),
-            clock_skew_us: None,
+            clock_skew_us: Some(-status.clock_correction_us).filter(|skew| *skew != 0),
             in_step: status.ready().is_ok(),
             lag_frames: Some(self.manager.apply_backlog()),
         }

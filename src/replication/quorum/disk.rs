@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{COMPACT_AT_SEGMENTS, Input, Rooms};
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::cluster::memory::PeerMemory;
 use crate::replication::journal::{JournalError, JournalWriter, Submission};
 use crate::replication::register::{Acceptor, Entry};

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,15 +34,36 @@ fn key(name: &str) -> Key {
     Key::parse(name).unwrap()
 }
 
+/// The system's clock, with a wall clock that can be set by hand.
+#[derive(Debug)]
+struct SettableClock {
+    os: Arc<dyn Clock>,
+    off: AtomicI64,
+}
+
+impl SettableClock {
+    fn set_off(&self, seconds: i64) {
+        self.off.store(seconds * 1_000_000_000, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SettableClock {
+    fn now(&self) -> Now {
+        let now = self.os.now();
+        Now { wall: now.wall + self.off.load(Ordering::Relaxed), ..now }
+    }
+}
+
 struct Node {
     manager: Arc<Manager>,
     replicator: Arc<QuorumReplicator>,
     transport: Arc<MemoryTransport>,
+    clock: Arc<SettableClock>,
 }
 
 impl Node {
     async fn start(network: &Arc<Network>, dir: &Path, name: &str, voters: &[&str]) -> Self {
-        let clock = OsClock::shared();
+        let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         let segment_bytes = 64 * 1024;
         let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
         let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
@@ -68,7 +90,7 @@ impl Node {
             seed: 1,
         };
         let foundations = Foundations {
-            clock,
+            clock: clock.clone(),
             greeter,
             manager: manager.clone(),
             transport: transport.clone(),
@@ -78,7 +100,7 @@ impl Node {
             recovered,
         };
         let replicator = QuorumReplicator::start(config, foundations).await.unwrap();
-        Self { manager, replicator, transport }
+        Self { manager, replicator, transport, clock }
     }
 
     async fn stop(self) {
@@ -364,6 +386,41 @@ async fn a_disk_that_forgot_does_not_vote() {
     // Its vote counts for nobody: with b gone as well, a is alone.
     cluster.network.cut(&node("a"), &node("b"));
     others.status_is("alone", |status| status.reachable == 1).await;
+}
+
+/// A clock set by minutes, forward and back: the node goes on by the others' time, and its ceiling stays near theirs,
+/// so that it is of use again at once after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_does_no_harm() {
+    let mut cluster = Cluster::start().await;
+    let before = cluster.nodes[0].accepted("k", put("0")).await.after.unwrap().upd;
+    for (n, seconds) in [600, -3600, 0, 86_400].into_iter().enumerate() {
+        cluster.nodes[0].clock.set_off(seconds);
+        for from in 0..NAMES.len() {
+            let upd = cluster.nodes[from].accepted(&format!("k{n}"), put("v")).await.after.unwrap().upd;
+            let since = Duration::from_nanos(u64::try_from(upd.nanos() - before.nanos()).unwrap());
+            assert!(since < Duration::from_secs(30), "set by {seconds} s, {} wrote at +{since:?}", NAMES[from]);
+        }
+    }
+    let corrected = |status: &QuorumStatus| status.clock_correction_us < -80_000_000_000;
+    cluster.nodes[0].status_is("corrected", corrected).await;
+    cluster.restart(0).await;
+    cluster.nodes[0].ready().await;
+    cluster.nodes[0].accepted("k", put("1")).await;
+}
+
+/// With one other node there is no telling whose clock is wrong: the one that is ahead is refused, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_clock_against_one_is_refused() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(2);
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
+    cluster.nodes[0].clock.set_off(600);
+    let decision = cluster.nodes[0].update("k", put("v")).await;
+    assert!(matches!(&decision, Decision::Reject(Rejection::Refused(why)) if why.contains("max_skew")), "{decision:?}");
+    cluster.nodes[0].clock.set_off(0);
+    cluster.rejoin(2);
+    cluster.nodes[1].accepted("k", put("w")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

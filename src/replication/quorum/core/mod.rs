@@ -8,6 +8,7 @@
 mod homes;
 mod meeting;
 mod tasks;
+mod time;
 mod votes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -86,6 +87,8 @@ pub(super) struct Core {
     /// What is wrong with the shard files, as of the last slow tick.
     store_trouble: Option<String>,
     closing: Option<oneshot::Sender<()>>,
+    /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
+    wall_offset: Option<i64>,
     metrics: super::metrics::CoreMetrics,
 }
 
@@ -117,6 +120,7 @@ impl Core {
             barred: None,
             store_trouble: None,
             closing: None,
+            wall_offset: None,
             metrics: super::metrics::CoreMetrics::default(),
             config,
             rooms,
@@ -169,7 +173,7 @@ impl Core {
 
     pub(super) fn on_event(&mut self, now: Now, event: Event) {
         match event {
-            Event::Up { node, hello } => self.on_up(&node, &hello),
+            Event::Up { node, hello } => self.on_up(now, &node, &hello),
             Event::Down { node, reason } => {
                 let Some(index) = self.index(&node) else { return };
                 tracing::debug!(peer = %node, reason, "peer lost");
@@ -267,6 +271,7 @@ impl Core {
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
             ceiling: self.acceptor.ceiling(),
+            clock_correction_us: self.rooms.clock.correction() / 1_000,
         }
     }
 
@@ -369,6 +374,7 @@ impl Core {
         if let Some(Some(peer)) = self.peers.get_mut(from) {
             peer.set_skew(batch.wall.saturating_sub(now.wall));
         }
+        self.correct_time();
         for message in batch.messages {
             self.receive(now, from, message);
         }

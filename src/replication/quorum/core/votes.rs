@@ -1,7 +1,7 @@
 //! The acceptor's and learner's side: votes given, chosen records committed and made visible.
 
 use super::{Core, Effect, PULLS_MAX};
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Frame;
