@@ -392,7 +392,8 @@ impl Acceptor {
         if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
             && pending.record.ballot == record.ballot
         {
-            if pending.record != *record {
+            // A lineage may be missing: a row fetched from a peer has none.
+            if (pending.record.upd, &pending.record.op) != (record.upd, &record.op) {
                 return Err(ConflictingRecord { address: address.clone(), ballot: record.ballot });
             }
             return Ok(Some(Sealed::new(pending.lsn, again)));

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::store::StoredRow;
-use crate::store::replicator::Decision;
+use crate::store::replicator::{Decision, Op};
 use crate::store::update::{Change, Update, Verdict};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
@@ -414,4 +414,27 @@ fn a_key_rewritten_by_one_node_costs_one_round_trip() {
         assert_eq!(world.read(0), expected);
     }
     assert!(world.nodes[0].proposer.counts().token >= 1, "{:?}", world.nodes[0].proposer.counts());
+}
+
+fn record(ballot: i64) -> Record {
+    let (op, lineage) = (Op::Put(Value::from("v")), Lineage::on(Ballot(5), &Lineage::default()));
+    Record { ballot: Ballot(ballot), upd: Ballot(ballot), op, lineage }
+}
+
+/// A row fetched from a peer carries no lineage; the Accept of the same round, overtaken by it, was taken for another
+/// record under one ballot, and the node stopped voting for good.
+#[test]
+fn an_accept_that_arrives_after_its_row_is_no_conflict() {
+    let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
+    let (mut acceptor, _) = node(0, Restored::default(), 3);
+    let row = Record { lineage: Lineage::default(), ..record(4096) };
+    let installed = acceptor.install(now, &address(), row.clone(), None).expect("it is new");
+    let late = acceptor.on_accept(now, &address(), record(4096), None, None).expect("no conflict");
+    let durable = Durable::synced(acceptor.take_entries().1);
+    assert_eq!(late.open(durable), Ok(Body::Accepted { ballot: Ballot(4096), granted: false }));
+    // And the other way round.
+    assert!(acceptor.install(now, &address(), row, None).is_none());
+    let other = Record { op: Op::Del, ..record(4096) };
+    assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "what differs is still noticed");
+    assert!(installed.open(durable).is_ok());
 }
