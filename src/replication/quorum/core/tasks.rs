@@ -94,6 +94,7 @@ impl Core {
             Task::Chosen { address, record, decisions } => {
                 let ballot = record.ballot;
                 if stored.is_some_and(|row| row.ballot >= ballot) {
+                    self.acceptor.on_stored(&address, ballot);
                     self.settled(&address, ballot);
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
                 }
