@@ -237,6 +237,14 @@ impl Proposer {
         self.put_back(address, round);
     }
 
+    /// Learns that [`Action::Start`] could not be done: what waits for the key has stored nothing, and ends.
+    pub fn not_begun(&mut self, address: &Address, why: &Rejection) {
+        let Some(queue) = self.keys.get_mut(address).filter(|queue| queue.round.is_none()) else { return };
+        let ended = queue.waiting.drain(..).map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
+        self.actions.extend(ended);
+        self.keys.remove(address);
+    }
+
     /// Takes in an answer of the replica numbered `voter`.
     pub fn on_message(&mut self, now: Now, voter: usize, message: Message) {
         let Message { address, body } = message;
@@ -534,7 +542,8 @@ impl Proposer {
             nothing.extend(unwritten);
         }
         self.actions.extend(nothing.into_iter().map(|id| Action::Decide(id, why.clone())));
-        if queue.round.as_ref().is_some_and(Round::is_idle) {
+        let is_over = queue.round.as_ref().map_or(queue.waiting.is_empty(), Round::is_idle);
+        if is_over {
             queue.round = None;
             self.finish(address);
         }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::store::StoredRow;
-use crate::store::replicator::{Decision, Op};
+use crate::store::replicator::{Decision, Op, Rejection};
 use crate::store::update::{Change, Update, Verdict};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
@@ -437,4 +437,27 @@ fn an_accept_that_arrives_after_its_row_is_no_conflict() {
     let other = Record { op: Op::Del, ..record(4096) };
     assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "what differs is still noticed");
     assert!(installed.open(durable).is_ok());
+}
+
+/// A key whose round was never begun, as its shard file could not be opened, was remembered for good: its open record
+/// was never asked about again, and under steady load none of its clients was served any more.
+#[test]
+fn a_round_that_could_not_begin_is_begun_again() {
+    let (_, mut proposer) = node(0, Restored::default(), 3);
+    let at = |ms| Now { wall: 1_000_000, monotonic: Duration::from_millis(ms) };
+    proposer.settle(address(), OpId(1), at(10).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())]);
+    proposer.on_tick(at(20));
+    assert!(!proposer.is_busy());
+    proposer.take_actions();
+    proposer.settle(address(), OpId(2), at(50).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())], "asked about again");
+
+    let why = Rejection::Busy("no file".to_owned());
+    proposer.propose(address(), OpId(3), Update::read(), at(90).monotonic);
+    proposer.not_begun(&address(), &why);
+    let refused = |id| Action::Decide(OpId(id), Decision::Reject(why.clone()));
+    assert_eq!(proposer.take_actions(), [refused(2), refused(3)]);
+    proposer.propose(address(), OpId(4), Update::read(), at(90).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())]);
 }
