@@ -410,3 +410,29 @@ async fn what_the_shard_file_holds_is_not_pending_after_a_restart() {
     node.has("k599", "v").await;
     node.stop().await;
 }
+
+/// Another program that held a lock on one shard file while it was being opened made the node stop voting for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_file_locked_by_another_program_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    only.accepted("k", put("v")).await;
+    only.stop().await;
+    let again = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    again.ready().await;
+    let other = ShardId::parse("acme", "other").unwrap();
+    let path = again.manager.shard_path(&other);
+    let locker = rusqlite::Connection::open(path).unwrap();
+    locker.execute_batch("CREATE TABLE t(x); BEGIN EXCLUSIVE").unwrap();
+    let timeout = Some(Duration::from_secs(8));
+    let proposal = Proposal { shard: other, key: key("k"), update: put("v"), timeout };
+    let refused = again.replicator.propose(proposal.clone()).await;
+    assert!(matches!(refused, Decision::Reject(Rejection::Busy(_))), "{refused:?}");
+    assert_eq!(again.replicator.status().barred, None);
+    locker.execute_batch("COMMIT").unwrap();
+    drop(locker);
+    let accepted = again.replicator.propose(proposal).await;
+    assert!(matches!(accepted, Decision::Accept(_)), "{accepted:?}");
+    again.accepted("k", put("w")).await;
+    again.stop().await;
+}

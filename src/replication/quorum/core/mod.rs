@@ -89,6 +89,8 @@ pub(super) struct Core {
     pulls: HashMap<Address, BTreeSet<usize>>,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
+    /// A chosen record was let go for want of room: rows are compared anew once there is some.
+    missed: bool,
     /// The last writes before a restart whose fate is open.
     unsettled: HashMap<Address, Ballot>,
     next_op: u64,
@@ -119,6 +121,7 @@ impl Core {
             pulls: HashMap::new(),
             parked: HashMap::new(),
             parked_tasks: 0,
+            missed: false,
             unsettled: HashMap::new(),
             next_op: 0,
             // Boots in the high bits: the count rises across restarts without being written down.
@@ -226,7 +229,10 @@ impl Core {
                 }
                 self.update_reachable();
             }
-            WriterEvent::Failed(error) => self.bar(error.to_string()),
+            WriterEvent::Failed(error) => {
+                self.disk.on_failed();
+                self.bar(error.to_string());
+            }
         }
     }
 
@@ -248,6 +254,10 @@ impl Core {
                 self.next_op += 1;
                 self.proposer.settle(address, OpId(self.next_op), now.monotonic + SETTLE_TIMEOUT);
             }
+        }
+        if self.missed && self.has_room() {
+            self.missed = false;
+            self.compare_anew();
         }
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
@@ -334,6 +344,11 @@ impl Core {
 
     fn full(&self) -> Option<String> {
         self.disk.full().map(str::to_owned).or_else(|| self.store_trouble.clone())
+    }
+
+    /// Whether a record chosen by others can be taken in, and will be on this disk before long.
+    fn has_room(&self) -> bool {
+        !self.disk.is_dead() && self.disk.full().is_none() && !self.is_overloaded()
     }
 
     fn is_overloaded(&self) -> bool {
