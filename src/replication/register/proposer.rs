@@ -64,7 +64,8 @@ impl ProposerConfig {
 pub enum Action {
     /// Look up what this node holds for the key and call [`Proposer::start`].
     Start(Address),
-    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling.
+    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling,
+    /// except for a Read.
     Ask {
         /// The ballot that the message carries.
         ballot: Ballot,

@@ -358,6 +358,12 @@ impl Core {
     fn act(&mut self, now: Now, action: Action) {
         match action {
             Action::Start(address) => self.run(now, Task::Start(address)),
+            // A question promises nothing and its number never becomes a ballot: it need not wait for the disk.
+            Action::Ask { message, .. } if matches!(message.body, Body::Read { .. }) => {
+                for to in 0..self.peers.len() {
+                    self.send(now, to, message.clone());
+                }
+            }
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 for to in 0..self.peers.len() {
