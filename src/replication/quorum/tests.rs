@@ -436,3 +436,78 @@ async fn a_shard_file_locked_by_another_program_is_waited_for() {
     again.accepted("k", put("w")).await;
     again.stop().await;
 }
+
+/// A file system of its own, gone with the test.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// None where this user may not mount.
+    fn mount(size: &str) -> Option<Self> {
+        let disk = Self(tempfile::tempdir().unwrap());
+        let options = format!("size={size}");
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(disk.0.path()).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(disk)
+    }
+
+    fn fill(&self) -> std::path::PathBuf {
+        use std::io::Write;
+        let path = self.0.path().join("ballast");
+        let mut ballast = std::fs::File::create(&path).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// What the others chose meanwhile was fetched and kept in memory by a node whose disk was full, without end; and such
+/// a node could not be stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_neither_fills_the_memory_nor_holds_up_the_end() {
+    let Some(disk) = SmallDisk::mount("24m") else {
+        eprintln!("not allowed to mount a tmpfs here: a full disk was not tried");
+        return;
+    };
+    let network = Network::new();
+    let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let paths = [dirs[0].path(), dirs[1].path(), disk.0.path()];
+    let mut nodes = Vec::new();
+    for (name, path) in NAMES.iter().zip(paths) {
+        nodes.push(Node::start(&network, path, name, &NAMES).await);
+    }
+    let cluster = Cluster { network, dirs, nodes };
+    (0..NAMES.len()).for_each(|n| cluster.dial(n));
+    let [first, _, small] = &cluster.nodes[..] else { panic!("three nodes") };
+    first.ready().await;
+    small.ready().await;
+    first.accepted("k", put("v")).await;
+    small.has("k", "v").await;
+    let ballast = disk.fill();
+    let big = Update::put(Value::from(vec![b'x'; 40 * 1024]));
+    for n in 0..150 {
+        first.accepted(&format!("k{n}"), big.clone()).await;
+    }
+    small.status_is("full", |status| status.full.is_some()).await;
+    let held = small.replicator.status().pending;
+    assert!(held < 30, "{held} records wait in memory for a full disk");
+    assert!(matches!(small.update("k", Update::read()).await, Decision::Accept(_)), "reads go on");
+    std::fs::remove_file(&ballast).unwrap();
+    small.status_is("room", |status| status.full.is_none()).await;
+    small.ready().await;
+    for n in 0..150 {
+        let name = format!("k{n}");
+        until(&name, async || small.local(&name).await.is_some()).await;
+    }
+    disk.fill();
+    for n in 0..20 {
+        first.accepted(&format!("m{n}"), big.clone()).await;
+    }
+    small.status_is("full again", |status| status.full.is_some()).await;
+    let closed = tokio::time::timeout(PATIENCE / 4, small.replicator.close()).await;
+    assert!(closed.is_ok(), "a full disk holds up the end");
+}
