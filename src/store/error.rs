@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::replicator::Rejection;
+use super::writer::Fault;
 use crate::types::InvalidInput;
 
 /// An error of the store. Cheap to clone: a poisoned shard repeats its first one to every later caller.
@@ -63,4 +64,13 @@ pub enum Error {
     /// What the callback of a list returned to end it.
     #[error("list callback: {0}")]
     Callback(String),
+}
+
+impl Error {
+    /// True where nothing is broken and the same may succeed later: no room, too much at once, or another program's
+    /// lock.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        Fault::of(self) != Fault::Fatal
+    }
 }

@@ -33,6 +33,8 @@ pub(super) struct Disk {
     memories_submitted: u64,
     memories_durable: u64,
     full: Option<String>,
+    /// Its thread has ended: nothing will be durable any more.
+    dead: bool,
 }
 
 impl Disk {
@@ -45,12 +47,22 @@ impl Disk {
             memories_submitted: 0,
             memories_durable: 0,
             full: None,
+            dead: false,
         }
     }
 
     /// Why nothing can be stored now.
     pub(super) fn full(&self) -> Option<&str> {
         self.full.as_deref()
+    }
+
+    /// True once nothing will be durable any more.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    pub(super) fn on_failed(&mut self) {
+        self.dead = true;
     }
 
     /// Submits what the acceptor wants written, unless a batch is in flight already.

@@ -337,12 +337,18 @@ impl Acceptor {
     pub fn on_applied(&mut self, commit: &Commit) {
         let Commit { address, record } = commit;
         self.remember_lineage(address, record);
+        self.on_stored(address, record.ballot);
+    }
+
+    /// Learns that the shard holds a record as new as `ballot`: what is older here is superseded. After a restart that
+    /// is how a record ends whose commit reached the shard file and not the journal.
+    pub fn on_stored(&mut self, address: &Address, ballot: Ballot) {
         let Some(state) = self.keys.get_mut(address) else { return };
-        if state.pending.as_ref().is_some_and(|pending| pending.record.ballot <= record.ballot) {
+        if state.pending.as_ref().is_some_and(|pending| pending.record.ballot <= ballot) {
             state.pending = None;
             self.pending -= 1;
         }
-        if state.pending.is_none() && state.promised <= record.ballot {
+        if state.pending.is_none() && state.promised <= ballot {
             self.keys.remove(address);
         }
     }
@@ -392,7 +398,8 @@ impl Acceptor {
         if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
             && pending.record.ballot == record.ballot
         {
-            if pending.record != *record {
+            // A lineage may be missing: a row fetched from a peer has none.
+            if (pending.record.upd, &pending.record.op) != (record.upd, &record.op) {
                 return Err(ConflictingRecord { address: address.clone(), ballot: record.ballot });
             }
             return Ok(Some(Sealed::new(pending.lsn, again)));

@@ -63,7 +63,8 @@ impl ProposerConfig {
 pub enum Action {
     /// Look up what this node holds for the key and call [`Proposer::start`].
     Start(Address),
-    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling.
+    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling,
+    /// except for a Read.
     Ask {
         /// The ballot that the message carries.
         ballot: Ballot,
@@ -236,6 +237,14 @@ impl Proposer {
             self.prepare(now, address, &mut round);
         }
         self.put_back(address, round);
+    }
+
+    /// Learns that [`Action::Start`] could not be done: what waits for the key has stored nothing, and ends.
+    pub fn not_begun(&mut self, address: &Address, why: &Rejection) {
+        let Some(queue) = self.keys.get_mut(address).filter(|queue| queue.round.is_none()) else { return };
+        let ended = queue.waiting.drain(..).map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
+        self.actions.extend(ended);
+        self.keys.remove(address);
     }
 
     /// Takes in an answer of the replica numbered `voter`.
@@ -538,7 +547,8 @@ impl Proposer {
             nothing.extend(unwritten);
         }
         self.actions.extend(nothing.into_iter().map(|id| Action::Decide(id, why.clone())));
-        if queue.round.as_ref().is_some_and(Round::is_idle) {
+        let is_over = queue.round.as_ref().map_or(queue.waiting.is_empty(), Round::is_idle);
+        if is_over {
             queue.round = None;
             self.finish(address);
         }

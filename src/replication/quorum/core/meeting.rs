@@ -46,6 +46,18 @@ impl Core {
         }
     }
 
+    /// Compares rows with everybody again, as some may have been missed while connected.
+    pub(super) fn compare_anew(&mut self) {
+        for index in 0..self.peers.len() {
+            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+            if peer.is_live() && peer.link != Link::Forgot {
+                peer.in_step = false;
+                let node = peer.node.clone();
+                self.catch_up(index, node);
+            }
+        }
+    }
+
     pub(super) fn stop_catching_up(&mut self, index: usize) {
         if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
             task.abort();

@@ -79,6 +79,8 @@ pub(super) struct Core {
     contended: Contended,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
+    /// A chosen record was let go for want of room: rows are compared anew once there is some.
+    missed: bool,
     /// The last writes before a restart whose fate is open.
     unsettled: HashMap<Address, Ballot>,
     next_op: u64,
@@ -112,6 +114,7 @@ impl Core {
             contended: Contended::default(),
             parked: HashMap::new(),
             parked_tasks: 0,
+            missed: false,
             unsettled: HashMap::new(),
             // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
             next_op: rooms.greeter.boot() << 40,
@@ -221,7 +224,10 @@ impl Core {
                 }
                 self.update_reachable();
             }
-            WriterEvent::Failed(error) => self.bar(error.to_string()),
+            WriterEvent::Failed(error) => {
+                self.disk.on_failed();
+                self.bar(error.to_string());
+            }
         }
     }
 
@@ -243,6 +249,10 @@ impl Core {
                 self.next_op += 1;
                 self.proposer.settle(address, OpId(self.next_op), now.monotonic + SETTLE_TIMEOUT);
             }
+        }
+        if self.missed && self.has_room() {
+            self.missed = false;
+            self.compare_anew();
         }
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
@@ -337,6 +347,11 @@ impl Core {
         self.disk.full().map(str::to_owned).or_else(|| self.store_trouble.clone())
     }
 
+    /// Whether a record chosen by others can be taken in, and will be on this disk before long.
+    fn has_room(&self) -> bool {
+        !self.disk.is_dead() && self.disk.full().is_none() && !self.is_overloaded()
+    }
+
     fn is_overloaded(&self) -> bool {
         self.acceptor.pending() >= PENDING_FRAMES_MAX || self.rooms.manager.is_overloaded()
     }
@@ -344,6 +359,12 @@ impl Core {
     fn act(&mut self, now: Now, action: Action) {
         match action {
             Action::Start(address) => self.run(now, Task::Start(address)),
+            // A question promises nothing and its number never becomes a ballot: it need not wait for the disk.
+            Action::Ask { message, .. } if matches!(message.body, Body::Read { .. }) => {
+                for to in 0..self.peers.len() {
+                    self.send(now, to, message.clone());
+                }
+            }
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 for to in 0..self.peers.len() {

@@ -31,10 +31,16 @@ impl Core {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
                     Learned::Known => {}
                     Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
+                    // What cannot be stored must not be heaped up in memory either.
+                    Learned::Missing if !self.has_room() => self.missed = true,
                     Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
                 };
             }
             Body::Pull => return self.on_pull(now, from, address, stored),
+            Body::Chosen { .. } if !self.has_room() => {
+                self.missed = true;
+                return;
+            }
             Body::Chosen { record } => {
                 if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
                     self.take(commit.map(Effect::Commit));
