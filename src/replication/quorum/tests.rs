@@ -397,10 +397,10 @@ async fn a_clock_that_jumps_does_no_harm() {
     let before = cluster.nodes[0].accepted("k", put("0")).await.after.unwrap().upd;
     for (n, seconds) in [600, -3600, 0, 86_400].into_iter().enumerate() {
         cluster.nodes[0].clock.set_off(seconds);
-        for from in 0..NAMES.len() {
-            let upd = cluster.nodes[from].accepted(&format!("k{n}"), put("v")).await.after.unwrap().upd;
+        for (node, name) in cluster.nodes.iter().zip(NAMES) {
+            let upd = node.accepted(&format!("k{n}"), put("v")).await.after.unwrap().upd;
             let since = Duration::from_nanos(u64::try_from(upd.nanos() - before.nanos()).unwrap());
-            assert!(since < Duration::from_secs(30), "set by {seconds} s, {} wrote at +{since:?}", NAMES[from]);
+            assert!(since < Duration::from_secs(30), "set by {seconds} s, {name} wrote at +{since:?}");
         }
     }
     let corrected = |status: &QuorumStatus| status.clock_correction_us < -80_000_000_000;

@@ -479,7 +479,8 @@ impl Proposer {
             Phase::BackingOff | Phase::Reading(_) => return true,
         };
         refused.insert(voter, why);
-        if refused.len() <= self.config.voters - self.config.quorum {
+        // As long as those in reach that have not refused can still make a majority, the round goes on.
+        if self.reachable.saturating_sub(refused.len()) >= self.config.quorum {
             return true;
         }
         self.counts.refused += 1;
