@@ -11,7 +11,7 @@ use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::store::StoredRow;
 use crate::store::replicator::{Decision, Op, Rejection};
-use crate::store::update::{Change, Update, Verdict};
+use crate::store::update::{Change, Condition, Update, Verdict};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 const STEP: Duration = Duration::from_millis(1);
@@ -461,4 +461,27 @@ fn a_round_that_could_not_begin_is_begun_again() {
     assert_eq!(proposer.take_actions(), [refused(2), refused(3)]);
     proposer.propose(address(), OpId(4), Update::read(), at(90).monotonic);
     assert_eq!(proposer.take_actions(), [Action::Start(address())]);
+}
+
+/// Two writes folded into one round had one version: the first writer's "if still mine" then overwrote the second's
+/// value unseen.
+#[test]
+fn a_write_that_another_overwrote_in_the_same_round_has_a_version_of_its_own() {
+    let mut world = World::new(3);
+    world.propose(0, Update::put(Value::from("10")));
+    let folded: Vec<_> = ["20", "30"].map(|value| world.propose(0, Update::put(Value::from(value)))).into();
+    let read = world.propose(0, Update::read());
+    world.settle();
+    let [first, second] = [folded[0], folded[1]].map(|id| match &world.decided[&id] {
+        Decision::Accept(outcome) => outcome.after.clone().unwrap(),
+        other => panic!("{other:?}"),
+    });
+    assert!(first.upd < second.upd, "{first:?} {second:?}");
+    let swap = Update { condition: Condition::UpdIs(first.upd), change: Change::Put(Value::from("40")) };
+    let swap = world.propose(1, swap);
+    world.settle();
+    let Decision::Accept(outcome) = &world.decided[&swap] else { panic!("{:?}", world.decided[&swap]) };
+    assert_eq!((&outcome.verdict, outcome.before.as_ref()), (&Verdict::ConditionFailed, Some(&second)));
+    let Decision::Accept(outcome) = &world.decided[&read] else { panic!("{:?}", world.decided[&read]) };
+    assert_eq!(outcome.after.as_ref(), Some(&second));
 }

@@ -208,9 +208,13 @@ impl Core {
             WriterEvent::Durable { durable, position, rotated_at, closed_segments } => {
                 self.acceptor.on_durable(durable);
                 self.rooms.greeter.set_durable(self.acceptor.ceiling(), position);
-                self.disk.on_durable(rotated_at, closed_segments, &self.rooms);
+                let synced_before = self.disk.on_durable(self.rooms.clock.now(), rotated_at, closed_segments);
                 for effect in self.sealed.release(durable) {
                     self.effect(effect);
+                }
+                // Only now, as what was just committed may be in an old segment.
+                if let Some(before) = synced_before {
+                    self.sync_files(before);
                 }
             }
             WriterEvent::Full(error) => self.disk.on_full(&error),
@@ -304,6 +308,16 @@ impl Core {
         for peer in self.peers.iter_mut().flatten() {
             peer.flush(stamp, &*self.rooms.transport);
         }
+    }
+
+    /// Syncs the shard files, so that the journal can give up what is before that batch.
+    fn sync_files(&self, before: u64) {
+        let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = manager.sync_all();
+            // Nobody listens any more only while the node stops.
+            let _ = inputs.blocking_send(Input::Synced { before, result });
+        });
     }
 
     fn propose(&mut self, now: Now, proposal: Proposal, reply: oneshot::Sender<Decision>) {
