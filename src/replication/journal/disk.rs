@@ -72,15 +72,10 @@ pub(super) fn settle(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the directory if need be, and its way down from the first directory that is not new durable.
+/// Makes a directory, if need be, and its entry durable.
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
-    let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-    let new = path.ancestors().take_while(is_new).count();
-    fs::create_dir_all(path)?;
-    // The parent's entry always: a process that died may have made it and not come to this.
-    for parent in path.ancestors().skip(1).take(new.max(1)) {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        sync_directory(parent)?;
+    for synced in crate::store::create_directory(path)? {
+        note(|| Did::SyncDirectory(synced));
     }
     Ok(())
 }
