@@ -8,5 +8,7 @@
 mod config;
 mod engine;
 mod http;
+mod journal;
+mod peers;
 mod resp;
 mod socket;

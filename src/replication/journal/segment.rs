@@ -43,7 +43,7 @@ pub(super) struct Segment {
 impl Segment {
     /// Makes a segment whose first batch will be `first`, with `capacity` bytes of disk reserved.
     pub(super) fn create(directory: &Path, first: u64, capacity: u64) -> Result<Self, JournalError> {
-        let path = directory.join(format!("journal-{first:016x}.log"));
+        let path = directory.join(file_name(first));
         // One of this name can only be left from a start that wrote no batch.
         let file = disk::create(&path).map_err(|error| full_or_io("create", &path, error))?;
         if let Err(error) = disk::reserve(&file, &path, capacity) {
@@ -89,6 +89,10 @@ impl Segment {
     pub(super) fn close(self) -> Closed {
         Closed { path: self.path, first: self.first, bytes: self.capacity }
     }
+}
+
+fn file_name(first: u64) -> String {
+    format!("journal-{first:016x}.log")
 }
 
 fn full_or_io(doing: &'static str, path: &Path, error: std::io::Error) -> JournalError {
@@ -161,7 +165,8 @@ pub(super) fn find(directory: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("journal-").and_then(|rest| rest.strip_suffix(".log"));
         let first = number.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        if let Some(first) = first.filter(|first| *first <= NUMBER_MAX) {
+        // One name for each number: another that reads as the same is not ours.
+        if let Some(first) = first.filter(|first| *first <= NUMBER_MAX && file_name(*first) == name) {
             paths.push((first, path));
         }
     }
