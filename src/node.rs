@@ -123,7 +123,7 @@ impl Node {
         let metrics = admin::install_metrics()?;
         let data_dir = config.node.data_dir.clone();
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
-        tokio::fs::create_dir_all(&data_dir).await.map_err(unmade)?;
+        store::create_directory(&data_dir).map_err(unmade)?;
 
         let membership = Membership::epoch_one(config.cluster.voters.clone())?;
         let not_a_voter = || StartError::NotAVoter { node: config.node.name.clone() };
