@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
+use super::list::ORG_LISTS_MAX;
 use super::metrics::Metrics;
 use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Observe, ShardStatus};
@@ -51,8 +52,9 @@ pub struct Service {
     config: ServiceConfig,
     manager: Arc<Manager>,
     observe: Arc<dyn Observe>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     blocking: Arc<Semaphore>,
+    org_lists: Arc<Semaphore>,
     draining: AtomicBool,
     in_flight: TaskTracker,
     pub(super) metrics: Metrics,
@@ -78,6 +80,7 @@ impl Service {
             observe,
             clock: OsClock::shared(),
             blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
+            org_lists: Arc::new(Semaphore::new(ORG_LISTS_MAX)),
             draining: AtomicBool::new(false),
             in_flight: TaskTracker::new(),
             metrics: Metrics::new(),
@@ -301,6 +304,14 @@ impl Service {
         match tokio::task::spawn_blocking(run).await {
             Ok(ended) => ended.map_err(|error| ApiError::from_store(error, Written::No)),
             Err(panicked) => Err(internal(format!("a job of the store ended early: {panicked}"))),
+        }
+    }
+
+    /// Waits for the turn to have a whole list of an org in memory.
+    pub(super) async fn org_list_turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        match tokio::time::timeout(self.config.timeout_default, Arc::clone(&self.org_lists).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(ApiError::Busy("too many lists of orgs are under way; try again".to_owned())),
         }
     }
 

@@ -157,34 +157,14 @@ impl Context {
     }
 
     pub(super) async fn keys(self, pattern: bytes::Bytes) -> Answered {
-        let ended = self.matching(&pattern).await;
+        let ended = self.matching(pattern).await;
         self.reply(ended, |reply, keys| write_keys(reply, &keys))
     }
 
-    async fn matching(&self, pattern: &[u8]) -> Result<Vec<Key>, ApiError> {
-        let (shard, prefix) = self.place_of(pattern)?;
-        let (mut keys, mut bytes, mut after) = (Vec::new(), 0, None);
-        loop {
-            let list = List {
-                scope: Scope::Shard(shard.clone()),
-                prefix: prefix.clone(),
-                after,
-                limit: PAGE_KEYS_MAX,
-                keys_only: true,
-            };
-            let listing = self.service.list(list).await?;
-            for (_, item) in listing.items {
-                if glob::matches(pattern, item.key.as_str().as_bytes()) {
-                    bytes += item.key.as_str().len();
-                    keys.push(item.key);
-                }
-            }
-            check_reply_bytes(bytes)?;
-            after = listing.next;
-            if after.is_none() {
-                return Ok(keys);
-            }
-        }
+    async fn matching(&self, pattern: bytes::Bytes) -> Result<Vec<Key>, ApiError> {
+        let (shard, prefix) = self.place_of(&pattern)?;
+        let is_wanted = move |key: &Key| glob::matches(&pattern, key.as_str().as_bytes());
+        self.service.keys_where(&shard, prefix, REPLY_BYTES_MAX, is_wanted).await
     }
 
     pub(super) async fn scan(self, scan: Scan) -> Answered {

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::store::replicator::Rejection;
 use crate::store::update::{Change, Condition, Update, Verdict};
-use crate::store::{Error, PageQuery};
+use crate::store::{Error, ListQuery, PageQuery};
 use crate::types::{InvalidInput, Org};
 
 #[tokio::test]
@@ -168,6 +168,37 @@ async fn a_list_is_one_snapshot_while_its_callback_writes_to_the_shard() {
         .unwrap();
     assert_eq!(seen, (0..1_000).map(|n| format!("k{n:04}")).collect::<Vec<_>>());
     assert_eq!(listed(&shard, "k").await.len(), 1_001);
+}
+
+#[tokio::test]
+async fn what_is_written_under_a_walk_does_not_show_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.get(&id("", "a")).await.unwrap();
+    let old = |n: i64| put(&id("", "a"), &format!("k{n:03}"), "old", n + 1);
+    (0..300).for_each(|n| commit(&manager, &old(n)));
+    // Some rows are in the file, some still in memory.
+    shard.wait_applied();
+    (300..600).for_each(|n| commit(&manager, &old(n)));
+    let after = Some(key("k009"));
+    let query = ListQuery { after, keys_only: false, ..ListQuery::prefix("k") };
+    let mut seen = Vec::new();
+    let each = |item: crate::store::Item| {
+        if seen.is_empty() {
+            for n in 0..600 {
+                let op = if n % 3 == 0 { Op::Del } else { Op::Put(Value::from("new")) };
+                commit(&manager, &frame(&id("", "a"), &format!("k{n:03}"), op, n + 1_000, n + 1_000));
+                commit(&manager, &put(&id("", "a"), &format!("k{n:03}+"), "new", n + 1_000));
+            }
+            shard.wait_applied();
+        }
+        seen.push((item.key.to_string(), item.value.unwrap(), item.upd.0));
+        std::ops::ControlFlow::Continue(())
+    };
+    shard.walk(&query, each).unwrap();
+    let expected: Vec<_> = (10..600).map(|n| (format!("k{n:03}"), Value::from("old"), n + 1)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(listed(&shard, "k").await.len(), 1_000);
 }
 
 #[tokio::test]
