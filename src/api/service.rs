@@ -1,5 +1,6 @@
 //! Carries commands out against the store: the one place where both dialects meet it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -58,16 +59,6 @@ pub struct Service {
     draining: AtomicBool,
     in_flight: TaskTracker,
     pub(super) metrics: Metrics,
-}
-
-/// What a read that may not wait came to.
-pub(super) enum ReadNow {
-    /// The row, or that there is none.
-    Row(Option<Row>),
-    /// It takes a wait: the shard is not open, or the key is unsettled.
-    Wait,
-    /// The store failed.
-    Failed(ApiError),
 }
 
 impl Service {
@@ -144,23 +135,15 @@ impl Service {
 
     /// Where `key` lives when it was sent without a namespace over a connection to `shard`: a key in the canonical
     /// layout in the namespace it names, any other in the connection's.
-    pub(super) fn route(shard: &ShardId, key: &str) -> Result<ShardId, ApiError> {
-        let Some(namespace) = namespace_in(key) else { return Ok(shard.clone()) };
-        if namespace == shard.namespace.as_str() {
-            return Ok(shard.clone());
-        }
-        Ok(ShardId { org: shard.org.clone(), namespace: Namespace::parse(namespace)? })
+    pub(super) fn route<'a>(shard: &'a ShardId, key: &str) -> Result<Cow<'a, ShardId>, ApiError> {
+        let elsewhere = namespace_in(key).filter(|namespace| *namespace != shard.namespace.as_str());
+        let Some(namespace) = elsewhere else { return Ok(Cow::Borrowed(shard)) };
+        Ok(Cow::Owned(ShardId { org: shard.org.clone(), namespace: Namespace::parse(namespace)? }))
     }
 
-    /// A local read that takes microseconds or says that it would have to wait.
-    pub(super) fn read_now(&self, shard: &ShardId, key: &Key) -> ReadNow {
-        let Some(shard) = self.manager.cached(shard) else { return ReadNow::Wait };
-        match shard.read(key) {
-            Ok(row) => ReadNow::Row(row),
-            // Closed: the cache let go of it this very moment. Waiting opens it again.
-            Err(StoreError::Unsettled | StoreError::Closed) => ReadNow::Wait,
-            Err(error) => ReadNow::Failed(ApiError::from_store(error, Written::No)),
-        }
+    /// The shard, if it can be read without waiting for it to be opened.
+    pub(super) fn open_shard(&self, shard: &ShardId) -> Option<Arc<Shard>> {
+        self.manager.cached(shard)
     }
 
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.

@@ -22,6 +22,7 @@ mod manager;
 mod overlay;
 mod queries;
 mod readers;
+mod reads;
 pub mod replicator;
 mod rows;
 mod schema;
@@ -40,6 +41,7 @@ pub use files::copy_file;
 pub use keys::{CANONICAL_KINDS, CROSS_NAMESPACE_KINDS, is_cross_namespace_prefix, ns_from_key, split_prefix};
 pub use listing::{LIST_STALL_MAX, LIST_WAIT_MAX, ListQuery, Rows};
 pub use manager::{IDLE_EVICT_AFTER, KEY_BYTES_MAX, Manager, StoreConfig, VALUE_BYTES_MAX};
+pub use reads::{Reads, Shown};
 pub use rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow};
 pub use shard::Shard;
 

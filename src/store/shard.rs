@@ -18,6 +18,7 @@ use super::listing::{LIST_PORTION_BYTES, LIST_PORTION_ITEMS, ListQuery, Rows};
 use super::overlay::Pending;
 use super::queries::{self, End, Range, Snapshot, Want};
 use super::readers::Readers;
+use super::reads::Reads;
 use super::replicator::{Decision, Proposal, Rejection};
 use super::rows::{Item, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow, supersedes};
 use super::schema;
@@ -39,10 +40,10 @@ pub struct Shard {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    state: Arc<ShardState>,
+pub(super) struct Inner {
+    pub(super) state: Arc<ShardState>,
     core: Weak<Core>,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     readers: Readers,
     writer: Mutex<Option<Writer>>,
     gc_floor: Ballot,
@@ -163,6 +164,14 @@ impl Shard {
             Some(pending) => Ok(self.inner.newest(key, &pending)?.and_then(StoredRow::into_row)),
             None => self.inner.query("reading", |conn| queries::live(conn, key)),
         }
+    }
+
+    /// Lends `work` a way to read many keys, as [`Shard::read`] would one by one, at the cost of little more than one.
+    /// Holds one of a few reading connections for as long: for work that takes microseconds.
+    pub fn reading<T>(&self, work: impl FnOnce(&mut Reads<'_>) -> T) -> Result<T, Error> {
+        self.inner.check()?;
+        let reader = self.inner.readers.lend()?;
+        reader.run(|conn| Ok(work(&mut Reads::new(&self.inner, conn)?)))
     }
 
     /// The committed row of `key` as the protocol sees it: deletions included, settled or not.
@@ -418,7 +427,7 @@ impl Inner {
     }
 
     /// What a read error means for the shard: a disk that cannot be read is not asked again.
-    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error @ (Error::Sqlite { .. } | Error::Io { .. })) = &result
             && Fault::of(error) == Fault::Fatal
         {
@@ -438,10 +447,19 @@ impl Inner {
 
     /// The newer of a pending frame and what the file holds.
     fn newest(&self, key: &Key, pending: &Pending) -> Result<Option<StoredRow>, Error> {
+        self.newest_of(pending, || self.query("reading", |conn| queries::point(conn, key)))
+    }
+
+    /// The same, where `stored` reads the file.
+    pub(super) fn newest_of(
+        &self,
+        pending: &Pending,
+        stored: impl FnOnce() -> Result<Option<StoredRow>, Error>,
+    ) -> Result<Option<StoredRow>, Error> {
         if pending.is_above_file() {
             return Ok(Some(pending.to_stored()));
         }
-        let stored = self.query("reading", |conn| queries::point(conn, key))?;
+        let stored = stored()?;
         if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
             pending.set_above_file();
             return Ok(Some(pending.to_stored()));

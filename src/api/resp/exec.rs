@@ -59,7 +59,7 @@ impl Context {
     }
 
     fn at(&self, key: Key) -> Result<Address, ApiError> {
-        Ok(Address { shard: Service::route(&self.shard, key.as_str())?, key })
+        Ok(Address { shard: Service::route(&self.shard, key.as_str())?.into_owned(), key })
     }
 
     async fn get(&self, key: Key) -> Result<Option<Row>, ApiError> {
@@ -74,7 +74,7 @@ impl Context {
     pub(super) async fn read(self, at: Address, read_as: ReadAs) -> Answered {
         let get = Get { at, consistency: self.consistency, timeout: None };
         let ended = self.service.get(get).await;
-        self.reply(ended, |reply, row| write_row(reply, row.as_ref(), read_as))
+        self.reply(ended, |reply, row| write_value(reply, value_of(row.as_ref()), read_as))
     }
 
     /// Every write of one key.
@@ -104,7 +104,7 @@ impl Context {
         self.reply(ended, |reply, rows| {
             reply.array(rows.len());
             for row in rows {
-                write_row(reply, row.as_ref(), ReadAs::Value);
+                write_value(reply, value_of(row.as_ref()), ReadAs::Value);
             }
         })
     }
@@ -231,9 +231,12 @@ fn write_keys(reply: &mut Reply<'_>, keys: &[Key]) {
     }
 }
 
-/// Answers a row that was read.
-pub(super) fn write_row(reply: &mut Reply<'_>, row: Option<&Row>, read_as: ReadAs) {
-    let value = row.map(|row| row.value.as_bytes());
+fn value_of(row: Option<&Row>) -> Option<&[u8]> {
+    row.map(|row| row.value.as_bytes())
+}
+
+/// Answers a value that was read.
+pub(super) fn write_value(reply: &mut Reply<'_>, value: Option<&[u8]>, read_as: ReadAs) {
     match read_as {
         ReadAs::Value => reply.bulk_or_nil(value),
         ReadAs::Length => reply.count(value.map_or(0, <[u8]>::len)),

@@ -171,6 +171,38 @@ async fn a_list_is_one_snapshot_while_its_callback_writes_to_the_shard() {
 }
 
 #[tokio::test]
+async fn reads_in_a_row_are_never_older_than_their_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.get(&id("", "a")).await.unwrap();
+    let write = |name, ballot| frame(&id("", "a"), name, Op::Put(Value::from(vec![b'v'; 9])), ballot, ballot);
+    commit(&manager, &write("other", 1));
+    shard
+        .reading(|reads| {
+            let mut upd = |name| reads.get(&key(name), |row| row.map(|(_, upd)| upd.0)).unwrap();
+            for n in (10..500).step_by(10) {
+                commit(&manager, &write("k", n));
+                if n % 30 == 0 {
+                    // From memory into the file, behind the back of the transaction that the reads are in.
+                    shard.wait_applied();
+                }
+                if n % 20 == 0 {
+                    commit(&manager, &write("k", n - 5));
+                }
+                assert_eq!((upd("k"), upd("other"), upd("none")), (Some(n), Some(1), None));
+            }
+            commit(&manager, &frame(&id("", "a"), "k", Op::Del, 1_000, 1_000));
+            assert_eq!(upd("k"), None);
+            shard.wait_applied();
+            assert_eq!(upd("k"), None);
+            shard.unsettle([key("k")]);
+            assert!(matches!(reads.get(&key("k"), |_| ()), Err(Error::Unsettled)));
+        })
+        .unwrap();
+    shard.checkpoint().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_written_under_a_walk_does_not_show_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let manager = Manager::new(dir.path()).unwrap();
