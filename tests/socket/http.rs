@@ -115,6 +115,38 @@ async fn every_error_is_a_problem() {
     assert_eq!(node.http("PUT /v1/kv/_/default/k", &body[1..]).await.status, 204);
 }
 
+#[tokio::test]
+async fn a_head_that_is_no_http_is_a_problem_too() {
+    let node = Node::start().await;
+    let long = format!("GET /v1/orgs?{} HTTP/1.1\r\nhost: o\r\n\r\n", "x".repeat(600_000));
+    let many = format!("GET /v1/orgs HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1_000));
+    for (head, status, kind) in [
+        ("nonsense\r\n\r\n", 400, "invalid-request"),
+        ("G\x01T / HTTP/1.1\r\n\r\n", 400, "invalid-request"),
+        ("GET /v1/orgs HTTP/9.9\r\n\r\n", 400, "invalid-request"),
+        ("GET /v1/orgs HTTP/1.1\r\nno colon\r\n\r\n", 400, "invalid-request"),
+        ("PUT /v1/kv/_/default/k HTTP/1.1\r\ncontent-length: x\r\n\r\n", 400, "invalid-request"),
+        (&long, 413, "too-large"),
+        (&many, 413, "too-large"),
+    ] {
+        let mut client = node.connect().await;
+        // The node may have heard enough before all is sent.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut client.0, head.as_bytes()).await;
+        let answer = crate::support::Answer::parse(&client.rest().await);
+        assert_eq!(answer.problem(), (status, kind.to_owned(), "no".to_owned()), "{:.40}", head);
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    // What was answered before is left as it is, even if it looks like an answer of the server's own.
+    let looks = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(node.http("PUT /v1/kv/_/default/k", looks.as_bytes()).await.status, 204);
+    let mut client = node.connect().await;
+    client.send(b"GET /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\n\r\nnonsense\r\n\r\n").await;
+    let got = String::from_utf8(client.rest().await).unwrap();
+    let (first, second) = got.split_once(looks).unwrap_or_else(|| panic!("{got}"));
+    assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+    assert_eq!(crate::support::Answer::parse(second.as_bytes()).problem().1, "invalid-request");
+}
+
 async fn put_all(node: &Node, keys: &[&str]) {
     for key in keys {
         assert_eq!(node.http(&format!("PUT /v1/kv/acme/{key}"), key.as_bytes()).await.status, 204);
