@@ -59,7 +59,7 @@ metrics_table! {
     OPEN_SHARDS, Gauge, "outrigger_open_shards", "Shards held open.";
     REQUESTS, Counter, "outrigger_requests_total", "Requests on the socket, by dialect: http, resp.";
     REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";
-    REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, by dialect and class: read, write, other.";
+    REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, or a run of pipelined reads at once, by dialect and class: read, write, other.";
     CONNECTIONS, Gauge, "outrigger_connections", "Connections on the socket.";
     READY, Gauge, "outrigger_ready", "1 once this node serves, 0 before and while draining.";
 }
