@@ -71,7 +71,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The operating system refused something.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("cannot {doing} the socket {}: {source}; is [socket] path in a directory this user may write?", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
