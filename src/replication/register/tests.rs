@@ -415,3 +415,23 @@ fn a_key_rewritten_by_one_node_costs_one_round_trip() {
     }
     assert!(world.nodes[0].proposer.counts().token >= 1, "{:?}", world.nodes[0].proposer.counts());
 }
+
+/// A node learnt a record from a peer's row, which knows no lineage, and then got the Accept of the same round, late: it
+/// took the two for two records under one ballot, and stopped voting for good.
+#[test]
+fn a_late_accept_of_a_record_learnt_from_a_row_is_no_conflict() {
+    let now = Now { wall: 1_000_000_000_000, monotonic: Duration::ZERO };
+    let mut acceptor = Acceptor::new(AcceptorConfig::default(), Restored::default());
+    let ballot = Ballot::at(now.wall, Slot::new(1).unwrap());
+    let op = crate::store::replicator::Op::Put(Value::from("1"));
+    let voted = Record { ballot, upd: ballot, op, lineage: Lineage::on(Ballot::ZERO, &Lineage::default()) };
+    let learnt = Record { lineage: Lineage::default(), ..voted.clone() };
+    let commit = acceptor.install(now, &address(), learnt, None).unwrap();
+    let durable = Durable::synced(acceptor.take_entries().1);
+    let answer = acceptor.on_accept(now, &address(), voted.clone(), None, None).unwrap();
+    let Ok(Body::Accepted { ballot: accepted, .. }) = answer.open(durable) else { panic!("not accepted") };
+    assert_eq!(accepted, ballot);
+    let other = Record { op: crate::store::replicator::Op::Del, ..voted };
+    assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "two values under one ballot");
+    assert!(commit.open(durable).is_ok());
+}
