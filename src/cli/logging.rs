@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_typing_error_is_not_a_target() {
-        for good in ["info", "WARN", "off", "warn,outrigger::transport=debug", "outrigger=trace", "outrigger::api", ""] {
+        for good in ["info", "WARN", "off", "warn,outrigger::transport=debug", "outrigger=trace", "outrigger::api", ""]
+        {
             assert_eq!(unknown_level(good), None, "{good}");
         }
         assert_eq!(unknown_level("verbose"), Some("verbose"));

@@ -348,7 +348,10 @@ mod tests {
         command.build();
         let mut help = |name| command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
         let (status, shards) = (help("status"), help("shards"));
-        assert!(!status.contains("--org") && !status.contains("--consistency") && status.contains("--json"), "{status}");
+        assert!(
+            !status.contains("--org") && !status.contains("--consistency") && status.contains("--json"),
+            "{status}"
+        );
         assert!(!shards.contains("--ns") && shards.contains("--org <ORG>"), "{shards}");
         assert!(help("get").contains("--consistency"));
     }

@@ -22,6 +22,8 @@
 
 mod acceptor;
 mod message;
+#[cfg(test)]
+mod model;
 mod proposer;
 mod record;
 mod round;

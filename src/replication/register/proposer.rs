@@ -100,25 +100,28 @@ pub struct ProposerCounts {
 }
 
 #[derive(Debug)]
-struct Token {
-    next: Ballot,
-    base: Base,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Token {
+    pub(super) next: Ballot,
+    pub(super) base: Base,
     until: Duration,
 }
 
 #[derive(Debug, Default)]
-struct KeyQueue {
-    round: Option<Round>,
-    waiting: VecDeque<Pending>,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct KeyQueue {
+    pub(super) round: Option<Round>,
+    pub(super) waiting: VecDeque<Pending>,
 }
 
 /// The proposer of one node, for all its keys.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Proposer {
     config: ProposerConfig,
-    clock: HybridClock,
-    keys: HashMap<Address, KeyQueue>,
-    tokens: HashMap<Address, Token>,
+    pub(super) clock: HybridClock,
+    pub(super) keys: HashMap<Address, KeyQueue>,
+    pub(super) tokens: HashMap<Address, Token>,
     token_order: VecDeque<(Duration, Address)>,
     reachable: usize,
     random: u64,

@@ -40,7 +40,7 @@ pub(super) struct Base {
 /// Votes of distinct voters for one question.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
-    votes: BTreeMap<usize, Vote>,
+    pub(super) votes: BTreeMap<usize, Vote>,
     pub(super) refused: BTreeMap<usize, Refusal>,
 }
 
@@ -200,6 +200,7 @@ impl Attempt {
 
 /// What becomes of the clients once a record is chosen.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) enum Carried {
     /// This try of theirs took effect.
     Write(Attempt, usize),
@@ -209,6 +210,7 @@ pub(super) enum Carried {
 
 /// A record that was sent out to be voted on.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Ballotting {
     pub(super) record: Record,
     /// Who said yes, and whether they granted the token.
@@ -221,6 +223,7 @@ pub(super) struct Ballotting {
 
 /// Where a round stands.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) enum Phase {
     /// Lost to another; waits a random while.
     BackingOff,
@@ -234,6 +237,7 @@ pub(super) enum Phase {
 
 /// A round in flight.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Round {
     /// Names it in messages.
     pub(super) ballot: Ballot,

@@ -23,7 +23,7 @@ use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
