@@ -39,6 +39,7 @@ impl Observe for Silent {
             decisions: DecisionCounts::default(),
             pending_frames: 0,
             unready: None,
+            refusals: Vec::new(),
         }
     }
     fn health(&self) -> Result<(), String> {
