@@ -14,8 +14,9 @@
 //! batch is a torn write that nobody was told of, and is cut off; should it have been more, peers remember a higher
 //! position of this disk and say so in their hello.
 //!
-//! After a failed write or sync the journal is poisoned: what the page cache now claims to hold may not be on the disk,
-//! and only a new process that reads it back can tell.
+//! After a failed write or sync the journal is poisoned, and the header says so: what the page cache now claims to hold
+//! may not be on the disk, and no process can tell. What a killed process wrote without syncing is synced by the next,
+//! before it counts.
 
 mod header;
 mod segment;
@@ -133,6 +134,10 @@ impl Journal {
         let found = segment::read_all(&directory)?;
         let mut replay = Replay::default();
         let mut damage = header.barred().map(str::to_owned);
+        // A killed process may have left a batch in the page cache alone; what is read from now on is on the disk.
+        if config.durability == Durability::Fsync {
+            found.iter().try_for_each(segment::Scanned::sync)?;
+        }
         let mut expected: Option<u64> = None;
         for scanned in &found {
             if let Some(missing) = expected.filter(|expected| *expected != scanned.first) {
@@ -484,6 +489,23 @@ mod tests {
         }
         let (_, recovered) = open(dir.path());
         assert!(recovered.damage.unwrap().contains("its header knows of"));
+    }
+
+    /// After a failed sync only the memory of the process knew: the next one read the page cache, which holds what the
+    /// disk may not, and voted on it.
+    #[tokio::test]
+    async fn a_disk_whose_write_failed_stays_barred() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = open(dir.path());
+        let lost = std::io::Error::from_raw_os_error(5);
+        journal.poisoned = Some(io("sync", dir.path())(lost));
+        let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let writer = JournalWriter::spawn(journal, crate::clock::OsClock::shared(), events).unwrap();
+        writer.submit(Submission::Append { entries: vec![accepted("a", 10)], lsn: Lsn(1), rotate: false });
+        assert!(matches!(told.recv().await, Some(WriterEvent::Failed(_))));
+        drop(writer);
+        let (_, recovered) = open(dir.path());
+        assert!(recovered.damage.unwrap().contains("sync"));
     }
 
     #[test]

@@ -153,6 +153,11 @@ impl Scanned {
         self.first + self.batches.len() as u64
     }
 
+    /// Makes sure that what was read is on the disk.
+    pub(super) fn sync(&self) -> Result<(), JournalError> {
+        File::open(&self.path).and_then(|file| file.sync_all()).map_err(io("sync", &self.path))
+    }
+
     pub(super) fn close(self) -> Closed {
         Closed { path: self.path, first: self.first, bytes: self.bytes }
     }
