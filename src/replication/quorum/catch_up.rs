@@ -16,13 +16,17 @@ use crate::replication::wire::{
     self, Answer, KEYS_PER_REQUEST_MAX, Malformed, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request,
 };
 use crate::store::{self, Manager, StoredRow};
-use crate::transport::{Call, CallError};
+use crate::transport::{Call, CallError, REQUEST_BYTES_MAX};
 use crate::types::{Ballot, Key, NodeId, ShardId};
 
 /// Calls served at once, over all peers.
 const CALLS_MAX: usize = 16;
 /// Shards in one [`Answer::Shards`].
 const SHARDS_PER_ANSWER_MAX: usize = 1024;
+/// Bytes of keys in one [`Request::Rows`]: below what the transport takes, with room for the longest key.
+const KEY_BYTES_PER_REQUEST: usize = REQUEST_BYTES_MAX / 2;
+/// What a key takes on the wire beside its text, at most.
+const KEY_OVERHEAD_BYTES: usize = 8;
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,16 +91,33 @@ async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<
                 pairs.into_iter().filter_map(|pair| is_newer(&pair).map(|newer| newer.then_some(pair.0)).transpose());
             newer.collect::<Result<Vec<Key>, store::Error>>()
         });
-        for keys in missed.await?.chunks(KEYS_PER_REQUEST_MAX) {
+        for keys in portions(missed.await?) {
             rows += fetch(node, rooms, shard, keys).await?;
         }
     }
     Ok(rows)
 }
 
-async fn fetch(node: &NodeId, rooms: &Rooms, shard: &ShardId, keys: &[Key]) -> Result<u64, Error> {
+/// Keys, as many as one request may name.
+fn portions(keys: Vec<Key>) -> Vec<Vec<Key>> {
+    let mut portions: Vec<Vec<Key>> = Vec::new();
+    let mut bytes = 0;
+    for key in keys {
+        bytes += key.as_str().len() + KEY_OVERHEAD_BYTES;
+        match portions.last_mut().filter(|some| some.len() < KEYS_PER_REQUEST_MAX && bytes <= KEY_BYTES_PER_REQUEST) {
+            Some(some) => some.push(key),
+            None => {
+                bytes = key.as_str().len() + KEY_OVERHEAD_BYTES;
+                portions.push(vec![key]);
+            }
+        }
+    }
+    portions
+}
+
+async fn fetch(node: &NodeId, rooms: &Rooms, shard: &ShardId, keys: Vec<Key>) -> Result<u64, Error> {
     let mut count = 0;
-    let mut answers = Answers::ask(node, rooms, &Request::Rows(shard.clone(), keys.to_vec())).await?;
+    let mut answers = Answers::ask(node, rooms, &Request::Rows(shard.clone(), keys)).await?;
     while let Some(answer) = answers.next().await? {
         let Answer::Rows(rows) = answer else { return Err(Error::Incomplete) };
         count += rows.len() as u64;

@@ -511,3 +511,21 @@ async fn a_full_disk_neither_fills_the_memory_nor_holds_up_the_end() {
     let closed = tokio::time::timeout(PATIENCE / 4, small.replicator.close()).await;
     assert!(closed.is_ok(), "a full disk holds up the end");
 }
+
+/// A thousand long keys at once made a request that was too large to send: the node never was in step again.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_keys_are_fetched_in_parts() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(2);
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
+    let long = |n: usize| format!("{n:02}{}", "k".repeat(crate::types::KEY_BYTES_LIMIT - 2));
+    for n in 0..20 {
+        cluster.nodes[0].accepted(&long(n), put("v")).await;
+    }
+    cluster.rejoin(2);
+    let late = &cluster.nodes[2];
+    late.status_is("in step with both", |status| status.peers.iter().all(|peer| peer.in_step)).await;
+    for n in 0..20 {
+        assert!(late.local(&long(n)).await.is_some(), "{n} was missed");
+    }
+}
