@@ -52,7 +52,7 @@ pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
         match compare(&node, &rooms).await {
             Ok(rows) => {
                 // Nobody listens any more only while the node stops.
-                let _ = rooms.inputs.send(Input::InStep { peer, rows }).await;
+                let _ = rooms.inputs.send(Input::InStep { peer, task: tokio::task::id(), rows }).await;
                 return;
             }
             Err(error) => tracing::warn!(peer = %node, %error, "comparing rows failed; it is tried again"),
@@ -150,14 +150,14 @@ impl Answers {
 }
 
 /// Serves peers that catch up, until the transport ends.
-pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, manager: std::sync::Arc<Manager>) {
+pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
     let at_once = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
     while let Some(call) = calls.recv().await {
         let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-        let manager = manager.clone();
+        let rooms = rooms.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            let last = match answer(&call, &manager).await {
+            let last = match answer(&call, &rooms).await {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Failed(error.to_string()),
             };
@@ -167,9 +167,11 @@ pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, manager: std::sync::A
     }
 }
 
-async fn answer(call: &Call, manager: &std::sync::Arc<Manager>) -> Result<(), Error> {
+async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
+    let manager = &rooms.manager;
     match wire::decode(&call.request)? {
         Request::Shards => {
+            meet(&call.node, rooms).await?;
             let manager = manager.clone();
             let shards = blocking(move || {
                 let mut shards = Vec::new();
@@ -186,6 +188,14 @@ async fn answer(call: &Call, manager: &std::sync::Arc<Manager>) -> Result<(), Er
         Request::Pairs(shard) => pairs(call, manager, &shard).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
     }
+}
+
+/// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
+/// then on is told, so that nothing falls between the comparison and that.
+async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
+    let (met, known) = oneshot::channel();
+    rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
+    known.await.map_err(|_| Error::Stopping)
 }
 
 async fn pairs(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {

@@ -42,6 +42,17 @@ struct Node {
 
 impl Node {
     async fn start(network: &Arc<Network>, dir: &Path, name: &str, voters: &[&str]) -> Self {
+        Self::start_behind(network, dir, name, voters, |events| events).await
+    }
+
+    /// One that hears of events through `events`.
+    async fn start_behind(
+        network: &Arc<Network>,
+        dir: &Path,
+        name: &str,
+        voters: &[&str],
+        events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
+    ) -> Self {
         let clock = OsClock::shared();
         let segment_bytes = 64 * 1024;
         let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
@@ -73,7 +84,7 @@ impl Node {
             greeter,
             manager: manager.clone(),
             transport: transport.clone(),
-            events: inbox.events,
+            events: events(inbox.events),
             calls: inbox.calls,
             journal,
             recovered,
@@ -528,4 +539,35 @@ async fn long_keys_are_fetched_in_parts() {
     for n in 0..20 {
         assert!(late.local(&long(n)).await.is_some(), "{n} was missed");
     }
+}
+
+/// Rows were compared with a node that had not noticed its peer yet, and so told it nothing of what was chosen during
+/// that moment: the peer was "in step" without it, until it connected again.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_not_compared_with_who_has_not_noticed_us() {
+    let network = Network::new();
+    let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let (notice, noticed) = oneshot::channel::<()>();
+    let late = |mut events: mpsc::Receiver<Event>| {
+        let (forward, forwarded) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let first = events.recv().await.unwrap();
+            let _ = noticed.await;
+            forward.send(first).await.unwrap();
+            while let Some(event) = events.recv().await {
+                let _ = forward.send(event).await;
+            }
+        });
+        forwarded
+    };
+    let slow = Node::start_behind(&network, dirs[0].path(), "a", &NAMES, late).await;
+    let quick = Node::start(&network, dirs[1].path(), "b", &NAMES).await;
+    quick.transport.dial(slow.transport.local_addr());
+    quick.status_is("connected", |status| status.peers[0].live).await;
+    let third = Node::start(&network, dirs[2].path(), "c", &NAMES).await;
+    third.transport.dial(quick.transport.local_addr());
+    quick.status_is("in step with c", |status| status.peers[1].in_step).await;
+    assert!(!quick.replicator.status().peers[0].in_step, "a does not know b");
+    notice.send(()).unwrap();
+    quick.status_is("in step with a", |status| status.peers[0].in_step).await;
 }
