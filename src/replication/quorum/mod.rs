@@ -153,7 +153,8 @@ impl QuorumReplicator {
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {
             ceiling_lead: config.ceiling_lead,
-            max_skew: config.max_skew,
+            // Alone there is no other clock to mistrust, and one's own may have been set back.
+            max_skew: if voters.len() == 1 { Duration::MAX } else { config.max_skew },
             ..AcceptorConfig::default()
         };
         let Recovered { restored, chosen, damage } = recovered;

@@ -571,3 +571,19 @@ async fn rows_are_not_compared_with_who_has_not_noticed_us() {
     notice.send(()).unwrap();
     quick.status_is("in step with a", |status| status.peers[0].in_step).await;
 }
+
+/// A clock that was set back by an hour made a node that is the only voter refuse its own ballots for that hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_alone_follows_its_own_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 20, durability: Durability::Os };
+    let (mut journal, _) = Journal::open(config, 7).unwrap();
+    let hour = i64::try_from(Duration::from_secs(3600).as_nanos()).unwrap();
+    journal.append(&[Entry::Ceiling(Ballot(OsClock::shared().now().wall + hour))], Lsn(1)).unwrap();
+    drop(journal);
+    let only = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    only.ready().await;
+    only.accepted("k", put("v")).await;
+    only.accepted("k", Update::read()).await;
+    only.stop().await;
+}
