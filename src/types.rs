@@ -413,7 +413,9 @@ mod tests {
         assert!(now - Ballot::at(now, b).nanos() < 4096);
         assert!(Slot::new(4095).is_none());
         let overwritten = Ballot::at(now, a).overwritten();
-        assert!(overwritten < Ballot::at(now, a) && Slot::new(u16::try_from(overwritten.0 & SLOT_MASK).unwrap()).is_none());
+        assert!(
+            overwritten < Ballot::at(now, a) && Slot::new(u16::try_from(overwritten.0 & SLOT_MASK).unwrap()).is_none()
+        );
     }
 
     #[test]

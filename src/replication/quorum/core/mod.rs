@@ -182,7 +182,7 @@ impl Core {
             Input::InStep { peer, task, rows } => {
                 // A comparison over a connection that has since been lost says nothing.
                 let current = self.catch_ups.get(peer).and_then(Option::as_ref);
-                if !current.is_some_and(|current| current.id() == task) {
+                if current.is_none_or(|current| current.id() != task) {
                     return;
                 }
                 if let Some(Some(peer)) = self.peers.get_mut(peer) {

@@ -72,7 +72,7 @@ impl Core {
     pub(super) fn park(&mut self, task: Task) {
         if self.parked_tasks >= PARKED_TASKS_MAX {
             let why = Rejection::Busy(format!("{PARKED_TASKS_MAX} operations wait for shard files; try again soon"));
-            return self.let_go(task, why);
+            return self.let_go(task, &why);
         }
         let shard = task.address().shard.clone();
         self.parked_tasks += 1;
@@ -113,7 +113,7 @@ impl Core {
                 store::Error::Rejected(why) => why.clone(),
                 error => Rejection::Busy(error.to_string()),
             };
-            return self.let_go(task, why);
+            return self.let_go(task, &why);
         }
         self.parked_tasks += 1;
         let waiting = self.parked.entry(shard.clone()).or_default();
@@ -125,10 +125,10 @@ impl Core {
 
     /// A question is as good as lost: whoever asked asks again or runs into a deadline. What was chosen comes with the
     /// next comparison of rows.
-    fn let_go(&mut self, task: Task, why: Rejection) {
+    fn let_go(&mut self, task: Task, why: &Rejection) {
         self.missed |= task.is_chosen();
         if let Task::Start(address) = task {
-            self.proposer.not_begun(&address, &why);
+            self.proposer.not_begun(&address, why);
         }
     }
 
