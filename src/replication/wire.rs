@@ -48,8 +48,8 @@ pub enum Answer {
 
 /// Keys in one [`Request::Rows`].
 pub const KEYS_PER_REQUEST_MAX: usize = 1024;
-/// Keys in one [`Answer::Pairs`].
-pub const PAIRS_PER_ANSWER_MAX: usize = 8192;
+/// Keys in one [`Answer::Pairs`]: the longest fit into one message of the transport.
+pub const PAIRS_PER_ANSWER_MAX: usize = 1024;
 /// Bytes of values after which an [`Answer::Rows`] is sent off.
 pub const ROWS_BYTES_PER_ANSWER: usize = 1 << 20;
 

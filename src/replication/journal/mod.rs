@@ -18,8 +18,8 @@
 //! missed like one from the middle. Opening syncs what it reads before it relies on it: a process that died may have
 //! written it and never come to the sync.
 //!
-//! After a failed write or sync the journal is poisoned: what the page cache now claims to hold may not be on the disk,
-//! and only a new process that reads it back can tell.
+//! After a failed write or sync the journal is poisoned, and the header says so: what the page cache now claims to hold
+//! may not be on the disk, and no process can tell.
 
 mod disk;
 mod header;

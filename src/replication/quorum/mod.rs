@@ -128,7 +128,8 @@ enum Input {
     Propose { proposal: Proposal, reply: oneshot::Sender<Decision> },
     Opened { shard: ShardId, result: Result<(), store::Error> },
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
-    InStep { peer: usize, rows: u64 },
+    InStep { peer: usize, task: tokio::task::Id, rows: u64 },
+    Meet { peer: NodeId, met: oneshot::Sender<()> },
     Synced { before: u64, result: Result<(), store::Error> },
     Close(oneshot::Sender<()>),
 }
@@ -164,7 +165,8 @@ impl QuorumReplicator {
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {
             ceiling_lead: config.ceiling_lead,
-            max_skew: config.max_skew,
+            // Alone there is no other clock to mistrust, and one's own may have been set back.
+            max_skew: if voters.len() == 1 { Duration::MAX } else { config.max_skew },
             ..AcceptorConfig::default()
         };
         let Recovered { restored, chosen, damage } = recovered;
@@ -176,10 +178,12 @@ impl QuorumReplicator {
         let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
-        let serving = tokio::spawn(catch_up::serve(calls, manager.clone()));
         let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
+        let served = rooms.clone();
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
+        // Not before what the journal knew to be chosen is there to be compared.
+        let serving = tokio::spawn(catch_up::serve(calls, served));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };

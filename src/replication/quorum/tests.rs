@@ -64,6 +64,17 @@ struct Node {
 
 impl Node {
     async fn start(network: &Arc<Network>, dir: &Path, name: &str, voters: &[&str]) -> Self {
+        Self::start_behind(network, dir, name, voters, |events| events).await
+    }
+
+    /// One that hears of events through `events`.
+    async fn start_behind(
+        network: &Arc<Network>,
+        dir: &Path,
+        name: &str,
+        voters: &[&str],
+        events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
+    ) -> Self {
         let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         let segment_bytes = 64 * 1024;
         let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
@@ -95,7 +106,7 @@ impl Node {
             greeter,
             manager: manager.clone(),
             transport: transport.clone(),
-            events: inbox.events,
+            events: events(inbox.events),
             calls: inbox.calls,
             journal,
             recovered,
@@ -605,4 +616,69 @@ async fn a_full_disk_neither_fills_the_memory_nor_holds_up_the_end() {
     small.status_is("full again", |status| status.full.is_some()).await;
     let closed = tokio::time::timeout(PATIENCE / 4, small.replicator.close()).await;
     assert!(closed.is_ok(), "a full disk holds up the end");
+}
+
+/// A thousand long keys at once made a request that was too large to send: the node never was in step again.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_keys_are_fetched_in_parts() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(2);
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
+    let long = |n: usize| format!("{n:02}{}", "k".repeat(crate::types::KEY_BYTES_LIMIT - 2));
+    for n in 0..20 {
+        cluster.nodes[0].accepted(&long(n), put("v")).await;
+    }
+    cluster.rejoin(2);
+    let late = &cluster.nodes[2];
+    late.status_is("in step with both", |status| status.peers.iter().all(|peer| peer.in_step)).await;
+    for n in 0..20 {
+        assert!(late.local(&long(n)).await.is_some(), "{n} was missed");
+    }
+}
+
+/// Rows were compared with a node that had not noticed its peer yet, and so told it nothing of what was chosen during
+/// that moment: the peer was "in step" without it, until it connected again.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_not_compared_with_who_has_not_noticed_us() {
+    let network = Network::new();
+    let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let (notice, noticed) = oneshot::channel::<()>();
+    let late = |mut events: mpsc::Receiver<Event>| {
+        let (forward, forwarded) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let first = events.recv().await.unwrap();
+            let _ = noticed.await;
+            forward.send(first).await.unwrap();
+            while let Some(event) = events.recv().await {
+                let _ = forward.send(event).await;
+            }
+        });
+        forwarded
+    };
+    let slow = Node::start_behind(&network, dirs[0].path(), "a", &NAMES, late).await;
+    let quick = Node::start(&network, dirs[1].path(), "b", &NAMES).await;
+    quick.transport.dial(slow.transport.local_addr());
+    quick.status_is("connected", |status| status.peers[0].live).await;
+    let third = Node::start(&network, dirs[2].path(), "c", &NAMES).await;
+    third.transport.dial(quick.transport.local_addr());
+    quick.status_is("in step with c", |status| status.peers[1].in_step).await;
+    assert!(!quick.replicator.status().peers[0].in_step, "a does not know b");
+    notice.send(()).unwrap();
+    quick.status_is("in step with a", |status| status.peers[0].in_step).await;
+}
+
+/// A clock that was set back by an hour made a node that is the only voter refuse its own ballots for that hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_alone_follows_its_own_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 20, durability: Durability::Os };
+    let (mut journal, _) = Journal::open(config, 7).unwrap();
+    let hour = i64::try_from(Duration::from_secs(3600).as_nanos()).unwrap();
+    journal.append(&[Entry::Ceiling(Ballot(OsClock::shared().now().wall + hour))], Lsn(1)).unwrap();
+    drop(journal);
+    let only = Node::start(&Network::new(), dir.path(), "a", &["a"]).await;
+    only.ready().await;
+    only.accepted("k", put("v")).await;
+    only.accepted("k", Update::read()).await;
+    only.stop().await;
 }

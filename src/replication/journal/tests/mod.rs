@@ -195,3 +195,20 @@ fn segments_roll_over_and_are_given_up() {
     assert_eq!(recovered.restored.pending[0].1.ballot, Ballot(400));
     assert_eq!(recovered.damage, None);
 }
+
+/// After a failed sync only the memory of the process knew: the next one read the page cache, which holds what the
+/// disk may not, and voted on it.
+#[tokio::test]
+async fn a_disk_whose_write_failed_stays_barred() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = open(dir.path());
+    let lost = std::io::Error::from_raw_os_error(5);
+    journal.poisoned = Some(io("sync", dir.path())(lost));
+    let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let writer = JournalWriter::spawn(journal, crate::clock::OsClock::shared(), events).unwrap();
+    writer.submit(Submission::Append { entries: vec![accepted("a", 10)], lsn: Lsn(1), rotate: false });
+    assert!(matches!(told.recv().await, Some(WriterEvent::Failed(_))));
+    drop(writer);
+    let (_, recovered) = open(dir.path());
+    assert!(recovered.damage.unwrap().contains("sync"));
+}

@@ -1,11 +1,13 @@
 //! Who is there and whose votes count: meeting a peer, losing it, and being barred oneself.
 
-use super::Core;
+use tokio::sync::oneshot;
+
+use super::{Core, Effect};
 use crate::clock::Now;
 use crate::cluster::hello::Hello;
 use crate::cluster::memory::Standing;
 use crate::replication::quorum::catch_up::catch_up;
-use crate::replication::quorum::peers::{Link, Stamp};
+use crate::replication::quorum::peers::{Link, Peer, Stamp};
 use crate::types::NodeId;
 
 impl Core {
@@ -36,6 +38,21 @@ impl Core {
         }
         self.correct_time();
         self.update_reachable();
+        let known: Vec<_> = self.unmet.extract_if(.., |(unmet, _)| *unmet == index).collect();
+        for (_, met) in known {
+            self.meet(node, met);
+        }
+    }
+
+    /// Says so once everything chosen before this moment is visible, to a peer that is told what is chosen from now on.
+    pub(super) fn meet(&mut self, node: &NodeId, met: oneshot::Sender<()>) {
+        let Some(index) = self.index(node).filter(|_| !self.disk.is_dead()) else { return };
+        if self.peers.get(index).is_some_and(|peer| peer.as_ref().is_some_and(Peer::is_live)) {
+            let sealed = self.acceptor.after_all(Effect::Done(met));
+            self.take(sealed);
+        } else {
+            self.unmet.push((index, met));
+        }
     }
 
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {

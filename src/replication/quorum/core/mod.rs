@@ -69,6 +69,9 @@ pub(super) struct Core {
     /// By replica number; none at this node's own.
     peers: Vec<Option<Peer>>,
     catch_ups: Vec<Option<tokio::task::AbortHandle>>,
+    /// Those who compare rows with us and whose connection this driver has not heard of yet; bounded by the calls
+    /// served at once.
+    unmet: Vec<(usize, oneshot::Sender<()>)>,
     clients: Clients,
     sealed: SealedQueue<Effect>,
     /// Messages of this node to itself.
@@ -106,6 +109,7 @@ impl Core {
             acceptor,
             proposer,
             disk,
+            unmet: Vec::new(),
             clients: Clients::default(),
             sealed: SealedQueue::default(),
             local: VecDeque::new(),
@@ -157,18 +161,31 @@ impl Core {
             Input::Propose { proposal, reply } => self.propose(now, proposal, reply),
             Input::Opened { shard, result } => self.opened(now, &shard, result),
             Input::Install { rows, done } => {
+                let mut parked = false;
                 for (address, record) in rows {
+                    let shard = address.shard.clone();
                     self.run(now, Task::Install(address, record));
+                    parked |= self.parked.contains_key(&shard);
+                }
+                if parked {
+                    // Not taken in yet: who waits is not told so, and compares again.
+                    return;
                 }
                 let sealed = self.acceptor.after_all(Effect::Done(done));
                 self.take(sealed);
             }
-            Input::InStep { peer, rows } => {
+            Input::InStep { peer, task, rows } => {
+                // A comparison over a connection that has since been lost says nothing.
+                let current = self.catch_ups.get(peer).and_then(Option::as_ref);
+                if current.is_none_or(|current| current.id() != task) {
+                    return;
+                }
                 if let Some(Some(peer)) = self.peers.get_mut(peer) {
                     peer.in_step = true;
                     tracing::info!(peer = %peer.node, rows, "in step");
                 }
             }
+            Input::Meet { peer, met } => self.meet(&peer, met),
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
             Input::Close(done) => self.closing = Some(done),
         }
