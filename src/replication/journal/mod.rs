@@ -309,14 +309,15 @@ fn find_damage(directory: &Path, found: &[segment::Scanned], header: &Header) ->
 
 /// Folds entries, in order, into what is pending and what is chosen.
 #[derive(Default)]
-struct Replay {
-    ceiling: Ballot,
-    pending: HashMap<Address, Record>,
-    chosen: HashMap<Address, Record>,
+#[cfg_attr(test, derive(Debug, Clone))]
+pub(super) struct Replay {
+    pub(super) ceiling: Ballot,
+    pub(super) pending: HashMap<Address, Record>,
+    pub(super) chosen: HashMap<Address, Record>,
 }
 
 impl Replay {
-    fn take(&mut self, entries: &[Entry]) {
+    pub(super) fn take(&mut self, entries: &[Entry]) {
         for entry in entries {
             match entry {
                 Entry::Ceiling(ceiling) => self.ceiling = self.ceiling.max(*ceiling),
@@ -342,7 +343,7 @@ impl Replay {
         }
     }
 
-    fn finish(self, header_ceiling: Ballot) -> Recovered {
+    pub(super) fn finish(self, header_ceiling: Ballot) -> Recovered {
         let ceiling = self.ceiling.max(header_ceiling);
         let restored = Restored { ceiling, pending: self.pending.into_iter().collect() };
         Recovered { restored, chosen: self.chosen.into_iter().collect(), damage: None }

@@ -9,7 +9,7 @@ use crate::replication::quorum::peers::{Link, Stamp};
 use crate::types::NodeId;
 
 impl Core {
-    pub(super) fn on_up(&mut self, node: &NodeId, hello: &[u8]) {
+    pub(super) fn on_up(&mut self, now: Now, node: &NodeId, hello: &[u8]) {
         let Some(index) = self.index(node) else { return };
         if let Some(accused) = self.rooms.greeter.accused() {
             self.bar(accused);
@@ -17,7 +17,10 @@ impl Core {
         let memories = self.disk.remember(self.rooms.greeter.take_unsaved());
         let standing = self.rooms.greeter.standing(node);
         let Some(Some(peer)) = self.peers.get_mut(index) else { return };
-        peer.storage_id = Hello::decode(hello).ok().map(|hello| hello.storage_id);
+        if let Ok(hello) = Hello::decode(hello) {
+            peer.storage_id = Some(hello.storage_id);
+            peer.set_skew(hello.wall.saturating_sub(now.wall));
+        }
         peer.in_step = false;
         peer.link = match (standing, memories) {
             (Standing::Forgot { reason }, _) => {
@@ -31,6 +34,7 @@ impl Core {
         if peer.link != Link::Forgot {
             self.catch_up(index, node.clone());
         }
+        self.correct_time();
         self.update_reachable();
     }
 
@@ -39,6 +43,18 @@ impl Core {
         let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
         if let Some(slot) = self.catch_ups.get_mut(index) {
             *slot = Some(task.abort_handle());
+        }
+    }
+
+    /// Compares rows with everybody again, as some may have been missed while connected.
+    pub(super) fn compare_anew(&mut self) {
+        for index in 0..self.peers.len() {
+            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+            if peer.is_live() && peer.link != Link::Forgot {
+                peer.in_step = false;
+                let node = peer.node.clone();
+                self.catch_up(index, node);
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! The acceptor's and learner's side: votes given, chosen records committed and made visible.
 
 use super::{Core, Effect, PULLS_MAX};
-use crate::clock::Now;
-use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, Record, Refusal, Sealed};
+use crate::clock::{Clock, Now};
+use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Frame;
 use crate::types::Ballot;
@@ -31,15 +31,27 @@ impl Core {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
                     Learned::Known => {}
                     Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
+                    // What cannot be stored must not be heaped up in memory either.
+                    Learned::Missing if !self.has_room() => self.missed = true,
                     Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
                 };
             }
             Body::Pull => return self.on_pull(now, from, address, stored),
+            Body::Chosen { .. } if !self.has_room() => {
+                self.missed = true;
+                return;
+            }
             Body::Chosen { record } => {
                 if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
                     self.take(commit.map(Effect::Commit));
                 }
                 return;
+            }
+            Body::Propose { id, update, within_ms } => {
+                return self.propose_for(now, from, id, address, update, within_ms);
+            }
+            Body::Decided { id, decision, ballot } => {
+                return self.decided_at_home(now, OpId(id), address, decision, ballot, stored);
             }
             Body::Read { .. }
             | Body::Promised { .. }
@@ -128,7 +140,7 @@ impl Core {
             self.waiting.remove(address);
         }
         for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
-            self.decide(now, id, decision);
+            self.decide(now, id, decision, record.ballot);
         }
     }
 
