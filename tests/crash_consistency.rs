@@ -3,6 +3,13 @@
 //! A workload runs in a process of its own under `strace`, and says after each acknowledgement which files that one rests
 //! on. Skipped, with a line that says so, where `strace` is not installed or may not trace.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what a test's helpers cannot read is a failure of the test"
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
