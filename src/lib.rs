@@ -47,6 +47,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+mod messagepack;
 pub mod node;
 pub mod replication;
 pub mod store;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
+use crate::messagepack;
 use crate::types::{Ballot, Key, ShardId};
 
 /// Messages of one tick for one peer.
@@ -65,5 +66,5 @@ pub fn encode(message: &impl Serialize) -> Result<Bytes, Malformed> {
 
 /// Decodes anything of this file. Names and keys are checked as they are read.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
-    rmp_serde::from_slice(bytes).map_err(|error| Malformed(error.to_string()))
+    messagepack::decode(bytes).map_err(|error| Malformed(error.to_string()))
 }

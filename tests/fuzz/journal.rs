@@ -143,7 +143,7 @@ fn piece<'a>(input: &mut &'a [u8]) -> Option<(String, u64, &'a [u8])> {
 
 fn mend_batches(bytes: &mut [u8]) {
     for at in (0..bytes.len().saturating_sub(24)).step_by(8) {
-        let Some(length) = bytes[at..].strip_prefix(b"OUTJ").map(|rest| number(rest)) else { continue };
+        let Some(length) = bytes[at..].strip_prefix(b"OUTJ").map(number) else { continue };
         let Some(body) = bytes.get(at + 24..).and_then(|body| body.get(..length)) else { continue };
         let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[at + 16..at + 24]), body);
         bytes[at + 8..at + 12].copy_from_slice(&sum.to_le_bytes());

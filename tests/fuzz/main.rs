@@ -5,6 +5,14 @@
 //! is up: `FUZZ_SECONDS` (5 by default) per target, from `FUZZ_SEED` (random by default). An input that fails is kept,
 //! and its path told: fix it, and move it into the corpus.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what a test's helpers cannot read is a failure of the test"
+)]
+
 mod config;
 mod engine;
 mod http;

@@ -15,7 +15,7 @@ use outrigger::cluster::hello::{Hello, Local, PROTOCOL_VERSIONS};
 use outrigger::cluster::membership::Membership;
 use outrigger::replication::QuorumReplicator;
 use outrigger::replication::journal::{Durability, Journal, JournalConfig};
-use outrigger::replication::quorum::{Foundations, Greeter, QuorumConfig};
+use outrigger::replication::quorum::{Foundations, Greeter, QuorumConfig, QuorumStatus};
 use outrigger::replication::register::{Address, Body, Lineage, Message, Record, Refusal, Vote};
 use outrigger::replication::wire::{self, Answer, Batch, Request};
 use outrigger::store::replicator::{Decision, Op, Proposal, Replicator};
@@ -36,7 +36,7 @@ use crate::socket::panics;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Cases between two looks at how the sound nodes are.
-const CHECK_EVERY: u32 = 64;
+const CHECK_EVERY: u32 = 256;
 const WORDS: &[&[u8]] = &[
     b"\xd3\x7f\xff\xff\xff\xff\xff\xff\xff",
     b"\xd3\x80\x00\x00\x00\x00\x00\x00\x00",
@@ -172,6 +172,21 @@ impl Sound {
         Self { dir, manager: manager_too, replicator, transport: transport_too }
     }
 
+    /// Writes all the time to keys that nobody looks at, so that there are rounds to be disturbed.
+    fn keep_busy(&self) {
+        let replicator = self.replicator.clone();
+        tokio::spawn(async move {
+            for n in 0_u64.. {
+                let (shard, key) = (ShardId::parse("busy", "x").unwrap(), Key::parse(&format!("k{}", n % 8)).unwrap());
+                let (update, timeout) = (Update::put("v".into()), Some(Duration::from_millis(50)));
+                let decision = replicator.propose(Proposal { shard, key, update, timeout }).await;
+                if !matches!(decision, Decision::Timeout) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+    }
+
     async fn update(&self, shard: &ShardId, key: &Key, update: Update) -> Decision {
         let (shard, key, timeout) = (shard.clone(), key.clone(), Some(Duration::from_secs(5)));
         let proposed = self.replicator.propose(Proposal { shard, key, update, timeout });
@@ -202,7 +217,9 @@ struct Heard {
 
 struct World {
     runtime: Runtime,
+    network: Arc<Network>,
     sound: Vec<Sound>,
+    cut: bool,
     transport: Arc<MemoryTransport>,
     heard: Arc<Mutex<Heard>>,
     /// Records said to have been accepted, by ballot.
@@ -216,7 +233,7 @@ impl World {
         panics();
         let runtime = Runtime::new().unwrap();
         let heard = Arc::new(Mutex::new(Heard::default()));
-        let (sound, transport) = runtime.block_on(async {
+        let (network, sound, transport) = runtime.block_on(async {
             let network = Network::new();
             let sound = vec![Sound::start(&network, "a").await, Sound::start(&network, "b").await];
             let (transport, inbox) = network.join(node("c"), Arc::new(Hostile));
@@ -230,9 +247,20 @@ impl World {
                 let ready = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.ready().is_ok())).await;
                 assert!(matches!(ready, Ok(Ok(_))), "{:?}", one.replicator.status());
             }
-            (sound, transport)
+            sound.iter().for_each(Sound::keep_busy);
+            (network, sound, transport)
         });
-        Self { runtime, sound, transport, heard, said: HashMap::new(), acknowledged: Vec::new(), last: None }
+        Self {
+            runtime,
+            network,
+            sound,
+            cut: false,
+            transport,
+            heard,
+            said: HashMap::new(),
+            acknowledged: Vec::new(),
+            last: None,
+        }
     }
 
     /// Says an input in every way in which it can be understood; a hash of what it was.
@@ -265,10 +293,11 @@ impl World {
     }
 
     fn send(&mut self, mut batch: Batch, rng: &mut StdRng) {
-        let asked = std::mem::take(&mut self.heard.lock().asked);
+        let asked = self.heard.lock().asked.clone();
         for message in &mut batch.messages {
             // Half of the answers are to something that was really asked.
-            if let Some((address, asked)) = asked.last().filter(|_| rng.random())
+            let at = asked.len().saturating_sub(1 + rng.random_range(0..4));
+            if let Some((address, asked)) = asked.get(at).filter(|_| rng.random())
                 && let Body::Promised { ballot, .. }
                 | Body::Accepted { ballot, .. }
                 | Body::Refused { ballot, .. }
@@ -311,10 +340,16 @@ impl World {
 
     fn check(&mut self, rng: &mut StdRng) {
         assert_eq!(panics(), 0, "something panicked in a node");
+        self.cut(false);
         let [a, b] = self.sound.as_slice() else { unreachable!() };
         for one in [a, b] {
             assert_eq!(one.replicator.status().barred, None);
             assert!(one.manager.failure().is_none() && one.dir.path().exists());
+            let mut status = one.replicator.watch();
+            let is_whole = |status: &QuorumStatus| status.peers.iter().filter(|peer| peer.live).count() == 2;
+            let whole =
+                self.runtime.block_on(async { tokio::time::timeout(PATIENCE, status.wait_for(is_whole)).await });
+            assert!(matches!(whole, Ok(Ok(_))), "{:?}", one.replicator.status());
         }
         let key = Key::parse(&format!("{:032x}", rng.random::<u128>())).unwrap();
         let value = Value::from(rng.random::<[u8; 16]>().to_vec());
@@ -328,6 +363,21 @@ impl World {
         if let Some(Address { shard, key }) = self.last.take() {
             // Whatever comes of a key that a liar spoke of: it ends.
             self.runtime.block_on(a.update(&shard, &key, Update::put("x".into())));
+        }
+        // Half of the time each of them has this one alone to agree with.
+        self.cut(rng.random());
+    }
+
+    fn cut(&mut self, cut: bool) {
+        if cut == self.cut {
+            return;
+        }
+        self.cut = cut;
+        let (a, b) = (node("a"), node("b"));
+        if cut {
+            self.network.cut(&a, &b);
+        } else {
+            self.network.heal(&a, &b);
         }
     }
 }
@@ -356,7 +406,11 @@ fn listen(inbox: Inbox, heard: Arc<Mutex<Heard>>) {
                 | Body::Accept { record: Record { ballot, .. }, .. }
                 | Body::Read { round: ballot, .. } = body
                 {
-                    heard.lock().asked.push((address, ballot));
+                    let asked = &mut heard.lock().asked;
+                    asked.push((address, ballot));
+                    if asked.len() > 8 {
+                        asked.remove(0);
+                    }
                 }
             }
         }

@@ -49,6 +49,7 @@ use super::request::{self, Options};
 use crate::api::command::{Batch, BatchOp};
 use crate::api::error::{ApiError, Problem, Written};
 use crate::api::service::Service;
+use crate::messagepack;
 use crate::store::update::{Change, Condition, Outcome, Update};
 use crate::types::{Ballot, Key, Value};
 
@@ -196,7 +197,7 @@ fn parse(format: Format, body: &[u8], service: &Service) -> Result<Vec<BatchOp>,
     let bad = |why: String| ApiError::Invalid(format!("the batch cannot be read: {why}"));
     let batch: BatchBody = match format {
         Format::Json => serde_json::from_slice(body).map_err(|why| bad(why.to_string()))?,
-        Format::MsgPack => rmp_serde::from_slice(body).map_err(|why| bad(why.to_string()))?,
+        Format::MsgPack => messagepack::decode(body).map_err(|why| bad(why.to_string()))?,
     };
     if batch.ops.len() > OPS_MAX {
         let count = batch.ops.len();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{JournalError, disk, io};
 use crate::cluster::memory::PeerMemory;
+use crate::messagepack;
 use crate::types::{Ballot, StorageId};
 
 const MAGIC: &[u8; 8] = b"OUTRNODE";
@@ -231,7 +232,7 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Body)> {
     if checksum(generation, &body) != u32::from_le_bytes(*sum) {
         return None;
     }
-    Some((generation, rmp_serde::from_slice(&body).ok()?))
+    Some((generation, messagepack::decode(&body).ok()?))
 }
 
 #[cfg(test)]

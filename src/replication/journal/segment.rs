@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Durability, JournalError, disk, io};
+use crate::messagepack;
 use crate::replication::register::Entry;
 
 const MAGIC: [u8; 4] = *b"OUTJ";
@@ -191,7 +192,7 @@ fn scan(path: PathBuf, first: u64, bytes: &[u8]) -> Result<Scanned, JournalError
             damage = Some(format!("{}: batch {} where {expected} belongs", path.display(), found.number));
             break;
         }
-        let Ok(entries) = rmp_serde::from_slice(found.body) else {
+        let Ok(entries) = messagepack::decode(found.body) else {
             return Err(JournalError::Newer { path, what: "a batch" });
         };
         batches.push(entries);

@@ -385,6 +385,7 @@ fn small() -> Run {
     run.append(vec![Entry::Committed(address("a"), Ballot(10))]);
     run.append(vec![accepted("c", 12), accepted("d", 13)]);
     run.journal().rotate(0).unwrap();
+    run.remember(4);
     run.append(vec![accepted("e", 14)]);
     run.append(vec![accepted("f", 15)]);
     run.append(vec![accepted("g", 16)]);
