@@ -133,7 +133,7 @@ async fn a_head_that_is_no_http_is_a_problem_too() {
         // The node may have heard enough before all is sent.
         let _ = tokio::io::AsyncWriteExt::write_all(&mut client.0, head.as_bytes()).await;
         let answer = crate::support::Answer::parse(&client.rest().await);
-        assert_eq!(answer.problem(), (status, kind.to_owned(), "no".to_owned()), "{:.40}", head);
+        assert_eq!(answer.problem(), (status, kind.to_owned(), "no".to_owned()), "{head:.40}");
         assert_eq!(answer.header("connection"), Some("close"));
     }
     // What was answered before is left as it is, even if it looks like an answer of the server's own.
@@ -211,7 +211,7 @@ async fn batch(node: &Node, shard: &str, ops: &[Value]) {
     }
 }
 
-fn put_op(key: String, value: &[u8]) -> Value {
+fn put_op(key: &str, value: &[u8]) -> Value {
     json!({"put": {"key": key, "value": STANDARD.encode(value)}})
 }
 
@@ -223,7 +223,7 @@ fn streamed_value(n: usize) -> Vec<u8> {
 }
 
 async fn fill(node: &Node) {
-    let ops: Vec<_> = (0..STREAMED_ROWS).map(|n| put_op(format!("k{n:04}"), &streamed_value(n))).collect();
+    let ops: Vec<_> = (0..STREAMED_ROWS).map(|n| put_op(&format!("k{n:04}"), &streamed_value(n))).collect();
     batch(node, "acme/pay", &ops).await;
 }
 
@@ -243,8 +243,8 @@ async fn a_stream_read_slowly_shows_the_moment_at_which_it_began() {
     let mut client = begin_stream(&node).await;
     let change = |n: usize| match n % 5 {
         0 => json!({"del": {"key": format!("k{n:04}")}}),
-        1 => put_op(format!("k{n:04}+"), b"added"),
-        _ => put_op(format!("k{n:04}"), b"new"),
+        1 => put_op(&format!("k{n:04}+"), b"added"),
+        _ => put_op(&format!("k{n:04}"), b"new"),
     };
     batch(&node, "acme/pay", &(0..STREAMED_ROWS).map(change).collect::<Vec<_>>()).await;
     let rest = [b"HTTP/1.1 200 OK\r\n".to_vec(), client.rest().await].concat();

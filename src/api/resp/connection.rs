@@ -416,8 +416,9 @@ impl Connection {
 
     /// True where `key` lives in `shard`, and no command on it is under way.
     fn is_free(&self, shard: &ShardId, key: &Key) -> bool {
-        let is_there = Service::route(&self.session.shard, key.as_str()).is_ok_and(|at| *at == *shard);
-        is_there && matches!(self.place(key), Ok(Some(_)))
+        Service::route(&self.session.shard, key.as_str()).is_ok_and(|at| *at == *shard)
+            && (self.busy_keys.is_empty()
+                || !self.busy_keys.contains(&Address { shard: shard.clone(), key: key.clone() }))
     }
 
     /// Where a key lives; none while a command on it is under way.
