@@ -33,10 +33,12 @@ fn sets() -> Bytes {
     pipeline(|n| vec!["SET".to_owned(), format!("key:{n:012}"), "x".repeat(VALUE_BYTES)])
 }
 
-const PIPELINES: [(&str, fn() -> Bytes); 2] = [("GET", gets), ("SET", sets)];
+fn named(name: &str) -> Bytes {
+    if name == "GET" { gets() } else { sets() }
+}
 
 fn bench(bencher: Bencher<'_, '_>, name: &str, decode: impl Fn(&Bytes) -> usize + Sync) {
-    let pipeline = PIPELINES.iter().find(|(known, _)| *known == name).unwrap().1();
+    let pipeline = named(name);
     assert_eq!(decode(&pipeline), COMMANDS);
     bencher.counter(ItemsCount::new(COMMANDS)).bench(|| decode(divan::black_box(&pipeline)));
 }
@@ -67,7 +69,7 @@ fn redis_protocol_ranges(bencher: Bencher<'_, '_>, pipeline: &str) {
         let (mut rest, mut commands) = (&bytes[..], 0);
         while let Some((frame, taken)) = decode_range(rest).unwrap() {
             divan::black_box(frame);
-            rest = &rest[taken..];
+            rest = rest.get(taken..).unwrap();
             commands += 1;
         }
         commands
