@@ -216,6 +216,7 @@ impl Node {
         let limits = ServiceConfig {
             key_bytes_max: config.store.key_size_max,
             value_bytes_max: config.store.value_size_max,
+            input_bytes_max: api::INPUT_BYTES_MAX,
             timeout_default: config.timeouts.propose,
             timeout_max: TIMEOUT_MAX,
         };

@@ -16,6 +16,7 @@ use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
 use super::list::ORG_LISTS_MAX;
 use super::metrics::Metrics;
+use super::room::Room;
 use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
@@ -42,6 +43,8 @@ pub struct ServiceConfig {
     pub key_bytes_max: usize,
     /// `value_size_max`, in bytes.
     pub value_bytes_max: usize,
+    /// How many bytes of input all connections may buffer together, beyond a small allowance for each.
+    pub input_bytes_max: usize,
     /// How long a request without a timeout of its own waits.
     pub timeout_default: Duration,
     /// The longest timeout a request may name.
@@ -51,6 +54,7 @@ pub struct ServiceConfig {
 /// Carries out commands. One per node, shared by every connection.
 pub struct Service {
     config: ServiceConfig,
+    pub(super) room: Arc<Room>,
     manager: Arc<Manager>,
     observe: Arc<dyn Observe>,
     pub(super) clock: Arc<dyn Clock>,
@@ -65,8 +69,10 @@ impl Service {
     /// A service over `manager`, which has its replicator already.
     #[must_use]
     pub fn new(config: ServiceConfig, manager: Arc<Manager>, observe: Arc<dyn Observe>) -> Arc<Self> {
+        let room = Room::new(config.input_bytes_max);
         Arc::new(Self {
             config,
+            room,
             manager,
             observe,
             clock: OsClock::shared(),

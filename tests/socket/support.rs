@@ -103,9 +103,23 @@ impl Node {
         Self::start_with(|_| replicator, |config| config).await
     }
 
+    /// A node that agrees with itself, and whose connections may buffer so much input together, in bytes.
+    pub(crate) async fn with_room(input_bytes_max: usize) -> Self {
+        Self::start_as(|manager| LocalReplicator::new(manager, OsClock::shared()), |config| config, input_bytes_max)
+            .await
+    }
+
     pub(crate) async fn start_with(
         replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
         change: impl FnOnce(api::Config) -> api::Config,
+    ) -> Self {
+        Self::start_as(replicator, change, api::INPUT_BYTES_MAX).await
+    }
+
+    async fn start_as(
+        replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
+        change: impl FnOnce(api::Config) -> api::Config,
+        input_bytes_max: usize,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = StoreConfig { value_bytes_max: VALUE_BYTES_MAX, ..StoreConfig::at(dir.path().join("data")) };
@@ -116,6 +130,7 @@ impl Node {
         let config = ServiceConfig {
             key_bytes_max: 1024,
             value_bytes_max: VALUE_BYTES_MAX,
+            input_bytes_max,
             timeout_default: Duration::from_secs(2),
             timeout_max: Duration::from_secs(60),
         };

@@ -182,8 +182,8 @@ pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request
     let shard = shard_in(request.uri().path().strip_prefix("/v1/batch/").unwrap_or_default())?;
     let format = Format::of_body(request.headers())?;
     let answer_format = format.of_answer(request.headers());
-    let body = request::body(request.into_body(), BODY_BYTES_MAX, "the batch").await?;
-    let ops = parse(format, &body, &service)?;
+    let body = request::body(&service, request.into_body(), BODY_BYTES_MAX, "the batch").await?;
+    let ops = parse(format, &body.bytes, &service)?;
     let is_get: Vec<_> = ops.iter().map(|op| matches!(op, BatchOp::Get(_))).collect();
     let results = service.batch(Batch { shard, ops, consistency, timeout }).await;
     for error in results.iter().filter_map(|result| result.as_ref().err()) {

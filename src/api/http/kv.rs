@@ -81,8 +81,8 @@ async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result
     options.check_write_consistency()?;
     let timeout = options.timeout(service)?;
     let condition = condition(&head.headers)?;
-    let value = request::body(body, service.config().value_bytes_max, "the value").await?;
-    let update = Update { condition, change: Change::Put(Value::from(value)) };
+    let value = request::body(service, body, service.config().value_bytes_max, "the value").await?;
+    let update = Update { condition, change: Change::Put(Value::from(value.bytes.clone())) };
     let outcome = service.write(Write { at, update, timeout }).await?;
     written(&outcome)
 }

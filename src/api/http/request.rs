@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::command::Consistency;
 use crate::api::error::ApiError;
+use crate::api::room::Share;
 use crate::api::service::Service;
 
 /// How long a client may take to send each further piece of a body.
@@ -84,14 +85,33 @@ pub(super) fn timeout(text: Option<&str>, service: &Service) -> Result<Option<Du
     Ok(Some(timeout))
 }
 
-/// Reads a whole body of at most `max` bytes; `what` names it in errors.
-pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes, ApiError> {
+/// A whole body, and the room that it takes up for as long as its request lasts.
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    pub(super) _share: Share,
+}
+
+/// Reads a whole body of at most `max` bytes; `what` names it in errors. One that is refused is read all the same.
+pub(super) async fn body(service: &Service, mut body: Body, max: usize, what: &str) -> Result<Received, ApiError> {
+    let mut share = service.room.share();
+    match pieces(&mut share, &mut body, max, what).await {
+        Ok(bytes) => Ok(Received { bytes, _share: share }),
+        Err(refused @ (ApiError::TooLarge(_) | ApiError::Busy(_))) => {
+            drop(share);
+            discard(&mut body).await;
+            Err(refused)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn pieces(share: &mut Share, body: &mut Body, max: usize, what: &str) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::TooLarge(format!("{what} has more than the {max} bytes allowed"));
-    let announced = HttpBody::size_hint(&body).lower();
-    if announced > max as u64 {
-        discard(&mut body).await;
+    let announced = usize::try_from(HttpBody::size_hint(body).lower()).unwrap_or(usize::MAX);
+    if announced > max {
         return Err(too_large());
     }
+    share.resize(announced)?;
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());
     loop {
         let frame = match tokio::time::timeout(BODY_TIMEOUT, body.frame()).await {
@@ -101,16 +121,17 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > max {
-            discard(&mut body).await;
+        let bytes = first.len() + all.len() + data.len();
+        if bytes > max {
             return Err(too_large());
         }
+        share.resize(bytes.max(announced))?;
         if first.is_empty() && all.is_empty() {
             first = data;
             continue;
         }
         if all.is_empty() {
-            all.reserve(usize::try_from(announced).unwrap_or(0).min(max));
+            all.reserve(announced);
             all.extend_from_slice(&first);
             first = Bytes::new();
         }

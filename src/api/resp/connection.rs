@@ -26,6 +26,7 @@ use super::session::Session;
 use crate::api::command::{Address, Consistency};
 use crate::api::error::{ApiError, Written};
 use crate::api::metrics::{Class, DialectMetrics};
+use crate::api::room::Share;
 use crate::api::service::Service;
 use crate::store::Reads;
 use crate::store::error::Error as StoreError;
@@ -90,6 +91,10 @@ struct Connection {
     held_bytes: usize,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
     in_flight_bytes: usize,
+    /// The room that `input` and what is in flight take up.
+    share: Share,
+    /// Why the command being read is thrown away, where it is not for its size.
+    turned_away: Option<ApiError>,
     busy_keys: HashSet<Address>,
     /// A command that runs alone is running.
     alone: bool,
@@ -198,6 +203,7 @@ impl Connection {
         let bulk_bytes_max = value_bytes_max.max(key_bytes_max);
         let parser = Parser::new(bulk_bytes_max, COMMAND_BYTES_MAX.max(2 * bulk_bytes_max));
         let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        let share = service.room.share();
         Self {
             service,
             shared,
@@ -211,6 +217,8 @@ impl Connection {
             held_bytes: 0,
             running: FuturesUnordered::new(),
             in_flight_bytes: 0,
+            share,
+            turned_away: None,
             busy_keys: HashSet::new(),
             alone: false,
             held_back: None,
@@ -241,8 +249,22 @@ impl Connection {
             || self.output.len() + self.held_bytes >= OUTPUT_BYTES_MAX
     }
 
-    /// Begins every command that is there and may begin.
+    /// Begins every command that is there and may begin, and takes up room for what is left.
     fn dispatch(&mut self) {
+        self.begin_all();
+        let resized = self.share.resize(self.input.len() + self.in_flight_bytes);
+        if let Err(busy) = resized
+            && self.is_midway()
+            && self.turned_away.is_none()
+        {
+            // No room for the rest of this command: from here on it is thrown away.
+            self.parser.skip();
+            self.turned_away = Some(busy);
+            self.begin_all();
+        }
+    }
+
+    fn begin_all(&mut self) {
         while !self.is_full() {
             let (request, bytes) = match self.held_back.take() {
                 Some(held_back) => held_back,
@@ -277,8 +299,10 @@ impl Connection {
                 Ok(Step::Command(bytes)) => (bytes, parse(Args::new(&self.input, self.parser.args()), self.limits)),
                 Ok(Step::TooLarge(bytes)) => {
                     let max = self.limits.value_bytes_max;
-                    let why = format!("an argument exceeds value_size_max = {max} bytes, or all of them their bound");
-                    (bytes, Err(ApiError::TooLarge(why).into()))
+                    let why =
+                        || format!("an argument exceeds value_size_max = {max} bytes, or all of them their bound");
+                    let why = self.turned_away.take().unwrap_or_else(|| ApiError::TooLarge(why()));
+                    (bytes, Err(why.into()))
                 }
                 Err(garbage) => {
                     self.refuse(&Refusal::new(format!("ERR {garbage}")));
@@ -392,8 +416,9 @@ impl Connection {
 
     /// True where `key` lives in `shard`, and no command on it is under way.
     fn is_free(&self, shard: &ShardId, key: &Key) -> bool {
-        let is_there = Service::route(&self.session.shard, key.as_str()).is_ok_and(|at| *at == *shard);
-        is_there && matches!(self.place(key), Ok(Some(_)))
+        Service::route(&self.session.shard, key.as_str()).is_ok_and(|at| *at == *shard)
+            && (self.busy_keys.is_empty()
+                || !self.busy_keys.contains(&Address { shard: shard.clone(), key: key.clone() }))
     }
 
     /// Where a key lives; none while a command on it is under way.

@@ -75,6 +75,11 @@ impl Parser {
         self.missing.is_some()
     }
 
+    /// From now on the command being read is thrown away as it arrives, and ends as [`Step::TooLarge`].
+    pub(super) fn skip(&mut self) {
+        self.skipping = true;
+    }
+
     /// Forgets the command that was read, once its bytes are gone from the buffer.
     pub(super) fn reset(&mut self) {
         self.at = 0;
