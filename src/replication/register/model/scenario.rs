@@ -43,6 +43,13 @@ pub(super) struct Scenario {
     pub(super) slow_disks: u8,
     /// The nodes that may crash, as bits.
     pub(super) mortal: u8,
+    /// How far node 1's clock is ahead of the others'.
+    pub(super) ahead: Duration,
+    /// Nodes that never hear of each other, as pairs; everything between them is lost.
+    pub(super) cut: Vec<(usize, usize)>,
+    /// Whether a node hears itself at once. Else its own messages take their time as everybody's do: the key's file is
+    /// being opened.
+    pub(super) hears_itself: bool,
     /// How far ahead of the clock ceilings are set.
     pub(super) ceiling_lead: Duration,
     /// Whether a node keeps the token that it was granted.
@@ -62,6 +69,9 @@ impl Scenario {
             clients: Vec::new(),
             slow_disks: 0,
             mortal: 0b111,
+            ahead: Duration::ZERO,
+            cut: Vec::new(),
+            hears_itself: true,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
             commits: true,
@@ -82,6 +92,19 @@ impl Scenario {
 
     pub(super) fn mortal(self, mortal: u8) -> Self {
         Self { mortal, ..self }
+    }
+
+    pub(super) fn ahead(self, millis: u64) -> Self {
+        Self { ahead: Duration::from_millis(millis), ..self }
+    }
+
+    pub(super) fn cut(mut self, one: usize, other: usize) -> Self {
+        self.cut.push((one, other));
+        self
+    }
+
+    pub(super) fn deaf_to_itself(self) -> Self {
+        Self { hears_itself: false, ..self }
     }
 
     /// Ceilings just high enough, so that every round has to move them.
