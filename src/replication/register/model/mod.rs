@@ -40,18 +40,18 @@ fn world(fault: Fault) -> Scenario {
     let s = Scenario::new(fault.title().1).fault(Some(fault)).without_commits();
     let two = || s.clone().client(0, [increment()]).client(1, [increment()]);
     match fault {
-        Fault::OldValueWhileUnflushed => two().slow_disks(0b100).ahead(1).cut(0, 1),
-        Fault::CeilingAfterTheReply => two().slow_disks(0b100).ahead(1).cut(0, 1).mortal(0b100).budget(|b| b.crashes = 1),
-        Fault::NoFloorAfterRestart => two().ahead(1).cut(0, 1).mortal(0b100).budget(|b| b.crashes = 1),
-        Fault::ForgettingSilently => two().ahead(1).cut(0, 1).budget(|b| b.forgets = 1),
-        Fault::AlwaysApplyingAgain => two().cut(0, 1).budget(|b| b.ticks = 1),
-        Fault::BaseAlone => two().cut(0, 1).ahead(1).budget(|b| b.ticks = 1),
-        Fault::LatestAttemptAlone => two().cut(0, 1).ahead(1500).budget(|b| b.ticks = 2),
-        Fault::BypassedTryForgotten => two().ahead(1500).deaf_to_itself().budget(|b| b.ticks = 2),
+        Fault::OldValueWhileUnflushed => two().slow_disks(0b100).ahead(1).apart(0, 1),
+        Fault::CeilingAfterTheReply => two().slow_disks(0b100).ahead(1).apart(0, 1).mortal(0b100).budget(|b| b.crashes = 1),
+        Fault::NoFloorAfterRestart => two().ahead(1).apart(0, 1).mortal(0b100).budget(|b| b.crashes = 1),
+        Fault::ForgettingSilently => two().ahead(1).apart(0, 1).budget(|b| b.forgets = 1),
+        Fault::AlwaysApplyingAgain => two().apart(0, 1).budget(|b| b.ticks = 1),
+        Fault::BaseAlone => two().apart(0, 1).ahead(1).budget(|b| b.ticks = 1),
+        Fault::LatestAttemptAlone => two().lost(2, 0).impatient(0b001).ahead(1500).budget(|b| b.ticks = 2),
+        Fault::BypassedTryForgotten => two().lost(2, 0).impatient(0b001).ahead(1500).deaf_to_itself().budget(|b| b.ticks = 2),
         Fault::UnprovenBase => s.client(0, [increment()]).client(1, [cas("0", "5"), read()]).ahead(1),
         Fault::TokenTwice => s.client(0, [increment(), increment(), increment()]),
-        Fault::TokenRenumbered => s.client(0, [increment(), increment()]).client(1, [increment()]).ahead(1).cut(0, 1),
-        Fault::UnflushedRead => s.client(0, [increment()]).client(1, [read(), read()]).slow_disks(0b100).mortal(0b100).budget(|b| b.crashes = 1),
+        Fault::TokenRenumbered => s.client(0, [increment(), increment()]).client(1, [increment()]).ahead(1).apart(0, 1),
+        Fault::UnflushedRead => s.client(0, [increment(), read()]).client(1, [read()]).slow_disks(0b100).mortal(0b100).apart(0, 1).budget(|b| { b.crashes = 1; b.expiries = 1; }),
         Fault::HighestWithoutCompleting => s.client(0, [increment()]).client(1, [read(), read()]),
         Fault::CopiedAsAVote => two().ahead(1),
     }

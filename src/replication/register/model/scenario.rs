@@ -45,11 +45,13 @@ pub(super) struct Scenario {
     pub(super) mortal: u8,
     /// How far node 1's clock is ahead of the others'.
     pub(super) ahead: Duration,
-    /// Nodes that never hear of each other, as pairs; everything between them is lost.
-    pub(super) cut: Vec<(usize, usize)>,
+    /// From whom to whom everything is lost.
+    pub(super) lost: Vec<(usize, usize)>,
     /// Whether a node hears itself at once. Else its own messages take their time as everybody's do: the key's file is
     /// being opened.
     pub(super) hears_itself: bool,
+    /// The nodes whose patience may end, as bits.
+    pub(super) impatient: u8,
     /// How far ahead of the clock ceilings are set.
     pub(super) ceiling_lead: Duration,
     /// Whether a node keeps the token that it was granted.
@@ -69,8 +71,9 @@ impl Scenario {
             clients: Vec::new(),
             slow_disks: 0,
             mortal: 0b111,
+            impatient: 0b111,
             ahead: Duration::ZERO,
-            cut: Vec::new(),
+            lost: Vec::new(),
             hears_itself: true,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
@@ -90,6 +93,10 @@ impl Scenario {
         Self { slow_disks, ..self }
     }
 
+    pub(super) fn impatient(self, impatient: u8) -> Self {
+        Self { impatient, ..self }
+    }
+
     pub(super) fn mortal(self, mortal: u8) -> Self {
         Self { mortal, ..self }
     }
@@ -98,9 +105,15 @@ impl Scenario {
         Self { ahead: Duration::from_millis(millis), ..self }
     }
 
-    pub(super) fn cut(mut self, one: usize, other: usize) -> Self {
-        self.cut.push((one, other));
+    /// Loses what goes one way.
+    pub(super) fn lost(mut self, from: usize, to: usize) -> Self {
+        self.lost.push((from, to));
         self
+    }
+
+    /// Loses what goes both ways.
+    pub(super) fn apart(self, one: usize, other: usize) -> Self {
+        self.lost(one, other).lost(other, one)
     }
 
     pub(super) fn deaf_to_itself(self) -> Self {

@@ -187,7 +187,7 @@ impl World {
             steps.extend(nodes().filter(is_busy).map(Step::Expire));
         }
         if self.left.ticks > 0 {
-            steps.extend(nodes().filter(is_busy).map(Step::Tick));
+            steps.extend(nodes().filter(|n| self.scenario.impatient & 1 << n != 0).filter(is_busy).map(Step::Tick));
         }
         if self.left.forgets > 0 {
             let has_promised = |n: &usize| self.nodes[*n].acceptor.keys.values().any(|key| key.promised > Ballot::ZERO);
@@ -417,8 +417,7 @@ impl World {
         if from == to && scenario.hears_itself {
             return self.receive(from, to, message);
         }
-        let is_cut = scenario.cut.contains(&(from, to)) || scenario.cut.contains(&(to, from));
-        if is_cut || self.is_dead(to, &message.body) {
+        if scenario.lost.contains(&(from, to)) || self.is_dead(to, &message.body) {
             return;
         }
         let print = Fingerprint::of(&(from, to, &message.body));
