@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::faults::Fault;
+use crate::replication::register::Body;
 use crate::store::update::{Change, Condition, Update};
 use crate::types::Value;
 
@@ -45,11 +46,11 @@ pub(super) struct Scenario {
     pub(super) mortal: u8,
     /// How far node 1's clock is ahead of the others'.
     pub(super) ahead: Duration,
-    /// From whom to whom everything is lost.
-    pub(super) lost: Vec<(usize, usize)>,
-    /// Whether a node hears itself at once. Else its own messages take their time as everybody's do: the key's file is
-    /// being opened.
-    pub(super) hears_itself: bool,
+    /// Which messages are never delivered: from whom, to whom, what.
+    pub(super) lost: fn(usize, usize, &Body) -> bool,
+    /// The nodes whose messages to themselves take their time, as everybody's do, as bits: the key's file is being
+    /// opened. The others hear themselves at once.
+    pub(super) deaf: u8,
     /// The nodes whose patience may end, as bits.
     pub(super) impatient: u8,
     /// How far ahead of the clock ceilings are set.
@@ -73,8 +74,8 @@ impl Scenario {
             mortal: 0b111,
             impatient: 0b111,
             ahead: Duration::ZERO,
-            lost: Vec::new(),
-            hears_itself: true,
+            lost: |_, _, _| false,
+            deaf: 0,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
             commits: true,
@@ -105,19 +106,12 @@ impl Scenario {
         Self { ahead: Duration::from_millis(millis), ..self }
     }
 
-    /// Loses what goes one way.
-    pub(super) fn lost(mut self, from: usize, to: usize) -> Self {
-        self.lost.push((from, to));
-        self
+    pub(super) fn lost(self, lost: fn(usize, usize, &Body) -> bool) -> Self {
+        Self { lost, ..self }
     }
 
-    /// Loses what goes both ways.
-    pub(super) fn apart(self, one: usize, other: usize) -> Self {
-        self.lost(one, other).lost(other, one)
-    }
-
-    pub(super) fn deaf_to_itself(self) -> Self {
-        Self { hears_itself: false, ..self }
+    pub(super) fn deaf(self, deaf: u8) -> Self {
+        Self { deaf, ..self }
     }
 
     /// Ceilings just high enough, so that every round has to move them.

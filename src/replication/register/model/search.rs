@@ -51,8 +51,8 @@ pub(super) struct Report {
 /// In which order states are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Little memory.
-    DepthFirst,
+    /// Little memory, and deep stories soon, where the seed is lucky.
+    DepthFirst(u64),
     /// Shortest ways first.
     BreadthFirst,
 }
@@ -71,10 +71,14 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
     let mut report =
         Report { name: scenario.name, states: 1, took: Duration::ZERO, found: None, exhausted: true, depth: 0 };
     'search: loop {
-        let next = if order == Order::DepthFirst { frontier.pop_back() } else { frontier.pop_front() };
+        let next = if order == Order::BreadthFirst { frontier.pop_front() } else { frontier.pop_back() };
         let Some((world, at)) = next else { break };
         let depth = origins.get(at as usize).map_or(0, |(_, depth, _)| *depth) + 1;
-        for step in world.steps() {
+        let mut steps = world.steps();
+        if let Order::DepthFirst(seed) = order {
+            shuffle(&mut steps, seed ^ world.fingerprint() as u64);
+        }
+        for step in steps {
             let after = world.after(step);
             let is_violated = after.oracle.violation.clone();
             if !visited.insert(after.fingerprint()) && is_violated.is_none() {
@@ -98,6 +102,14 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
     report.states = visited.len();
     report.took = clock.now().monotonic - began;
     report
+}
+
+/// Another way through the same states for every seed.
+fn shuffle(steps: &mut [Step], mut seed: u64) {
+    for end in (2..=steps.len()).rev() {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        steps.swap(end - 1, (seed >> 33) as usize % end);
+    }
 }
 
 fn story(scenario: &Rc<Scenario>, origins: &[(u32, u16, Step)], mut at: u32) -> Vec<String> {

@@ -414,10 +414,10 @@ impl World {
         self.oracle().on_sent(from, &message.body, &node.disk);
         drop(node);
         let scenario = &self.scenario;
-        if from == to && scenario.hears_itself {
+        if from == to && scenario.deaf & 1 << from == 0 {
             return self.receive(from, to, message);
         }
-        if scenario.lost.contains(&(from, to)) || self.is_dead(to, &message.body) {
+        if (scenario.lost)(from, to, &message.body) || self.is_dead(to, &message.body) {
             return;
         }
         let print = Fingerprint::of(&(from, to, &message.body));
