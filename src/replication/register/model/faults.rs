@@ -49,6 +49,23 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    pub(super) const ALL: [Self; 14] = [
+        Self::OldValueWhileUnflushed,
+        Self::CeilingAfterTheReply,
+        Self::NoFloorAfterRestart,
+        Self::ForgettingSilently,
+        Self::AlwaysApplyingAgain,
+        Self::BaseAlone,
+        Self::LatestAttemptAlone,
+        Self::BypassedTryForgotten,
+        Self::UnprovenBase,
+        Self::TokenTwice,
+        Self::TokenRenumbered,
+        Self::UnflushedRead,
+        Self::HighestWithoutCompleting,
+        Self::CopiedAsAVote,
+    ];
+
     /// True where an acceptor may accept what it would have refused before.
     pub(super) fn forgets(self) -> bool {
         matches!(self, Self::NoFloorAfterRestart | Self::CeilingAfterTheReply | Self::ForgettingSilently)

@@ -51,8 +51,8 @@ pub(super) struct Report {
 /// In which order states are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Little memory, and deep stories soon, where the seed is lucky.
-    DepthFirst(u64),
+    /// Little memory.
+    DepthFirst,
     /// Shortest ways first.
     BreadthFirst,
 }
@@ -74,11 +74,7 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
         let next = if order == Order::BreadthFirst { frontier.pop_front() } else { frontier.pop_back() };
         let Some((world, at)) = next else { break };
         let depth = origins.get(at as usize).map_or(0, |(_, depth, _)| *depth) + 1;
-        let mut steps = world.steps();
-        if let Order::DepthFirst(seed) = order {
-            shuffle(&mut steps, seed ^ world.fingerprint() as u64);
-        }
-        for step in steps {
+        for step in world.steps() {
             let after = world.after(step);
             let is_violated = after.oracle.violation.clone();
             if !visited.insert(after.fingerprint()) && is_violated.is_none() {
@@ -102,14 +98,6 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
     report.states = visited.len();
     report.took = clock.now().monotonic - began;
     report
-}
-
-/// Another way through the same states for every seed.
-fn shuffle(steps: &mut [Step], mut seed: u64) {
-    for end in (2..=steps.len()).rev() {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        steps.swap(end - 1, (seed >> 33) as usize % end);
-    }
 }
 
 fn story(scenario: &Rc<Scenario>, origins: &[(u32, u16, Step)], mut at: u32) -> Vec<String> {
