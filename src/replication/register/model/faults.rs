@@ -12,6 +12,9 @@ use crate::replication::register::{
 };
 use crate::types::Ballot;
 
+/// How much later a renumbered token is, in nanoseconds.
+const LATER: i64 = 4_000_000;
+
 /// A rule taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Fault {
@@ -46,9 +49,31 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    pub(super) const ALL: [Self; 14] = [
+        Self::OldValueWhileUnflushed,
+        Self::CeilingAfterTheReply,
+        Self::NoFloorAfterRestart,
+        Self::ForgettingSilently,
+        Self::AlwaysApplyingAgain,
+        Self::BaseAlone,
+        Self::LatestAttemptAlone,
+        Self::BypassedTryForgotten,
+        Self::UnprovenBase,
+        Self::TokenTwice,
+        Self::TokenRenumbered,
+        Self::UnflushedRead,
+        Self::HighestWithoutCompleting,
+        Self::CopiedAsAVote,
+    ];
+
     /// True where an acceptor may accept what it would have refused before.
     pub(super) fn forgets(self) -> bool {
         matches!(self, Self::NoFloorAfterRestart | Self::CeilingAfterTheReply | Self::ForgettingSilently)
+    }
+
+    /// True where clients are answered on what may not be chosen.
+    pub(super) fn answers_early(self) -> bool {
+        matches!(self, Self::UnprovenBase | Self::HighestWithoutCompleting)
     }
 
     /// The rule that it breaks, and its name.
@@ -123,8 +148,8 @@ pub(super) fn read(
     }
 }
 
-/// What a proposer hears of an answer.
-pub(super) fn answer(fault: Option<Fault>, message: Message) -> Message {
+/// Lets a proposer hear an answer.
+pub(super) fn answer(fault: Option<Fault>, proposer: &mut Proposer, now: Now, from: usize, message: Message) {
     let Message { address, mut body } = message;
     match (fault, &mut body) {
         (Some(Fault::UnprovenBase), Body::Promised { vote: Vote::Record { chosen, .. }, .. })
@@ -136,7 +161,12 @@ pub(super) fn answer(fault: Option<Fault>, message: Message) -> Message {
         }
         _ => {}
     }
-    Message { address, body }
+    let token = proposer.tokens.get(&address).cloned().filter(|_| fault == Some(Fault::TokenTwice));
+    proposer.on_message(now, from, Message { address: address.clone(), body });
+    if let Some(token) = token {
+        proposer.tokens.insert(address, token);
+    }
+    forget_attempts(fault, proposer);
 }
 
 /// After anything that may have begun a round anew: what the proposer remembers of its earlier tries.
@@ -164,7 +194,7 @@ pub(super) fn start(fault: Option<Fault>, proposer: &mut Proposer, now: Now, add
     if fault == Some(Fault::TokenRenumbered)
         && let Some(token) = proposer.tokens.get_mut(address)
     {
-        token.next = proposer.clock.issue(now.wall);
+        token.next = proposer.clock.issue(now.wall + LATER);
     }
     let token = proposer.tokens.get(address).cloned().filter(|_| fault == Some(Fault::TokenTwice));
     proposer.start(now, address, held);

@@ -153,7 +153,7 @@ impl Oracle {
 
     /// A record is taken for chosen.
     pub(super) fn on_learnt(&mut self, ballot: Ballot) {
-        let is_chosen = self.chosen().contains(&ballot);
+        let is_chosen = self.is_chosen(ballot);
         self.inside(is_chosen, || format!("local state: {ballot} is taken for chosen, and is not"));
     }
 
@@ -185,6 +185,10 @@ impl Oracle {
             _ => true,
         };
         self.inside(persisted, || format!("persist before reply: node {n} says {body:?}, and its disk does not"));
+    }
+
+    pub(super) fn is_chosen(&self, ballot: Ballot) -> bool {
+        self.chosen().contains(&ballot)
     }
 
     fn chosen(&self) -> Vec<Ballot> {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::faults::Fault;
+use crate::replication::register::Body;
 use crate::store::update::{Change, Condition, Update};
 use crate::types::Value;
 
@@ -43,6 +44,15 @@ pub(super) struct Scenario {
     pub(super) slow_disks: u8,
     /// The nodes that may crash, as bits.
     pub(super) mortal: u8,
+    /// How far node 1's clock is ahead of the others'.
+    pub(super) ahead: Duration,
+    /// Which messages are never delivered: from whom, to whom, what.
+    pub(super) lost: fn(usize, usize, &Body) -> bool,
+    /// The nodes whose messages to themselves take their time, as everybody's do, as bits: the key's file is being
+    /// opened. The others hear themselves at once.
+    pub(super) deaf: u8,
+    /// The nodes whose patience may end, as bits.
+    pub(super) impatient: u8,
     /// How far ahead of the clock ceilings are set.
     pub(super) ceiling_lead: Duration,
     /// Whether a node keeps the token that it was granted.
@@ -62,6 +72,10 @@ impl Scenario {
             clients: Vec::new(),
             slow_disks: 0,
             mortal: 0b111,
+            impatient: 0b111,
+            ahead: Duration::ZERO,
+            lost: |_, _, _| false,
+            deaf: 0,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
             commits: true,
@@ -80,8 +94,24 @@ impl Scenario {
         Self { slow_disks, ..self }
     }
 
+    pub(super) fn impatient(self, impatient: u8) -> Self {
+        Self { impatient, ..self }
+    }
+
     pub(super) fn mortal(self, mortal: u8) -> Self {
         Self { mortal, ..self }
+    }
+
+    pub(super) fn ahead(self, millis: u64) -> Self {
+        Self { ahead: Duration::from_millis(millis), ..self }
+    }
+
+    pub(super) fn lost(self, lost: fn(usize, usize, &Body) -> bool) -> Self {
+        Self { lost, ..self }
+    }
+
+    pub(super) fn deaf(self, deaf: u8) -> Self {
+        Self { deaf, ..self }
     }
 
     /// Ceilings just high enough, so that every round has to move them.

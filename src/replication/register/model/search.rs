@@ -71,7 +71,7 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
     let mut report =
         Report { name: scenario.name, states: 1, took: Duration::ZERO, found: None, exhausted: true, depth: 0 };
     'search: loop {
-        let next = if order == Order::DepthFirst { frontier.pop_back() } else { frontier.pop_front() };
+        let next = if order == Order::BreadthFirst { frontier.pop_front() } else { frontier.pop_back() };
         let Some((world, at)) = next else { break };
         let depth = origins.get(at as usize).map_or(0, |(_, depth, _)| *depth) + 1;
         for step in world.steps() {

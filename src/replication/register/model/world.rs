@@ -22,8 +22,10 @@ use crate::store::replicator::Decision;
 use crate::store::update::Update;
 use crate::types::{Ballot, Key, ShardId, Slot};
 
-/// The wall clock stands still: ballots then rise by counting alone, and time passes only where a step says so.
+/// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
 const WALL: i64 = 1 << 30;
+/// What passes on the wall with every tick.
+const TICK_ON_THE_WALL: i64 = 1_000_000_000;
 /// Longer than every back-off and every step's patience, shorter than a client's and a token's.
 const TICK: Duration = Duration::from_secs(60);
 const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
@@ -60,13 +62,14 @@ pub(super) struct Node {
     lsn: Lsn,
     pub(super) waiting: Vec<(Address, Ballot, Vec<(OpId, Decision)>)>,
     pub(super) pulls: Vec<usize>,
+    pub(super) wall: i64,
     monotonic: Duration,
     print: u128,
 }
 
 impl Node {
     pub(super) fn now(&self) -> Now {
-        Now { wall: WALL, monotonic: self.monotonic }
+        Now { wall: self.wall, monotonic: self.monotonic }
     }
 
     pub(super) fn row(&self) -> Option<StoredRow> {
@@ -144,6 +147,7 @@ impl World {
                 lsn: Lsn(0),
                 waiting: Vec::new(),
                 pulls: Vec::new(),
+                wall: WALL + if slot == 1 { scenario.ahead.as_nanos() as i64 } else { 0 },
                 monotonic: Duration::ZERO,
                 print: 0,
             };
@@ -183,7 +187,7 @@ impl World {
             steps.extend(nodes().filter(is_busy).map(Step::Expire));
         }
         if self.left.ticks > 0 {
-            steps.extend(nodes().filter(is_busy).map(Step::Tick));
+            steps.extend(nodes().filter(|n| self.scenario.impatient & 1 << n != 0).filter(is_busy).map(Step::Tick));
         }
         if self.left.forgets > 0 {
             let has_promised = |n: &usize| self.nodes[*n].acceptor.keys.values().any(|key| key.promised > Ballot::ZERO);
@@ -306,6 +310,7 @@ impl World {
         let fault = self.scenario.fault;
         let node = self.node(n);
         node.monotonic += time;
+        node.wall += TICK_ON_THE_WALL;
         let now = node.now();
         node.proposer.on_tick(now);
         faults::forget_attempts(fault, &mut node.proposer);
@@ -359,6 +364,9 @@ impl World {
                 }
             }
             Action::Chosen { address, record, announce, decisions } => {
+                if self.scenario.fault.is_some_and(Fault::answers_early) && !self.oracle.is_chosen(record.ballot) {
+                    return decisions.into_iter().for_each(|(id, decision)| self.decide(id, decision));
+                }
                 self.oracle().on_learnt(record.ballot);
                 if announce && self.scenario.commits {
                     for to in (0..self.nodes.len()).filter(|to| *to != n) {
@@ -407,10 +415,11 @@ impl World {
         let node = self.nodes[from].clone();
         self.oracle().on_sent(from, &message.body, &node.disk);
         drop(node);
-        if from == to {
+        let scenario = &self.scenario;
+        if from == to && scenario.deaf & 1 << from == 0 {
             return self.receive(from, to, message);
         }
-        if self.is_dead(to, &message.body) {
+        if (scenario.lost)(from, to, &message.body) || self.is_dead(to, &message.body) {
             return;
         }
         let print = Fingerprint::of(&(from, to, &message.body));
@@ -508,9 +517,8 @@ impl World {
                 return;
             }
             body => {
-                let message = faults::answer(fault, Message { address, body });
-                node.proposer.on_message(now, from, message);
-                return faults::forget_attempts(fault, &mut node.proposer);
+                let message = Message { address, body };
+                return faults::answer(fault, &mut node.proposer, now, from, message);
             }
         };
         self.take(to, reply.map(|body| Effect::Send(from, Message { address, body })));
