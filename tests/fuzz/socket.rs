@@ -85,6 +85,7 @@ impl Node {
             let manager = Manager::new(dir.path().join("data")).unwrap();
             manager.with_replicator(LocalReplicator::new(&manager, OsClock::shared()));
             let config = ServiceConfig {
+                input_bytes_max: outrigger::api::INPUT_BYTES_MAX,
                 key_bytes_max: 1024,
                 value_bytes_max: 64 * 1024,
                 timeout_default: Duration::from_secs(2),
