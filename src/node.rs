@@ -23,13 +23,13 @@ use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::{InvalidMembership, Membership};
 use crate::cluster::status::{ClusterStatus, NodeStatus, Observe, Role};
-use crate::config::{Config, Durability, Identity};
+use crate::config::Config;
 use crate::replication::QuorumReplicator;
 use crate::replication::journal::{self, Journal, JournalConfig, JournalError};
 use crate::replication::quorum::{Foundations, Greeter, PeerStatus, QuorumConfig, QuorumStatus, StartError};
 use crate::store::replicator::Replicator;
 use crate::store::{self, Manager, StoreConfig};
-use crate::transport::{self, Inbox, Transport, quic, tls};
+use crate::transport::{self, Inbox, Transport, quic};
 use crate::types::{NodeId, Slot};
 
 /// Bytes preallocated for each journal segment.
@@ -123,7 +123,7 @@ impl Node {
         let metrics = admin::install_metrics()?;
         let data_dir = config.node.data_dir.clone();
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
-        tokio::fs::create_dir_all(&data_dir).await.map_err(unmade)?;
+        store::create_directory(&data_dir).map_err(unmade)?;
 
         let membership = Membership::epoch_one(config.cluster.voters.clone())?;
         let not_a_voter = || StartError::NotAVoter { node: config.node.name.clone() };
@@ -162,7 +162,10 @@ impl Node {
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
 
-        let advertise = if config.is_alone() { transport.local_addr() } else { resolve(&config).await? };
+        let advertise = match config.is_alone() {
+            true => transport.local_addr(),
+            false => resolve(&config, transport.local_addr()).await?,
+        };
         let view = Arc::new(View {
             cluster: config.cluster.id.clone(),
             membership: membership.clone(),
@@ -261,10 +264,7 @@ async fn open_journal(config: &Config) -> Result<(Journal, journal::Recovered), 
     let journal = JournalConfig {
         data_dir: config.node.data_dir.clone(),
         segment_bytes: SEGMENT_BYTES,
-        durability: match config.store.durability {
-            Durability::Fsync => journal::Durability::Fsync,
-            Durability::Os => journal::Durability::Os,
-        },
+        durability: config.store.durability,
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal, rand::random()));
     match opened.await {
@@ -288,10 +288,7 @@ fn connect(config: &Config, greeter: &Arc<Greeter>) -> Result<(Arc<dyn Transport
         let (transport, inbox) = transport::memory::Network::new().join(config.node.name.clone(), greeter.clone());
         return Ok((transport, inbox));
     }
-    let identity = match config.cluster.identity.clone().ok_or(Error::NoIdentity)? {
-        Identity::KeyFile(path) => tls::Identity::KeyFile(path),
-        Identity::Pem { ca, cert, key } => tls::Identity::Pem { ca, cert, key },
-    };
+    let identity = config.cluster.identity.clone().ok_or(Error::NoIdentity)?;
     let reset_key = reset_key(&config.node.data_dir)?;
     let endpoint = quic::Config::new(config.node.name.clone(), config.peer.listen, identity, reset_key);
     let (transport, inbox) = quic::QuicTransport::start(endpoint, greeter.clone())?;
@@ -313,10 +310,12 @@ fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
     Ok(key)
 }
 
-async fn resolve(config: &Config) -> Result<SocketAddr, Error> {
+/// Where others reach this node; a port of 0 stands for the one that was bound.
+async fn resolve(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
     let address = config.peer.advertise.clone();
     let found = tokio::net::lookup_host(&address).await.map(|mut found| found.next());
     match found {
+        Ok(Some(found)) if found.port() == 0 => Ok(SocketAddr::new(found.ip(), bound.port())),
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(Error::Advertise { address, reason: "no address by that name".to_owned() }),
         Err(error) => Err(Error::Advertise { address, reason: error.to_string() }),
@@ -398,7 +397,7 @@ impl View {
             epoch: Some(self.membership.epoch()),
             open_shards: Some(self.manager.open_shard_count() as u64),
             pending_frames: Some(status.pending as u64),
-            clock_skew_us: None,
+            clock_skew_us: Some(-status.clock_correction_us).filter(|skew| *skew != 0),
             in_step: status.ready().is_ok(),
             lag_frames: Some(self.manager.apply_backlog()),
         }

@@ -200,6 +200,9 @@ fn exit_codes_tell_whom_to_blame() {
     fails_with(&nobody, 69, &["/no/such.sock", "outrigger serve", "--socket"]);
     fails_with(&command(&["get"]).output().unwrap(), 2, &["Usage"]);
     fails_with(&command(&["get", "k", "--log-level", "a=b=c"]).output().unwrap(), 2, &["--log-level"]);
+    fails_with(&command(&["get", "k", "--log-level", "verbose"]).output().unwrap(), 2, &["--log-level", "verbose"]);
+    let long = "x".repeat(120);
+    fails_with(&command(&["get", "k", "--socket", &long]).output().unwrap(), 69, &["at most 107 bytes"]);
 }
 
 #[test]
@@ -220,6 +223,23 @@ fn check_config_prints_what_counts_or_the_first_error() {
     let flag = command(&["serve", "--admin", "here"]).output().unwrap();
     fails_with(&flag, 64, &["flag --admin", "admin.listen", "\"here\""]);
     fails_with(&command(&["serve", "--org", "acme"]).output().unwrap(), 2, &["--org"]);
+}
+
+#[test]
+fn a_node_that_cannot_start_names_the_key_to_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |args: &[&str]| {
+        let mut serve = command(&["serve", "--admin", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+        serve.args(args).current_dir(dir.path()).output().unwrap()
+    };
+    let cluster = ["--name", "a", "--voter", "a,b,c", "--key-file"];
+    std::fs::write(dir.path().join("short.key"), "short").unwrap();
+    for key_file in ["no-such.key", ".", "short.key"] {
+        let failed = serve(&[&cluster as &[_], &[key_file]].concat());
+        fails_with(&failed, 64, &["cluster.key_file", &format!("key file {key_file}")]);
+        assert_eq!(err(&failed).lines().filter(|line| line.starts_with("outrigger: ")).count(), 1);
+    }
+    fails_with(&serve(&["--socket", "no/such/dir/s.sock"]), 1, &["no/such/dir/s.sock", "[socket] path"]);
 }
 
 #[test]

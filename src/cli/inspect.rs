@@ -104,7 +104,7 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
     let counts = status.decisions;
     let _ = writeln!(
         out,
-        "\nthis node: {} shards open, {} frames pending; proposals: {} accepted, {} rejected, {} timed out",
+        "\nthis node: shards open {}, frames pending {}; proposals: {} accepted, {} rejected, {} timed out",
         status.open_shards, status.pending_frames, counts.accept, counts.reject, counts.timeout
     );
     out

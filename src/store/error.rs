@@ -64,6 +64,11 @@ pub enum Error {
     /// What the callback of a list returned to end it.
     #[error("list callback: {0}")]
     Callback(String),
+    /// A list's rows were not taken in time: for as long as it is open, its shard's log cannot start over.
+    #[error(
+        "the list ended before its last row, as its rows were not taken within {0:?}: read faster, or page by page"
+    )]
+    Stalled(std::time::Duration),
 }
 
 impl Error {

@@ -74,7 +74,7 @@ impl Manager {
     /// Opens a store.
     pub fn with_config(config: StoreConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         let root = &config.root_dir;
-        std::fs::create_dir_all(root).map_err(|source| Error::io("creating", root, source))?;
+        files::create_directory(root).map_err(|source| Error::io("creating", root, source))?;
         let core = Arc::new(Core::new(config, clock));
         let appliers = Mutex::new(applier::start(&core)?);
         Ok(Arc::new(Self { core, appliers, closing: tokio::sync::Mutex::default() }))

@@ -65,7 +65,7 @@ pub struct Proposal {
 }
 
 /// How a proposal ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decision {
     /// Agreed on: the outcome is linearizable; what was written is on the disks of a majority and visible on this node.
     Accept(Outcome),
@@ -76,7 +76,7 @@ pub enum Decision {
 }
 
 /// Why nothing was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
     /// The replicas would not have it.
     #[error("rejected: {0}")]

@@ -80,7 +80,7 @@ pub enum Error {
     #[error(transparent)]
     Identity(#[from] tls::Error),
     /// The socket cannot be had.
-    #[error("cannot listen on {listen} (UDP): {source}")]
+    #[error("cannot listen on {listen} (UDP): {source}; set [peer] listen to a free address of this machine")]
     Listen {
         /// Where.
         listen: SocketAddr,

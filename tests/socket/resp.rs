@@ -296,7 +296,7 @@ async fn a_client_that_never_reads_holds_up_no_other() {
     let node = Node::start().await;
     let value = "x".repeat(VALUE_BYTES_MAX);
     assert_eq!(node.resp(&[&["SET", "k", &value]]).await, "+OK\r\n");
-    let mut greedy = node.connect().await;
+    let greedy = node.connect().await;
     let gets = command(&["GET", "k"]).repeat(200);
     // Far more is asked for than the node keeps for it, so that it stops reading, too.
     let mut sent = 0;

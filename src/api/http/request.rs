@@ -17,6 +17,8 @@ use crate::api::service::Service;
 
 /// How long a client may take to send each further piece of a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a refused body is read and thrown away.
+const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reads the query of a request into `T`, whose unknown fields are errors.
 pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
@@ -87,6 +89,7 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
     let too_large = || ApiError::TooLarge(format!("{what} has more than the {max} bytes allowed"));
     let announced = HttpBody::size_hint(&body).lower();
     if announced > max as u64 {
+        discard(&mut body).await;
         return Err(too_large());
     }
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());
@@ -99,6 +102,7 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
         };
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > max {
+            discard(&mut body).await;
             return Err(too_large());
         }
         if first.is_empty() && all.is_empty() {
@@ -114,4 +118,16 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
     }
     // A piece may be a small part of a large read buffer; the value must not hold on to all of that.
     Ok(if all.is_empty() { Bytes::copy_from_slice(&first) } else { all.freeze() })
+}
+
+/// Reads on for a while without keeping anything: a connection closed with bytes unread looks broken to the client,
+/// who would miss why it was refused.
+async fn discard(body: &mut Body) {
+    let mut discarded = 0;
+    while discarded < DISCARD_BYTES_MAX {
+        match tokio::time::timeout(BODY_TIMEOUT, body.frame()).await {
+            Ok(Some(Ok(frame))) => discarded += frame.data_ref().map_or(0, Bytes::len),
+            _ => return,
+        }
+    }
 }

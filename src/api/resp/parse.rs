@@ -177,7 +177,6 @@ impl Parser {
 
 /// The number on the line that begins at `from`, and where the next line begins. The outer `None`: the line has not
 /// ended yet. The inner one: it is no number.
-#[expect(clippy::type_complexity, reason = "two ways of not being there, told apart at once by the callers")]
 fn line(buf: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
     let rest = buf.get(from..).unwrap_or_default();
     let Some(length) = rest.iter().take(LINE_BYTES_MAX).position(|byte| *byte == b'\n') else {

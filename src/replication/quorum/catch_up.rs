@@ -9,8 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Input;
-use super::core::Rooms;
+use super::{Input, Rooms};
 use crate::replication::register::{Address, Lineage, Record};
 use crate::replication::wire::{
     self, Answer, KEYS_PER_REQUEST_MAX, Malformed, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request,

@@ -94,30 +94,33 @@ pub struct ConflictingRecord {
 }
 
 #[derive(Debug)]
-struct Pending {
-    record: Record,
-    lsn: Lsn,
-    chosen: bool,
-    since: Duration,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Pending {
+    pub(super) record: Record,
+    pub(super) lsn: Lsn,
+    pub(super) chosen: bool,
+    pub(super) since: Duration,
 }
 
 #[derive(Debug, Default)]
-struct KeyState {
-    promised: Ballot,
-    pending: Option<Pending>,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct KeyState {
+    pub(super) promised: Ballot,
+    pub(super) pending: Option<Pending>,
 }
 
 /// The acceptor of one node, for all its keys.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Acceptor {
     config: AcceptorConfig,
-    floor: Ballot,
+    pub(super) floor: Ballot,
     /// Durable, and appended but perhaps not yet durable (at that place).
-    ceiling: Ballot,
-    ceiling_appended: (Ballot, Lsn),
-    keys: HashMap<Address, KeyState>,
-    promises: VecDeque<(Ballot, Address)>,
-    lineages: HashMap<Address, (Ballot, Lineage)>,
+    pub(super) ceiling: Ballot,
+    pub(super) ceiling_appended: (Ballot, Lsn),
+    pub(super) keys: HashMap<Address, KeyState>,
+    pub(super) promises: VecDeque<(Ballot, Address)>,
+    pub(super) lineages: HashMap<Address, (Ballot, Lineage)>,
     lineage_order: VecDeque<(Ballot, Address)>,
     pending: usize,
     appended: Lsn,
@@ -369,7 +372,7 @@ impl Acceptor {
         self.keys.iter().filter_map(entry).collect()
     }
 
-    fn effective(&self, address: &Address, stored: Option<&StoredRow>) -> Ballot {
+    pub(super) fn effective(&self, address: &Address, stored: Option<&StoredRow>) -> Ballot {
         let state = self.keys.get(address);
         let promised = state.map_or(Ballot::ZERO, |state| state.promised);
         let accepted = state.and_then(|state| state.pending.as_ref()).map_or(Ballot::ZERO, |p| p.record.ballot);
@@ -398,8 +401,8 @@ impl Acceptor {
         if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
             && pending.record.ballot == record.ballot
         {
-            // A lineage may be missing: a row fetched from a peer has none.
-            if (pending.record.upd, &pending.record.op) != (record.upd, &record.op) {
+            // Learnt from a row, a record may be here before its Accept, and without its lineage.
+            if !pending.record.is_same_vote(record) {
                 return Err(ConflictingRecord { address: address.clone(), ballot: record.ballot });
             }
             return Ok(Some(Sealed::new(pending.lsn, again)));
@@ -425,7 +428,7 @@ impl Acceptor {
     }
 
     /// Forgetting a promise raises the floor to it, so that it stays kept (rule 2).
-    fn forget_oldest_promise(&mut self) {
+    pub(super) fn forget_oldest_promise(&mut self) {
         let Some((ballot, address)) = self.promises.pop_front() else { return };
         let Some(state) = self.keys.get_mut(&address).filter(|state| state.promised == ballot) else { return };
         self.floor = self.floor.max(ballot);
@@ -435,7 +438,7 @@ impl Acceptor {
         }
     }
 
-    fn set_pending(&mut self, address: &Address, pending: Pending) {
+    pub(super) fn set_pending(&mut self, address: &Address, pending: Pending) {
         let state = self.keys.entry(address.clone()).or_default();
         if state.pending.replace(pending).is_none() {
             self.pending += 1;
@@ -461,7 +464,7 @@ impl Acceptor {
         }
     }
 
-    fn append(&mut self, entry: Entry) -> Lsn {
+    pub(super) fn append(&mut self, entry: Entry) -> Lsn {
         self.entries.push(entry);
         self.appended = Lsn(self.appended.0 + 1);
         self.appended

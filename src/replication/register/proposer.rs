@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
-use super::round::{Attempt, Ballotting, Base, Carried, Fate, Pending, Phase, Round, Tally, Try, fold};
+use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
 use crate::clock::{HybridClock, Now};
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
 use crate::types::Ballot;
 
-/// Names one client's update within a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OpId(pub u64);
+/// How many tries of one round lose before its key counts as contended.
+const CONTENDED_AFTER_TRIES: u32 = 2;
 
 /// How a proposer behaves.
 #[derive(Debug, Clone)]
@@ -85,6 +84,8 @@ pub enum Action {
     },
     /// Tell a client.
     Decide(OpId, Decision),
+    /// This key's rounds keep losing to others: what comes for it next had better go to its home.
+    Contended(Address),
 }
 
 /// Counts since the start, for metrics.
@@ -99,25 +100,28 @@ pub struct ProposerCounts {
 }
 
 #[derive(Debug)]
-struct Token {
-    next: Ballot,
-    base: Base,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Token {
+    pub(super) next: Ballot,
+    pub(super) base: Base,
     until: Duration,
 }
 
 #[derive(Debug, Default)]
-struct KeyQueue {
-    round: Option<Round>,
-    waiting: VecDeque<Pending>,
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct KeyQueue {
+    pub(super) round: Option<Round>,
+    pub(super) waiting: VecDeque<Pending>,
 }
 
 /// The proposer of one node, for all its keys.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Proposer {
     config: ProposerConfig,
-    clock: HybridClock,
-    keys: HashMap<Address, KeyQueue>,
-    tokens: HashMap<Address, Token>,
+    pub(super) clock: HybridClock,
+    pub(super) keys: HashMap<Address, KeyQueue>,
+    pub(super) tokens: HashMap<Address, Token>,
     token_order: VecDeque<(Duration, Address)>,
     reachable: usize,
     random: u64,
@@ -274,7 +278,7 @@ impl Proposer {
             Body::Refused { ballot, above, why } if ballot == round.ballot => {
                 // A clock too far ahead to follow only means that this ballot's successor is refused again.
                 let _ = self.clock.merge(above, now.wall);
-                self.on_refused(now, &mut round, voter, why)
+                self.on_refused(now, &address, &mut round, voter, why)
             }
             _ => true,
         };
@@ -471,17 +475,21 @@ impl Proposer {
         false
     }
 
-    fn on_refused(&mut self, now: Now, round: &mut Round, voter: usize, why: Refusal) -> bool {
+    fn on_refused(&mut self, now: Now, address: &Address, round: &mut Round, voter: usize, why: Refusal) -> bool {
         let refused = match &mut round.phase {
             Phase::Preparing(tally) => &mut tally.refused,
             Phase::Accepting(ballotting) => &mut ballotting.refused,
             Phase::BackingOff | Phase::Reading(_) => return true,
         };
         refused.insert(voter, why);
-        if refused.len() <= self.config.voters - self.config.quorum {
+        // As long as those in reach that have not refused can still make a majority, the round goes on.
+        if self.reachable.saturating_sub(refused.len()) >= self.config.quorum {
             return true;
         }
         self.counts.refused += 1;
+        if round.tries + 1 >= CONTENDED_AFTER_TRIES {
+            self.actions.push(Action::Contended(address.clone()));
+        }
         let ahead = refused.values().all(|why| *why == Refusal::ClockAhead);
         round.recall();
         if ahead {

@@ -13,7 +13,7 @@ pub const LINEAGE_MAX: usize = 16;
 /// ([`Ballot::ZERO`] or the GC floor), so that its list is known to be whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Lineage(Vec<Ballot>);
+pub struct Lineage(pub(super) Vec<Ballot>);
 
 /// What a lineage tells about one ballot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,15 @@ pub struct Record {
     /// What it builds on.
     #[serde(rename = "l")]
     pub lineage: Lineage,
+}
+
+impl Record {
+    /// True where both are the record of one ballot. A committed row outlives its lineage, so one that is empty is not
+    /// known, which contradicts nothing.
+    pub(super) fn is_same_vote(&self, other: &Self) -> bool {
+        let lineages = self.lineage == other.lineage || self.lineage.len() == 0 || other.lineage.len() == 0;
+        (self.ballot, self.upd, &self.op) == (other.ballot, other.upd, &other.op) && lineages
+    }
 }
 
 /// What one acceptor holds for a key, as it tells a proposer.

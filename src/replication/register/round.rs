@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::message::Refusal;
-use super::proposer::OpId;
 use super::record::{Descent, Lineage, Record, Vote};
 use crate::store::replicator::Op;
 use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::Ballot;
+
+/// Names one client's update within a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
 
 /// A client's update on its way.
 #[derive(Debug, Clone)]
@@ -37,7 +40,7 @@ pub(super) struct Base {
 /// Votes of distinct voters for one question.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
-    votes: BTreeMap<usize, Vote>,
+    pub(super) votes: BTreeMap<usize, Vote>,
     pub(super) refused: BTreeMap<usize, Refusal>,
 }
 
@@ -197,6 +200,7 @@ impl Attempt {
 
 /// What becomes of the clients once a record is chosen.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) enum Carried {
     /// This try of theirs took effect.
     Write(Attempt, usize),
@@ -206,6 +210,7 @@ pub(super) enum Carried {
 
 /// A record that was sent out to be voted on.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Ballotting {
     pub(super) record: Record,
     /// Who said yes, and whether they granted the token.
@@ -218,6 +223,7 @@ pub(super) struct Ballotting {
 
 /// Where a round stands.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) enum Phase {
     /// Lost to another; waits a random while.
     BackingOff,
@@ -231,6 +237,7 @@ pub(super) enum Phase {
 
 /// A round in flight.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Round {
     /// Names it in messages.
     pub(super) ballot: Ballot,

@@ -50,9 +50,10 @@ impl<T> Sealed<T> {
 
 /// Sealed things that wait for the journal, in the order in which they may be opened.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct SealedQueue<T> {
-    durable: Durable,
-    waiting: BTreeMap<Lsn, Vec<T>>,
+    pub(super) durable: Durable,
+    pub(super) waiting: BTreeMap<Lsn, Vec<T>>,
 }
 
 impl<T> Default for SealedQueue<T> {

@@ -140,6 +140,7 @@ impl World {
                 self.learn(n, record);
             }
             Action::Decide(id, decision) => self.decide(id, decision),
+            Action::Contended(_) => {}
         }
     }
 

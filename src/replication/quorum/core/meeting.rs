@@ -11,7 +11,7 @@ use crate::replication::quorum::peers::{Link, Peer, Stamp};
 use crate::types::NodeId;
 
 impl Core {
-    pub(super) fn on_up(&mut self, node: &NodeId, hello: &[u8]) {
+    pub(super) fn on_up(&mut self, now: Now, node: &NodeId, hello: &[u8]) {
         let Some(index) = self.index(node) else { return };
         if let Some(accused) = self.rooms.greeter.accused() {
             self.bar(accused);
@@ -19,7 +19,10 @@ impl Core {
         let memories = self.disk.remember(self.rooms.greeter.take_unsaved());
         let standing = self.rooms.greeter.standing(node);
         let Some(Some(peer)) = self.peers.get_mut(index) else { return };
-        peer.storage_id = Hello::decode(hello).ok().map(|hello| hello.storage_id);
+        if let Ok(hello) = Hello::decode(hello) {
+            peer.storage_id = Some(hello.storage_id);
+            peer.set_skew(hello.wall.saturating_sub(now.wall));
+        }
         peer.in_step = false;
         peer.link = match (standing, memories) {
             (Standing::Forgot { reason }, _) => {
@@ -33,6 +36,7 @@ impl Core {
         if peer.link != Link::Forgot {
             self.catch_up(index, node.clone());
         }
+        self.correct_time();
         self.update_reachable();
         let known: Vec<_> = self.unmet.extract_if(.., |(unmet, _)| *unmet == index).collect();
         for (_, met) in known {

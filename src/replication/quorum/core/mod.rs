@@ -5,32 +5,32 @@
 //!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
 //! ```
 
+mod homes;
 mod meeting;
 mod tasks;
+mod time;
 mod votes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use self::homes::Contended;
 use self::tasks::Task;
-use super::clients::Clients;
+use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
-use super::greeter::Greeter;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
-use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Subscribers};
+use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
 use crate::clock::{Clock, Now};
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
 use crate::replication::wire::{self, Batch};
-use crate::store::Manager;
 use crate::store::replicator::{Decision, Proposal, Rejection};
-use crate::transport::{Event, Transport};
+use crate::transport::Event;
 use crate::types::{Ballot, ShardId};
 
 /// Tasks that wait for their shard file to be opened.
@@ -59,17 +59,6 @@ struct Waiting {
     decisions: Vec<(OpId, Decision)>,
 }
 
-/// What the driver and its helpers share.
-#[derive(Clone)]
-pub(super) struct Rooms {
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) greeter: Arc<Greeter>,
-    pub(super) manager: Arc<Manager>,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) inputs: mpsc::Sender<Input>,
-    pub(super) subscribers: Subscribers,
-}
-
 pub(super) struct Core {
     config: QuorumConfig,
     me: usize,
@@ -90,6 +79,7 @@ pub(super) struct Core {
     /// Decisions that wait until their record is visible here.
     waiting: HashMap<Address, Vec<Waiting>>,
     pulls: HashMap<Address, BTreeSet<usize>>,
+    contended: Contended,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
     /// A chosen record was let go for want of room: rows are compared anew once there is some.
@@ -102,6 +92,8 @@ pub(super) struct Core {
     /// What is wrong with the shard files, as of the last slow tick.
     store_trouble: Option<String>,
     closing: Option<oneshot::Sender<()>>,
+    /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
+    wall_offset: Option<i64>,
     metrics: super::metrics::CoreMetrics,
 }
 
@@ -123,16 +115,19 @@ impl Core {
             local: VecDeque::new(),
             waiting: HashMap::new(),
             pulls: HashMap::new(),
+            contended: Contended::default(),
             parked: HashMap::new(),
             parked_tasks: 0,
             missed: false,
             unsettled: HashMap::new(),
-            next_op: 0,
+            // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
+            next_op: rooms.greeter.boot() << 40,
             // Boots in the high bits: the count rises across restarts without being written down.
             seq: rooms.greeter.boot() << 40,
             barred: None,
             store_trouble: None,
             closing: None,
+            wall_offset: None,
             metrics: super::metrics::CoreMetrics::default(),
             config,
             rooms,
@@ -198,7 +193,7 @@ impl Core {
 
     pub(super) fn on_event(&mut self, now: Now, event: Event) {
         match event {
-            Event::Up { node, hello } => self.on_up(&node, &hello),
+            Event::Up { node, hello } => self.on_up(now, &node, &hello),
             Event::Down { node, reason } => {
                 let Some(index) = self.index(&node) else { return };
                 tracing::debug!(peer = %node, reason, "peer lost");
@@ -266,7 +261,7 @@ impl Core {
     pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
         let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
         for id in overdue {
-            self.decide(now, id, Decision::Timeout);
+            self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
         if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
             // What a restart left open is asked about at once: local reads of those keys wait for it.
@@ -307,6 +302,7 @@ impl Core {
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
             ceiling: self.acceptor.ceiling(),
+            clock_correction_us: self.rooms.clock.correction() / 1_000,
         }
     }
 
@@ -349,11 +345,13 @@ impl Core {
             let _ = reply.send(Decision::Reject(rejection));
             return;
         }
-        self.next_op += 1;
-        let id = OpId(self.next_op);
-        let deadline = now.monotonic + timeout.unwrap_or(self.config.propose_timeout);
-        self.clients.insert(id, reply, now.monotonic, deadline, update.is_read());
-        self.proposer.propose(Address { shard, key }, id, update, deadline);
+        let within = timeout.unwrap_or(self.config.propose_timeout);
+        let (id, deadline) = self.admit(now, Reply::Here(reply), within, update.is_read());
+        let address = Address { shard, key };
+        match self.busier_home(now, &address).filter(|_| !update.is_read()) {
+            Some(home) => self.forward(now, home, address, id, update, within),
+            None => self.proposer.propose(address, id, update, deadline),
+        }
     }
 
     /// Why this node can take no update just now.
@@ -363,6 +361,9 @@ impl Core {
         }
         if let Some(why) = &self.barred {
             return Some(Rejection::NoQuorum(format!("this node must not vote: {why}")));
+        }
+        if self.clients.is_full() {
+            return Some(Rejection::Busy(format!("{CLIENTS_MAX} updates are under way already; try again soon")));
         }
         if is_read {
             return None;
@@ -409,7 +410,8 @@ impl Core {
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
             }
-            Action::Decide(id, decision) => self.decide(now, id, decision),
+            Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
+            Action::Contended(address) => self.contended.mark(now.monotonic, address),
         }
     }
 
@@ -424,6 +426,7 @@ impl Core {
         if let Some(Some(peer)) = self.peers.get_mut(from) {
             peer.set_skew(batch.wall.saturating_sub(now.wall));
         }
+        self.correct_time();
         for message in batch.messages {
             self.receive(now, from, message);
         }
@@ -440,12 +443,29 @@ impl Core {
         }
     }
 
-    fn decide(&mut self, now: Now, id: OpId, decision: Decision) {
+    /// Names an update and remembers who waits for it, and until when.
+    fn admit(&mut self, now: Now, reply: Reply, within: Duration, is_read: bool) -> (OpId, Duration) {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        let deadline = now.monotonic + within;
+        self.clients.insert(id, reply, now.monotonic, deadline, is_read);
+        (id, deadline)
+    }
+
+    /// Tells who waits for an update how it ended; `on` is the ballot of the record that the answer stands on, zero
+    /// where there is none.
+    fn decide(&mut self, now: Now, id: OpId, decision: Decision, on: Ballot) {
         // Background completions have no client.
         let Some(client) = self.clients.remove(id) else { return };
-        self.metrics.count(&decision);
-        self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
-        let _ = client.reply.send(decision);
+        match client.reply {
+            Reply::Here(reply) => {
+                self.metrics.count(&decision);
+                self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
+                // A client that has gone needs no answer.
+                let _ = reply.send(decision);
+            }
+            Reply::Peer { peer, number, address } => self.decide_for(now, peer, number, address, decision, on),
+        }
     }
 
     /// Says that it has ended, to who closed it.

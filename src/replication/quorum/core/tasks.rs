@@ -144,7 +144,7 @@ impl Core {
                 if stored.is_some_and(|row| row.ballot >= ballot) {
                     self.acceptor.on_stored(&address, ballot);
                     self.settled(&address, ballot);
-                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
+                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision, ballot));
                 }
                 if !decisions.is_empty() {
                     self.waiting.entry(address.clone()).or_default().push(Waiting { ballot, decisions });

@@ -1,8 +1,8 @@
 //! The acceptor's and learner's side: votes given, chosen records committed and made visible.
 
 use super::{Core, Effect, PULLS_MAX};
-use crate::clock::Now;
-use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, Record, Refusal, Sealed};
+use crate::clock::{Clock, Now};
+use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Frame;
 use crate::types::Ballot;
@@ -46,6 +46,12 @@ impl Core {
                     self.take(commit.map(Effect::Commit));
                 }
                 return;
+            }
+            Body::Propose { id, update, within_ms } => {
+                return self.propose_for(now, from, id, address, update, within_ms);
+            }
+            Body::Decided { id, decision, ballot } => {
+                return self.decided_at_home(now, OpId(id), address, decision, ballot, stored);
             }
             Body::Read { .. }
             | Body::Promised { .. }
@@ -134,7 +140,7 @@ impl Core {
             self.waiting.remove(address);
         }
         for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
-            self.decide(now, id, decision);
+            self.decide(now, id, decision, record.ballot);
         }
     }
 

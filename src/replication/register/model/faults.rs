@@ -1,0 +1,211 @@
+//! What the design warns of, each as a switch: the rule taken out from around the register's code, which itself stays as
+//! it is. A check that cannot catch these proves nothing.
+
+use std::time::Duration;
+
+use super::world::Node;
+use crate::clock::Now;
+use crate::replication::register::acceptor::{Acceptor, Pending};
+use crate::replication::register::proposer::Proposer;
+use crate::replication::register::{
+    Address, Body, Durable, Entry, Lineage, Lsn, Message, Record, Restored, Sealed, Vote,
+};
+use crate::types::Ballot;
+
+/// A rule taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Fault {
+    /// Rule 1: a Prepare is answered with what the disk holds while an accept is on its way there.
+    OldValueWhileUnflushed,
+    /// Rule 2: the ceiling is made durable after the promise has left.
+    CeilingAfterTheReply,
+    /// Rule 2: a restart forgets promises and refuses nothing.
+    NoFloorAfterRestart,
+    /// Rule 2: old promises are forgotten without raising the floor.
+    ForgettingSilently,
+    /// Rule 4: a retry evaluates again, whatever the base tells.
+    AlwaysApplyingAgain,
+    /// Rule 4: a retry looks for its ballot at the base, not in what the base builds on.
+    BaseAlone,
+    /// Rule 4: a retry looks for the last ballot that it sent out alone.
+    LatestAttemptAlone,
+    /// Rule 4: a try that a majority bypassed is taken for dead.
+    BypassedTryForgotten,
+    /// Rule 4: an answer is given on a base that may not be chosen.
+    UnprovenBase,
+    /// Rule 5: a token is good for ever.
+    TokenTwice,
+    /// Rule 5: a token is used for a fresher ballot than was granted.
+    TokenRenumbered,
+    /// Rule 6: a Read is answered with what is not yet on disk.
+    UnflushedRead,
+    /// Rule 6: a Read's highest vote is answered without completing it.
+    HighestWithoutCompleting,
+    /// Rule 8: a record not known to be chosen is copied, and counts as a vote.
+    CopiedAsAVote,
+}
+
+impl Fault {
+    /// True where an acceptor may accept what it would have refused before.
+    pub(super) fn forgets(self) -> bool {
+        matches!(self, Self::NoFloorAfterRestart | Self::CeilingAfterTheReply | Self::ForgettingSilently)
+    }
+
+    /// The rule that it breaks, and its name.
+    pub(super) fn title(self) -> (u8, &'static str) {
+        match self {
+            Self::OldValueWhileUnflushed => (1, "answering the old value while an accept is unflushed"),
+            Self::CeilingAfterTheReply => (2, "the ceiling made durable after the reply"),
+            Self::NoFloorAfterRestart => (2, "no floor after a restart"),
+            Self::ForgettingSilently => (2, "forgetting old promises silently"),
+            Self::AlwaysApplyingAgain => (4, "always applying again"),
+            Self::BaseAlone => (4, "looking at the base alone"),
+            Self::LatestAttemptAlone => (4, "looking for the latest attempt alone"),
+            Self::BypassedTryForgotten => (4, "a bypassed try forgotten"),
+            Self::UnprovenBase => (4, "answering on an unproven base"),
+            Self::TokenTwice => (5, "a token used twice"),
+            Self::TokenRenumbered => (5, "a token renumbered to a fresher ballot"),
+            Self::UnflushedRead => (6, "exposing an unflushed accept in a read"),
+            Self::HighestWithoutCompleting => (6, "answering the highest vote without completing it"),
+            Self::CopiedAsAVote => (8, "copying an unchosen record as a vote"),
+        }
+    }
+}
+
+/// Opens what should wait for the disk.
+fn force<T>(sealed: Sealed<T>) -> T {
+    sealed.open(Durable::synced(Lsn(u64::MAX))).unwrap_or_else(|_| unreachable!("nothing is sealed for longer"))
+}
+
+pub(super) fn prepare(
+    fault: Option<Fault>,
+    node: &mut Node,
+    address: &Address,
+    ballot: Ballot,
+    holds: Option<Ballot>,
+) -> Sealed<Body> {
+    let (now, row) = (node.now(), node.row());
+    let sealed = node.acceptor.on_prepare(now, address, ballot, holds, row.as_ref());
+    let durable = node.sealed.durable.lsn();
+    let unflushed = node.acceptor.keys.get(address).and_then(|key| key.pending.as_ref());
+    let unflushed = unflushed.filter(|pending| pending.lsn > durable).map(|pending| pending.record.ballot);
+    match (fault, unflushed) {
+        (Some(Fault::OldValueWhileUnflushed), Some(hidden)) => {
+            let body = match force(sealed) {
+                Body::Promised { ballot, vote } if vote.ballot() == hidden => {
+                    let pending = node.disk.pending.get(address);
+                    let pending = pending.filter(|old| row.as_ref().is_none_or(|row| row.ballot < old.ballot));
+                    let old = pending.map(|old| Vote::of_record(old, false, holds));
+                    let row = row.map(|row| Vote::of_row(&row, Lineage::default(), holds));
+                    Body::Promised { ballot, vote: old.or(row).unwrap_or(Vote::Absent(Ballot::ZERO)) }
+                }
+                body => body,
+            };
+            // The promise itself is as durable as it should be.
+            node.acceptor.seal(ballot, now, body)
+        }
+        (Some(Fault::CeilingAfterTheReply), None) => Sealed::new(Lsn(0), force(sealed)),
+        _ => sealed,
+    }
+}
+
+pub(super) fn read(
+    fault: Option<Fault>,
+    node: &mut Node,
+    address: &Address,
+    round: Ballot,
+    holds: Option<Ballot>,
+) -> Sealed<Body> {
+    let sealed = node.acceptor.on_read(address, round, holds, node.row().as_ref());
+    match fault {
+        Some(Fault::UnflushedRead) => Sealed::new(Lsn(0), force(sealed)),
+        _ => sealed,
+    }
+}
+
+/// What a proposer hears of an answer.
+pub(super) fn answer(fault: Option<Fault>, message: Message) -> Message {
+    let Message { address, mut body } = message;
+    match (fault, &mut body) {
+        (Some(Fault::UnprovenBase), Body::Promised { vote: Vote::Record { chosen, .. }, .. })
+        | (Some(Fault::HighestWithoutCompleting), Body::Held { vote: Vote::Record { chosen, .. }, .. }) => {
+            *chosen = true;
+        }
+        (Some(Fault::BaseAlone), Body::Promised { vote: Vote::Record { lineage, .. }, .. }) => {
+            *lineage = Lineage(vec![Ballot::ZERO]);
+        }
+        _ => {}
+    }
+    Message { address, body }
+}
+
+/// After anything that may have begun a round anew: what the proposer remembers of its earlier tries.
+pub(super) fn forget_attempts(fault: Option<Fault>, proposer: &mut Proposer) {
+    let Some(round) = proposer.keys.values_mut().next().and_then(|queue| queue.round.as_mut()) else { return };
+    let Some(attempt) = &mut round.attempt else { return };
+    match fault {
+        Some(Fault::AlwaysApplyingAgain) => {
+            round.updates.extend(attempt.updates());
+            round.attempt = None;
+        }
+        Some(Fault::BypassedTryForgotten) => drop(attempt.tries.drain(..attempt.tries.len() - 1)),
+        Some(Fault::LatestAttemptAlone) => {
+            drop(attempt.tries.drain(..attempt.tries.len() - 1));
+            for one in &mut attempt.tries {
+                drop(one.ballots.drain(..one.ballots.len() - 1));
+                one.upd = one.ballots[0];
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn start(fault: Option<Fault>, proposer: &mut Proposer, now: Now, address: &Address, held: Option<Record>) {
+    if fault == Some(Fault::TokenRenumbered)
+        && let Some(token) = proposer.tokens.get_mut(address)
+    {
+        token.next = proposer.clock.issue(now.wall);
+    }
+    let token = proposer.tokens.get(address).cloned().filter(|_| fault == Some(Fault::TokenTwice));
+    proposer.start(now, address, held);
+    if let Some(token) = token {
+        proposer.tokens.insert(address.clone(), token);
+    }
+}
+
+pub(super) fn restored(fault: Option<Fault>, restored: Restored) -> Restored {
+    let ceiling = if fault == Some(Fault::NoFloorAfterRestart) { Ballot::ZERO } else { restored.ceiling };
+    Restored { ceiling, ..restored }
+}
+
+/// What a node does whose memory of promises is full.
+pub(super) fn forget(fault: Option<Fault>, acceptor: &mut Acceptor) {
+    let floor = acceptor.floor;
+    while !acceptor.promises.is_empty() {
+        acceptor.forget_oldest_promise();
+    }
+    if fault == Some(Fault::ForgettingSilently) {
+        acceptor.floor = floor;
+    }
+}
+
+fn copied(from: &Node) -> Option<(&Address, &Record)> {
+    let unchosen = |pending: &&Pending| !pending.chosen && pending.lsn <= from.sealed.durable.lsn();
+    let (address, key) = from.acceptor.keys.iter().next()?;
+    Some((address, &key.pending.as_ref().filter(unchosen)?.record))
+}
+
+/// True where a repair by copying would find something.
+pub(super) fn can_copy(from: &Node, to: &Node) -> bool {
+    let Some((address, record)) = copied(from) else { return false };
+    let pending = to.acceptor.keys.get(address).and_then(|key| key.pending.as_ref());
+    pending.is_none_or(|pending| pending.record.ballot < record.ballot)
+        && to.row().is_none_or(|row| row.ballot < record.ballot)
+}
+
+pub(super) fn copy_vote(from: &Node, to: &mut Node) {
+    let Some((address, record)) = copied(from) else { return };
+    let lsn = to.acceptor.append(Entry::Accepted(address.clone(), record.clone()));
+    let pending = Pending { record: record.clone(), lsn, chosen: false, since: Duration::ZERO };
+    to.acceptor.set_pending(address, pending);
+}

@@ -1,0 +1,253 @@
+//! What must hold in every state, told by somebody who sees all disks and all clients at once.
+//!
+//! * **One value per ballot**: no two records are ever sent out to be voted on under one ballot.
+//! * **Agreement**: once a majority's disks hold a ballot, every record sent out under a higher one builds on it.
+//! * **Persist before reply**: what a message says of its sender is on the sender's disk when it leaves.
+//! * **Local state**: a node commits chosen records only, and its ballots and versions only rise.
+//! * **Linearizability** of what clients were told, whatever became of those who were not told: no acknowledged write is
+//!   lost, no increment counts twice, reads never go back, a Reject never took effect. Each newly chosen value counts as
+//!   one more read at that moment, so that a wrong one is seen before a client stumbles on it.
+
+use std::hash::Hash;
+use std::rc::Rc;
+
+use super::fingerprint::{Fingerprint, hash_outcome};
+use super::scenario::VALUE_BYTES_MAX;
+use crate::replication::journal::Replay;
+use crate::replication::register::{Body, Record, Vote};
+use crate::store::StoredRow;
+use crate::store::replicator::Decision;
+use crate::store::update::{Outcome, Row, Update};
+use crate::types::{Ballot, Value};
+
+/// What a client knows of its update.
+#[derive(Debug, Clone)]
+enum Status {
+    /// Not answered, or answered "unknown", or its node died: it may take effect at any time, or never.
+    Open,
+    Done(Outcome),
+    /// It never takes effect.
+    Rejected,
+}
+
+#[derive(Debug, Clone)]
+struct Call {
+    /// The update's number in the scenario.
+    number: usize,
+    update: Rc<Update>,
+    status: Status,
+    /// The updates that had been answered before this one was asked for, as bits.
+    after: u32,
+}
+
+/// A record sent out to be voted on, and whose disks have held it.
+#[derive(Debug, Clone)]
+struct Asked {
+    record: Rc<Record>,
+    disks: u8,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Oracle {
+    quorum: u32,
+    /// False where a fault is to be caught by what clients see alone.
+    watches_inside: bool,
+    calls: Vec<Call>,
+    /// By ballot.
+    asked: Vec<Asked>,
+    pub(super) violation: Option<String>,
+}
+
+impl Oracle {
+    pub(super) fn new(quorum: usize, watches_inside: bool) -> Self {
+        Self { quorum: quorum as u32, watches_inside, calls: Vec::new(), asked: Vec::new(), violation: None }
+    }
+
+    pub(super) fn hash(&self, into: &mut Fingerprint) {
+        for call in &self.calls {
+            (call.number, call.after).hash(into);
+            match &call.status {
+                Status::Open => 0_u8.hash(into),
+                Status::Done(outcome) => hash_outcome(outcome, into),
+                Status::Rejected => 1_u8.hash(into),
+            }
+        }
+        for asked in &self.asked {
+            (asked.record.ballot, asked.disks).hash(into);
+        }
+    }
+
+    pub(super) fn violated(&mut self, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            self.violation = Some(what());
+        }
+    }
+
+    fn inside(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if self.watches_inside && !holds {
+            self.violated(what);
+        }
+    }
+
+    /// A client asks.
+    pub(super) fn on_call(&mut self, number: usize, update: Rc<Update>) {
+        let done = self.calls.iter().filter(|call| matches!(call.status, Status::Done(_)));
+        let after = done.fold(0, |bits, call| bits | 1 << call.number);
+        self.calls.push(Call { number, update, status: Status::Open, after });
+        // Where calls stand must not depend on the order in which independent ones were made.
+        self.calls.sort_by_key(|call| call.number);
+    }
+
+    /// A client is answered.
+    pub(super) fn on_decision(&mut self, number: usize, decision: Decision) {
+        let Some(call) = self.calls.iter_mut().find(|call| call.number == number) else { return };
+        if !matches!(call.status, Status::Open) {
+            return self.violated(|| format!("update {number} was decided twice"));
+        }
+        match decision {
+            Decision::Accept(outcome) => call.status = Status::Done(outcome),
+            Decision::Reject(_) => call.status = Status::Rejected,
+            Decision::Timeout => {}
+        }
+        if !self.is_linearizable(None) {
+            let told = self.told();
+            self.violated(|| format!("linearizability: {told}"));
+        }
+    }
+
+    /// A record is sent out to be voted on.
+    pub(super) fn on_asked(&mut self, record: &Record) {
+        match self.asked.binary_search_by_key(&record.ballot, |asked| asked.record.ballot) {
+            Ok(at) => {
+                let alike = *self.asked[at].record == *record;
+                self.inside(alike, || format!("one value per ballot: {} was sent out for two", record.ballot));
+            }
+            Err(at) => {
+                self.asked.insert(at, Asked { record: Rc::new(record.clone()), disks: 0 });
+                for chosen in self.chosen() {
+                    self.agree(record.ballot, chosen);
+                }
+            }
+        }
+    }
+
+    /// A vote has reached the disk of node `n`.
+    pub(super) fn on_vote(&mut self, n: usize, ballot: Ballot) {
+        let quorum = self.quorum;
+        let Some(asked) = self.asked.iter_mut().find(|asked| asked.record.ballot == ballot) else { return };
+        let before = asked.disks.count_ones();
+        asked.disks |= 1 << n;
+        if before >= quorum || asked.disks.count_ones() < quorum {
+            return;
+        }
+        let value = asked.record.op.value().cloned();
+        for later in self.asked.iter().map(|asked| asked.record.ballot).filter(|b| *b > ballot).collect::<Vec<_>>() {
+            self.agree(later, ballot);
+        }
+        let is_highest = self.chosen().last() == Some(&ballot);
+        if is_highest && !self.is_linearizable(Some(&value)) {
+            let told = self.told();
+            self.violated(|| format!("the value chosen now, {value:?}, does not follow: {told}"));
+        }
+    }
+
+    /// A record is taken for chosen.
+    pub(super) fn on_learnt(&mut self, ballot: Ballot) {
+        let is_chosen = self.chosen().contains(&ballot);
+        self.inside(is_chosen, || format!("local state: {ballot} is taken for chosen, and is not"));
+    }
+
+    /// Node `n` makes a record visible.
+    pub(super) fn on_commit(&mut self, n: usize, record: &Record, before: Option<&StoredRow>) {
+        self.on_learnt(record.ballot);
+        let Some(row) = before.filter(|row| row.ballot <= record.ballot) else { return };
+        let rises = row.upd <= record.upd && (row.upd != record.upd || row.op == record.op);
+        self.inside(rises, || format!("local state: node {n} goes from version {} to {}", row.upd, record.upd));
+    }
+
+    /// A message leaves node `n`, whose disk is `disk`.
+    pub(super) fn on_sent(&mut self, n: usize, body: &Body, disk: &Replay) {
+        let covered = |ballot: Ballot| ballot <= disk.ceiling;
+        let holds = |ballot: Ballot| {
+            let voted = self.asked.iter().any(|asked| asked.record.ballot == ballot && asked.disks & 1 << n != 0);
+            voted || disk.chosen.values().any(|record| record.ballot >= ballot)
+        };
+        let vote_holds = |vote: &Vote| match vote {
+            Vote::Absent(_) => true,
+            Vote::Record { ballot, .. } => holds(*ballot),
+        };
+        let persisted = match body {
+            Body::Prepare { ballot, .. } => covered(*ballot),
+            Body::Accept { record, .. } => covered(record.ballot),
+            Body::Promised { ballot, vote } => covered(*ballot) && vote_holds(vote),
+            Body::Held { vote, .. } => vote_holds(vote),
+            Body::Accepted { ballot, .. } => covered(*ballot) && holds(*ballot),
+            _ => true,
+        };
+        self.inside(persisted, || format!("persist before reply: node {n} says {body:?}, and its disk does not"));
+    }
+
+    fn chosen(&self) -> Vec<Ballot> {
+        let chosen = self.asked.iter().filter(|asked| asked.disks.count_ones() >= self.quorum);
+        chosen.map(|asked| asked.record.ballot).collect()
+    }
+
+    fn agree(&mut self, later: Ballot, chosen: Ballot) {
+        let base_of = |ballot: Ballot| {
+            let asked = self.asked.iter().find(|asked| asked.record.ballot == ballot)?;
+            asked.record.lineage.0.first().copied()
+        };
+        let mut at = Some(later);
+        while let Some(ballot) = at.filter(|ballot| *ballot > chosen) {
+            at = base_of(ballot);
+        }
+        let builds_on = later <= chosen || at == Some(chosen);
+        self.inside(builds_on, || format!("agreement: {chosen} is chosen, and {later} does not build on it"));
+    }
+
+    /// Is there an order of the updates, in keeping with who was answered before whom asked, that explains every
+    /// answer, and `seen` as what a read finds now?
+    fn is_linearizable(&self, seen: Option<&Option<Value>>) -> bool {
+        self.explain(0, None, seen)
+    }
+
+    fn explain(&self, placed: u32, row: Option<Row>, seen: Option<&Option<Value>>) -> bool {
+        let done = self.calls.iter().filter(|call| matches!(call.status, Status::Done(_)));
+        let answered = done.fold(0, |bits, call| bits | 1 << call.number);
+        if answered & !placed == 0 && seen.is_none_or(|seen| *seen == row.as_ref().map(|row| row.value.clone())) {
+            return true;
+        }
+        let next = self.calls.iter().filter(|call| placed & 1 << call.number == 0 && call.after & !placed == 0);
+        next.filter(|call| !matches!(call.status, Status::Rejected)).any(|call| {
+            let outcome = call.update.evaluate(row.clone(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
+            let fits = match &call.status {
+                Status::Done(told) => same(told, &outcome),
+                _ => true,
+            };
+            fits && self.explain(placed | 1 << call.number, outcome.after, seen)
+        })
+    }
+
+    /// The clients' story, for people.
+    fn told(&self) -> String {
+        let value = |row: &Option<Row>| row.as_ref().map_or("nothing".to_owned(), |row| format!("{:?}", row.value));
+        let tell = |call: &Call| {
+            let what = match &call.status {
+                Status::Open => "open".to_owned(),
+                Status::Done(outcome) => {
+                    format!("{:?}, {} -> {}", outcome.verdict, value(&outcome.before), value(&outcome.after))
+                }
+                Status::Rejected => "rejected".to_owned(),
+            };
+            format!("#{} {:?}: {what} (after {:b})", call.number, call.update.change, call.after)
+        };
+        self.calls.iter().map(tell).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn same(told: &Outcome, outcome: &Outcome) -> bool {
+    let value = |row: &Option<Row>| row.as_ref().map(|row| row.value.clone());
+    told.verdict == outcome.verdict
+        && value(&told.before) == value(&outcome.before)
+        && value(&told.after) == value(&outcome.after)
+}

@@ -1,0 +1,133 @@
+//! A small world's size: who asks for what, and how often what may go wrong.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::faults::Fault;
+use crate::store::update::{Change, Condition, Update};
+use crate::types::Value;
+
+/// The largest value of these worlds.
+pub(super) const VALUE_BYTES_MAX: usize = 1 << 10;
+
+/// How often each thing may happen that need not. A message that is never delivered is a lost one: that is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Budget {
+    /// SIGKILL or power loss, with an immediate restart.
+    pub(super) crashes: u8,
+    /// A node's patience ends: steps without an answer begin anew, back-offs end.
+    pub(super) ticks: u8,
+    /// A message is delivered and stays to be delivered again.
+    pub(super) duplicates: u8,
+    /// The clients of a node give up.
+    pub(super) expiries: u8,
+    /// A node asks about what it accepted and never heard of again.
+    pub(super) settles: u8,
+    /// A node's memory of promises is full, and it forgets.
+    pub(super) forgets: u8,
+}
+
+/// One client, which asks for one thing after the other.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) node: usize,
+    pub(super) script: Vec<Rc<Update>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    pub(super) voters: usize,
+    pub(super) clients: Vec<Client>,
+    /// The nodes whose fsync takes time, as bits; that of the others is over at once.
+    pub(super) slow_disks: u8,
+    /// The nodes that may crash, as bits.
+    pub(super) mortal: u8,
+    /// How far ahead of the clock ceilings are set.
+    pub(super) ceiling_lead: Duration,
+    /// Whether a node keeps the token that it was granted.
+    pub(super) tokens: bool,
+    /// Whether others are told of what is chosen.
+    pub(super) commits: bool,
+    pub(super) budget: Budget,
+    pub(super) fault: Option<Fault>,
+}
+
+impl Scenario {
+    /// Three voters with fast disks, tokens, and nobody who asks.
+    pub(super) fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            voters: 3,
+            clients: Vec::new(),
+            slow_disks: 0,
+            mortal: 0b111,
+            ceiling_lead: Duration::from_millis(500),
+            tokens: true,
+            commits: true,
+            budget: Budget::default(),
+            fault: None,
+        }
+    }
+
+    /// Adds a client on `node`.
+    pub(super) fn client(mut self, node: usize, script: impl IntoIterator<Item = Update>) -> Self {
+        self.clients.push(Client { node, script: script.into_iter().map(Rc::new).collect() });
+        self
+    }
+
+    pub(super) fn slow_disks(self, slow_disks: u8) -> Self {
+        Self { slow_disks, ..self }
+    }
+
+    pub(super) fn mortal(self, mortal: u8) -> Self {
+        Self { mortal, ..self }
+    }
+
+    /// Ceilings just high enough, so that every round has to move them.
+    pub(super) fn tight_ceilings(self) -> Self {
+        Self { ceiling_lead: Duration::ZERO, ..self }
+    }
+
+    pub(super) fn without_tokens(self) -> Self {
+        Self { tokens: false, ..self }
+    }
+
+    pub(super) fn without_commits(self) -> Self {
+        Self { commits: false, ..self }
+    }
+
+    pub(super) fn budget(mut self, set: impl FnOnce(&mut Budget)) -> Self {
+        set(&mut self.budget);
+        self
+    }
+
+    pub(super) fn fault(self, fault: Option<Fault>) -> Self {
+        Self { fault, ..self }
+    }
+
+    /// The first number of a client's updates.
+    pub(super) fn first_number(&self, client: usize) -> usize {
+        self.clients[..client].iter().map(|client| client.script.len()).sum()
+    }
+}
+
+/// Adds one to the counter.
+pub(super) fn increment() -> Update {
+    Update::always(Change::Add(1))
+}
+
+/// Reads through a quorum.
+pub(super) fn read() -> Update {
+    Update::read()
+}
+
+/// Replaces one value by another.
+pub(super) fn cas(from: &'static str, to: &'static str) -> Update {
+    Update { condition: Condition::ValueIs(Value::from(from)), change: Change::Put(Value::from(to)) }
+}
+
+/// Takes a key that nobody has.
+pub(super) fn take(value: &'static str) -> Update {
+    Update { condition: Condition::Absent, change: Change::Put(Value::from(value)) }
+}

@@ -1,0 +1,607 @@
+//! Nodes, their disks, the network and the clients, as one value; and everything that can happen next. The nodes run the
+//! register's own code, driven as the quorum driver does: what a node says to itself it hears at once, what needs the disk
+//! waits for it, a restart replays the journal with the journal's own code.
+
+use std::hash::Hash;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::faults::{self, Fault};
+use super::fingerprint::{self, Fingerprint};
+use super::oracle::Oracle;
+use super::scenario::{Budget, Scenario, VALUE_BYTES_MAX};
+use crate::clock::{HybridClock, Now};
+use crate::replication::journal::Replay;
+use crate::replication::register::round::Phase;
+use crate::replication::register::{
+    Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
+    Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
+};
+use crate::store::StoredRow;
+use crate::store::replicator::Decision;
+use crate::store::update::Update;
+use crate::types::{Ballot, Key, ShardId, Slot};
+
+/// The wall clock stands still: ballots then rise by counting alone, and time passes only where a step says so.
+const WALL: i64 = 1 << 30;
+/// Longer than every back-off and every step's patience, shorter than a client's and a token's.
+const TICK: Duration = Duration::from_secs(60);
+const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
+const FOREVER: Duration = Duration::from_secs(1_000_000_000);
+/// Names what a node asks on its own account.
+const SETTLING: OpId = OpId(1000);
+
+thread_local! {
+    static ADDRESS: Address = Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() };
+}
+
+pub(super) fn address() -> Address {
+    ADDRESS.with(Clone::clone)
+}
+
+/// What waits for a node's disk.
+#[derive(Debug, Clone)]
+pub(super) enum Effect {
+    Send(usize, Message),
+    Commit(Commit),
+}
+
+/// One node, with what its disk holds.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub(super) acceptor: Acceptor,
+    pub(super) proposer: Proposer,
+    /// The shard file.
+    pub(super) stored: std::collections::HashMap<Address, StoredRow>,
+    pub(super) sealed: SealedQueue<Effect>,
+    /// The journal, as a restart would read it.
+    pub(super) disk: Replay,
+    pub(super) unsynced: Vec<Entry>,
+    lsn: Lsn,
+    pub(super) waiting: Vec<(Address, Ballot, Vec<(OpId, Decision)>)>,
+    pub(super) pulls: Vec<usize>,
+    monotonic: Duration,
+    print: u128,
+}
+
+impl Node {
+    pub(super) fn now(&self) -> Now {
+        Now { wall: WALL, monotonic: self.monotonic }
+    }
+
+    pub(super) fn row(&self) -> Option<StoredRow> {
+        self.stored.values().next().cloned()
+    }
+}
+
+/// A message on its way.
+#[derive(Debug, Clone)]
+pub(super) struct Packet {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) message: Message,
+    print: u128,
+}
+
+/// What can happen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// This client asks for the next thing on its list.
+    Call(usize),
+    /// The message at this place of the network arrives.
+    Deliver(usize),
+    /// It arrives, and will again.
+    Duplicate(usize),
+    /// A node's fsync returns.
+    Sync(usize),
+    /// A node loses its memory and what was not synced.
+    Crash(usize),
+    /// A node's patience ends.
+    Tick(usize),
+    /// So does that of its clients.
+    Expire(usize),
+    /// A node asks what became of a record.
+    Settle(usize),
+    /// A node forgets its promises.
+    Forget(usize),
+    /// A fault: a record is copied from one node to another as if that had voted for it.
+    CopyVote(usize, usize),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub(super) scenario: Rc<Scenario>,
+    pub(super) nodes: Vec<Rc<Node>>,
+    pub(super) network: Vec<Rc<Packet>>,
+    /// How far each client is, and whether it waits.
+    clients: Vec<(u8, bool)>,
+    left: Budget,
+    pub(super) oracle: Rc<Oracle>,
+}
+
+fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
+    let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
+    let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
+    let mut proposing = ProposerConfig::new(slot, scenario.voters, 1);
+    proposing.value_bytes_max = VALUE_BYTES_MAX;
+    proposing.token_life = if scenario.tokens { FOREVER } else { Duration::ZERO };
+    let mut proposer = Proposer::new(proposing, HybridClock::new(slot_number, Duration::from_secs(10), floor));
+    proposer.set_reachable(scenario.voters);
+    (Acceptor::new(config, restored), proposer)
+}
+
+impl World {
+    pub(super) fn new(scenario: &Rc<Scenario>) -> Self {
+        let nodes = (0..scenario.voters).map(|slot| {
+            let (acceptor, proposer) = cores(scenario, slot, Restored::default(), Ballot::ZERO);
+            let mut node = Node {
+                acceptor,
+                proposer,
+                stored: std::collections::HashMap::new(),
+                sealed: SealedQueue::default(),
+                disk: Replay::default(),
+                unsynced: Vec::new(),
+                lsn: Lsn(0),
+                waiting: Vec::new(),
+                pulls: Vec::new(),
+                monotonic: Duration::ZERO,
+                print: 0,
+            };
+            node.print = fingerprint::of_node(&node);
+            Rc::new(node)
+        });
+        Self {
+            nodes: nodes.collect(),
+            network: Vec::new(),
+            clients: vec![(0, false); scenario.clients.len()],
+            left: scenario.budget,
+            oracle: Rc::new(Oracle::new(scenario.voters / 2 + 1, scenario.fault.is_none())),
+            scenario: scenario.clone(),
+        }
+    }
+
+    pub(super) fn fingerprint(&self) -> u128 {
+        let mut into = Fingerprint::default();
+        for node in &self.nodes {
+            node.print.hash(&mut into);
+        }
+        let network = self.network.iter().fold(0_u128, |sum, packet| sum.wrapping_add(packet.print));
+        (network, &self.clients, self.left).hash(&mut into);
+        self.oracle.hash(&mut into);
+        into.done()
+    }
+
+    /// Everything that can happen next.
+    pub(super) fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let nodes = || 0..self.nodes.len();
+        let is_busy = |n: &usize| self.nodes[*n].proposer.is_busy();
+        if self.left.crashes > 0 {
+            steps.extend(nodes().filter(|n| self.scenario.mortal & 1 << n != 0).map(Step::Crash));
+        }
+        if self.left.expiries > 0 {
+            steps.extend(nodes().filter(is_busy).map(Step::Expire));
+        }
+        if self.left.ticks > 0 {
+            steps.extend(nodes().filter(is_busy).map(Step::Tick));
+        }
+        if self.left.forgets > 0 {
+            let has_promised = |n: &usize| self.nodes[*n].acceptor.keys.values().any(|key| key.promised > Ballot::ZERO);
+            steps.extend(nodes().filter(has_promised).map(Step::Forget));
+        }
+        if self.left.settles > 0 {
+            let is_stale = |n: &usize| !self.nodes[*n].acceptor.stale(FOREVER, 1).is_empty();
+            steps.extend(nodes().filter(is_stale).filter(|n| !is_busy(n)).map(Step::Settle));
+        }
+        if self.scenario.fault == Some(Fault::CopiedAsAVote) {
+            let pairs = nodes().flat_map(|from| nodes().map(move |to| (from, to))).filter(|(from, to)| from != to);
+            let copies = pairs.filter(|(from, to)| faults::can_copy(&self.nodes[*from], &self.nodes[*to]));
+            steps.extend(copies.map(|(from, to)| Step::CopyVote(from, to)));
+        }
+        let mut seen: Vec<u128> = Vec::new();
+        for (at, packet) in self.network.iter().enumerate() {
+            if seen.contains(&packet.print) {
+                continue;
+            }
+            seen.push(packet.print);
+            if self.left.duplicates > 0 {
+                steps.push(Step::Duplicate(at));
+            }
+            steps.push(Step::Deliver(at));
+        }
+        steps.extend(nodes().filter(|n| !self.nodes[*n].unsynced.is_empty()).map(Step::Sync));
+        let can_ask = |client: &usize| {
+            let (next, waits) = self.clients[*client];
+            !waits && usize::from(next) < self.scenario.clients[*client].script.len()
+        };
+        steps.extend((0..self.clients.len()).filter(can_ask).map(Step::Call));
+        steps
+    }
+
+    /// The world after a step.
+    pub(super) fn after(&self, step: Step) -> Self {
+        let mut world = self.clone();
+        let n = world.take_step(step);
+        world.pump(n);
+        world.forget_dead_messages(n);
+        let node = Rc::make_mut(&mut world.nodes[n]);
+        node.print = fingerprint::of_node(node);
+        world
+    }
+
+    fn node(&mut self, n: usize) -> &mut Node {
+        Rc::make_mut(&mut self.nodes[n])
+    }
+
+    fn oracle(&mut self) -> &mut Oracle {
+        Rc::make_mut(&mut self.oracle)
+    }
+
+    /// Does it, and names the node that it happened to.
+    fn take_step(&mut self, step: Step) -> usize {
+        match step {
+            Step::Call(client) => return self.call(client),
+            Step::Deliver(at) => {
+                let packet = self.network.remove(at);
+                self.receive(packet.from, packet.to, packet.message.clone());
+                return packet.to;
+            }
+            Step::Duplicate(at) => {
+                self.left.duplicates -= 1;
+                let packet = self.network[at].clone();
+                self.receive(packet.from, packet.to, packet.message.clone());
+                return packet.to;
+            }
+            Step::Sync(n) => self.sync(n),
+            Step::Crash(n) => {
+                self.left.crashes -= 1;
+                self.crash(n);
+            }
+            Step::Tick(n) => {
+                self.left.ticks -= 1;
+                self.let_pass(n, TICK);
+            }
+            Step::Expire(n) => {
+                self.left.expiries -= 1;
+                self.let_pass(n, CLIENT_PATIENCE + TICK);
+            }
+            Step::Settle(n) => {
+                self.left.settles -= 1;
+                let node = self.node(n);
+                let deadline = node.monotonic + CLIENT_PATIENCE;
+                node.proposer.settle(address(), SETTLING, deadline);
+            }
+            Step::Forget(n) => {
+                self.left.forgets -= 1;
+                let fault = self.scenario.fault;
+                faults::forget(fault, &mut self.node(n).acceptor);
+            }
+            Step::CopyVote(from, to) => {
+                let source = self.nodes[from].clone();
+                faults::copy_vote(&source, self.node(to));
+                return to;
+            }
+        }
+        match step {
+            Step::Sync(n) | Step::Crash(n) | Step::Tick(n) | Step::Expire(n) | Step::Settle(n) | Step::Forget(n) => n,
+            _ => 0,
+        }
+    }
+
+    fn call(&mut self, client: usize) -> usize {
+        let (next, _) = self.clients[client];
+        self.clients[client] = (next + 1, true);
+        let scenario = self.scenario.clone();
+        let n = scenario.clients[client].node;
+        let update = scenario.clients[client].script[usize::from(next)].clone();
+        let number = scenario.first_number(client) + usize::from(next);
+        self.oracle().on_call(number, update.clone());
+        let node = self.node(n);
+        let deadline = node.monotonic + CLIENT_PATIENCE;
+        node.proposer.propose(address(), OpId(number as u64), Update::clone(&update), deadline);
+        n
+    }
+
+    fn let_pass(&mut self, n: usize, time: Duration) {
+        let fault = self.scenario.fault;
+        let node = self.node(n);
+        node.monotonic += time;
+        let now = node.now();
+        node.proposer.on_tick(now);
+        faults::forget_attempts(fault, &mut node.proposer);
+    }
+
+    /// Does what a node's cores ask for, up to what needs the disk.
+    fn pump(&mut self, n: usize) {
+        loop {
+            let actions = self.node(n).proposer.take_actions();
+            for action in &actions {
+                self.act(n, action.clone());
+            }
+            let is_slow = self.scenario.slow_disks & 1 << n != 0;
+            let node = self.node(n);
+            let now = node.now();
+            if node.acceptor.has_entries() {
+                node.acceptor.extend_ceiling(now);
+            }
+            let (entries, lsn) = node.acceptor.take_entries();
+            node.unsynced.extend(entries);
+            node.lsn = lsn;
+            if !is_slow && !node.unsynced.is_empty() {
+                self.sync(n);
+            } else if actions.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn act(&mut self, n: usize, action: Action) {
+        match action {
+            // A hint for the driver alone.
+            Action::Contended(_) => {}
+            Action::Start(address) => {
+                let fault = self.scenario.fault;
+                let node = self.node(n);
+                let row = node.row();
+                let held = node.acceptor.peek(&address, row.as_ref());
+                let now = node.now();
+                faults::start(fault, &mut node.proposer, now, &address, held);
+            }
+            Action::Ask { ballot, message } => {
+                if let Body::Accept { record, .. } = &message.body {
+                    self.oracle().on_asked(record);
+                }
+                for to in 0..self.nodes.len() {
+                    let node = self.node(n);
+                    let now = node.now();
+                    let sealed = node.acceptor.seal(ballot, now, Effect::Send(to, message.clone()));
+                    self.take(n, sealed);
+                }
+            }
+            Action::Chosen { address, record, announce, decisions } => {
+                self.oracle().on_learnt(record.ballot);
+                if announce && self.scenario.commits {
+                    for to in (0..self.nodes.len()).filter(|to| *to != n) {
+                        let body = Body::Commit { ballot: record.ballot };
+                        self.send(n, to, Message { address: address.clone(), body });
+                    }
+                }
+                if self.nodes[n].row().is_some_and(|row| row.ballot >= record.ballot) {
+                    return decisions.into_iter().for_each(|(id, decision)| self.decide(id, decision));
+                }
+                if !decisions.is_empty() {
+                    self.node(n).waiting.push((address, record.ballot, decisions));
+                }
+                self.learn(n, record);
+            }
+            Action::Decide(id, decision) => self.decide(id, decision),
+        }
+    }
+
+    fn learn(&mut self, n: usize, record: Record) {
+        let node = self.node(n);
+        let (now, row) = (node.now(), node.row());
+        let commit = match node.acceptor.on_commit(&address(), record.ballot, row.as_ref()) {
+            Learned::Commit(commit) => Some(commit),
+            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, row.as_ref()),
+        };
+        if let Some(commit) = commit {
+            self.take(n, commit.map(Effect::Commit));
+        }
+    }
+
+    fn take(&mut self, n: usize, sealed: Sealed<Effect>) {
+        if let Some(effect) = self.node(n).sealed.push(sealed) {
+            self.effect(n, effect);
+        }
+    }
+
+    fn effect(&mut self, n: usize, effect: Effect) {
+        match effect {
+            Effect::Send(to, message) => self.send(n, to, message),
+            Effect::Commit(commit) => self.commit(n, &commit),
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: Message) {
+        let node = self.nodes[from].clone();
+        self.oracle().on_sent(from, &message.body, &node.disk);
+        drop(node);
+        if from == to {
+            return self.receive(from, to, message);
+        }
+        if self.is_dead(to, &message.body) {
+            return;
+        }
+        let print = Fingerprint::of(&(from, to, &message.body));
+        self.network.push(Rc::new(Packet { from, to, message, print }));
+    }
+
+    fn commit(&mut self, n: usize, commit: &Commit) {
+        let Record { ballot, upd, op, .. } = commit.record.clone();
+        let before = self.nodes[n].row();
+        self.oracle().on_commit(n, &commit.record, before.as_ref());
+        let node = self.node(n);
+        let row = StoredRow { op, upd, ballot };
+        if before.is_none_or(|before| before.ballot < ballot) {
+            node.stored.insert(commit.address.clone(), row.clone());
+        }
+        node.acceptor.on_applied(commit);
+        for to in std::mem::take(&mut node.pulls) {
+            self.send(n, to, chosen(&row));
+        }
+        let node = self.node(n);
+        let ready: Vec<_> = node.waiting.extract_if(.., |(_, waits_for, _)| *waits_for <= ballot).collect();
+        for (id, decision) in ready.into_iter().flat_map(|(_, _, decisions)| decisions) {
+            self.decide(id, decision);
+        }
+    }
+
+    fn decide(&mut self, id: OpId, decision: Decision) {
+        if id == SETTLING {
+            return;
+        }
+        let number = id.0 as usize;
+        let scenario = self.scenario.clone();
+        for (client, state) in self.clients.iter_mut().enumerate() {
+            // A client whose node has died meanwhile may be on to its next question.
+            if scenario.first_number(client) + usize::from(state.0) == number + 1 && state.0 > 0 {
+                state.1 = false;
+            }
+        }
+        self.oracle().on_decision(number, decision);
+    }
+
+    fn sync(&mut self, n: usize) {
+        let node = self.node(n);
+        let entries = std::mem::take(&mut node.unsynced);
+        node.disk.take(&entries);
+        let durable = Durable::synced(node.lsn);
+        node.acceptor.on_durable(durable);
+        let effects: Vec<Effect> = node.sealed.release(durable).collect();
+        for entry in &entries {
+            match entry {
+                Entry::Accepted(_, record) => self.oracle().on_vote(n, record.ballot),
+                Entry::Chosen(_, record) => self.oracle().on_learnt(record.ballot),
+                Entry::Committed(_, ballot) => self.oracle().on_learnt(*ballot),
+                Entry::Ceiling(_) => {}
+            }
+        }
+        for effect in effects {
+            self.effect(n, effect);
+        }
+    }
+
+    fn receive(&mut self, from: usize, to: usize, message: Message) {
+        let fault = self.scenario.fault;
+        let node = self.node(to);
+        let (now, row) = (node.now(), node.row());
+        let Message { address, body } = message;
+        let reply = match body {
+            Body::Prepare { ballot, holds } => faults::prepare(fault, node, &address, ballot, holds),
+            Body::Accept { record, next } => match node.acceptor.on_accept(now, &address, record, next, row.as_ref()) {
+                Ok(reply) => reply,
+                Err(conflict) => return self.oracle().violated(|| format!("one value per ballot: {conflict}")),
+            },
+            Body::Read { round, holds } => faults::read(fault, node, &address, round, holds),
+            Body::Commit { ballot } => {
+                return match node.acceptor.on_commit(&address, ballot, row.as_ref()) {
+                    Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
+                    Learned::Missing => self.send(to, from, Message { address, body: Body::Pull }),
+                    Learned::Known => {}
+                };
+            }
+            Body::Pull => {
+                return match row {
+                    Some(row) => self.send(to, from, chosen(&row)),
+                    None if node.pulls.contains(&from) => {}
+                    None => {
+                        node.pulls.push(from);
+                        node.pulls.sort_unstable();
+                    }
+                };
+            }
+            Body::Chosen { record } => {
+                if let Some(commit) = node.acceptor.install(now, &address, record, row.as_ref()) {
+                    self.take(to, commit.map(Effect::Commit));
+                }
+                return;
+            }
+            body => {
+                let message = faults::answer(fault, Message { address, body });
+                node.proposer.on_message(now, from, message);
+                return faults::forget_attempts(fault, &mut node.proposer);
+            }
+        };
+        self.take(to, reply.map(|body| Effect::Send(from, Message { address, body })));
+    }
+
+    /// Power loss and restart: memory and what was not synced are gone; the clients of the node never hear.
+    fn crash(&mut self, n: usize) {
+        let scenario = self.scenario.clone();
+        let node = self.node(n);
+        let ceiling = node.disk.ceiling;
+        let recovered = node.disk.clone().finish(Ballot::ZERO);
+        let restored = faults::restored(scenario.fault, recovered.restored);
+        (node.acceptor, node.proposer) = cores(&scenario, n, restored, ceiling);
+        let row = |record: Record| StoredRow { op: record.op, upd: record.upd, ballot: record.ballot };
+        node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
+        (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
+        node.unsynced.clear();
+        node.waiting.clear();
+        node.pulls.clear();
+        for (client, state) in scenario.clients.iter().zip(&mut self.clients) {
+            state.1 &= client.node != n;
+        }
+    }
+
+    /// An answer to a question that its proposer does not ask any more changes nothing, now or ever: ballots are never
+    /// asked about twice.
+    fn is_dead(&self, to: usize, body: &Body) -> bool {
+        let queue = self.nodes[to].proposer.keys.values().next();
+        let round = queue.and_then(|queue| queue.round.as_ref());
+        match (body, round.map(|round| (round.ballot, &round.phase))) {
+            (Body::Promised { ballot, .. }, Some((asked, Phase::Preparing(_)))) => *ballot != asked,
+            (Body::Held { round, .. }, Some((asked, Phase::Reading(_)))) => *round != asked,
+            (Body::Accepted { ballot, .. }, Some((asked, Phase::Accepting(_)))) => *ballot != asked,
+            (Body::Refused { ballot, .. }, Some((asked, Phase::Preparing(_) | Phase::Accepting(_)))) => {
+                *ballot != asked
+            }
+            (Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. }, _) => true,
+            _ => false,
+        }
+    }
+
+    /// A question that its acceptor can only refuse, whose asker does not care any more, changes nothing either. What an
+    /// acceptor refuses it refuses for ever, unless it crashes before that is on its disk, or a fault makes it forget.
+    fn is_moot(&self, packet: &Packet) -> bool {
+        let Packet { from, to, message, .. } = packet;
+        let forgetful = self.left.crashes > 0 || self.scenario.fault.is_some_and(Fault::forgets);
+        let node = &self.nodes[*to];
+        let row = || node.row().map_or(Ballot::ZERO, |row| row.ballot);
+        let refuses =
+            |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, node.row().as_ref()) > ballot;
+        let asks = |ballot: Ballot| {
+            let round = self.nodes[*from].proposer.keys.values().next().and_then(|queue| queue.round.as_ref());
+            round.is_some_and(|round| round.ballot == ballot)
+        };
+        match &message.body {
+            Body::Prepare { ballot, .. } => !asks(*ballot) && refuses(*ballot),
+            Body::Accept { record, .. } => !asks(record.ballot) && refuses(record.ballot),
+            Body::Read { round, .. } => !asks(*round),
+            Body::Commit { ballot } => !forgetful && row() >= *ballot,
+            Body::Chosen { record } => !forgetful && row() >= record.ballot,
+            _ => false,
+        }
+    }
+
+    fn forget_dead_messages(&mut self, n: usize) {
+        let network = std::mem::take(&mut self.network);
+        let touched = |packet: &Packet| packet.to == n || packet.from == n;
+        let is_dead = |packet: &Packet| packet.to == n && self.is_dead(n, &packet.message.body);
+        let alive = |packet: &Rc<Packet>| !is_dead(packet) && !(touched(packet) && self.is_moot(packet));
+        let network = network.into_iter().filter(alive).collect();
+        self.network = network;
+    }
+
+    /// What happens, for people: a message by its content instead of its place.
+    pub(super) fn describe(&self, step: Step) -> String {
+        match step {
+            Step::Deliver(at) | Step::Duplicate(at) => {
+                let packet = &self.network[at];
+                let again = if matches!(step, Step::Duplicate(_)) { ", and stays" } else { "" };
+                format!("{} -> {}: {:?}{again}", packet.from, packet.to, packet.message.body)
+            }
+            step => format!("{step:?}"),
+        }
+    }
+}
+
+/// What the driver answers to a pull.
+fn chosen(row: &StoredRow) -> Message {
+    let StoredRow { op, upd, ballot } = row.clone();
+    Message {
+        address: address(),
+        body: Body::Chosen { record: Record { ballot, upd, op, lineage: Lineage::default() } },
+    }
+}
