@@ -19,7 +19,7 @@
 //! written it and never come to the sync.
 //!
 //! After a failed write or sync the journal is poisoned, and the header says so: what the page cache now claims to hold
-//! may not be on the disk, and no process can tell.
+//! may not be on the disk, and no later process can tell.
 
 mod disk;
 mod header;
