@@ -104,7 +104,9 @@ impl Manager {
     /// Whether anything was ever stored for this shard: a file, or frames on their way into one.
     #[must_use]
     pub fn exists(&self, shard: &ShardId) -> bool {
-        self.core.known(shard).is_some_and(|state| has_content(&state)) || self.shard_path(shard).is_file()
+        let in_memory = || self.core.known(shard).is_some_and(|state| has_content(&state));
+        // What cannot be told counts as there: opening it then says what is wrong, where "absent" would be a lie.
+        in_memory() || self.shard_path(shard).try_exists().unwrap_or(true)
     }
 
     /// Like [`Manager::get`], but creates nothing: for reads.

@@ -24,6 +24,12 @@ pub enum Op {
 }
 
 impl Op {
+    /// Bytes of its value.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.value().map_or(0, |value| value.as_bytes().len())
+    }
+
     /// The value that the key has after this.
     #[must_use]
     pub fn value(&self) -> Option<&Value> {

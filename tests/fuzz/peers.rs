@@ -110,7 +110,7 @@ fn seeds() -> Vec<Vec<u8>> {
         Body::Read { round: ballot, holds: None },
         Body::Held { round: ballot, vote: vote() },
         Body::Commit { ballot },
-        Body::Pull,
+        Body::Pull { ballot },
         Body::Chosen { record: record(ballot) },
     ];
     let message = |body| Message { address: address(), body };

@@ -49,6 +49,8 @@ const INPUTS_MAX: usize = 16_384;
 const TAKEN_AT_ONCE: usize = 512;
 /// Accepted frames not known to be chosen, beyond which this node takes no more.
 const PENDING_FRAMES_MAX: usize = 65_536;
+/// Bytes of values in those frames, likewise.
+const PENDING_BYTES_MAX: usize = 512 << 20;
 /// Closed journal segments at which the oldest are given up.
 const COMPACT_AT_SEGMENTS: usize = 3;
 /// How often time passes for rounds in flight.

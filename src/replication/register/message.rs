@@ -91,7 +91,10 @@ pub enum Body {
         ballot: Ballot,
     },
     /// Asks for the chosen record: a Commit came for one that is not here.
-    Pull,
+    Pull {
+        /// The round that was committed: an older record is of no use.
+        ballot: Ballot,
+    },
     /// Hands out a chosen record.
     Chosen {
         /// It.

@@ -237,14 +237,15 @@ impl World {
             Body::Commit { ballot } => {
                 match node.acceptor.on_commit(&address, ballot, stored.as_ref()) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
-                    Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull })),
+                    Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull { ballot } })),
                     Learned::Known => {}
                 }
                 return self.pump(to);
             }
-            Body::Pull => {
+            Body::Pull { ballot } => {
                 if let (Some(row), Some(record)) = (&stored, node.acceptor.peek(&address, stored.as_ref()))
                     && row.ballot == record.ballot
+                    && row.ballot >= ballot
                 {
                     self.network.push((to, from, Message { address, body: Body::Chosen { record } }));
                 }

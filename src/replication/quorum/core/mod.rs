@@ -11,7 +11,7 @@ mod tasks;
 mod time;
 mod votes;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
-use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
+use super::{Input, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
 use crate::clock::{Clock, Now};
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
@@ -78,7 +78,8 @@ pub(super) struct Core {
     local: VecDeque<Message>,
     /// Decisions that wait until their record is visible here.
     waiting: HashMap<Address, Vec<Waiting>>,
-    pulls: HashMap<Address, BTreeSet<usize>>,
+    /// Who waits for a record that is chosen but not on this disk yet, from which ballot on.
+    pulls: HashMap<Address, BTreeMap<usize, Ballot>>,
     contended: Contended,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
@@ -275,6 +276,7 @@ impl Core {
             self.missed = false;
             self.compare_anew();
         }
+        self.peers.iter_mut().flatten().for_each(Peer::unblock);
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
             self.bar(failure.to_string());
@@ -384,7 +386,9 @@ impl Core {
     }
 
     fn is_overloaded(&self) -> bool {
-        self.acceptor.pending() >= PENDING_FRAMES_MAX || self.rooms.manager.is_overloaded()
+        self.acceptor.pending() >= PENDING_FRAMES_MAX
+            || self.acceptor.pending_bytes() >= PENDING_BYTES_MAX
+            || self.rooms.manager.is_overloaded()
     }
 
     fn act(&mut self, now: Now, action: Action) {

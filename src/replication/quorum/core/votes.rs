@@ -33,10 +33,10 @@ impl Core {
                     Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
                     // What cannot be stored must not be heaped up in memory either.
                     Learned::Missing if !self.has_room() => self.missed = true,
-                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
+                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull { ballot } }),
                 };
             }
-            Body::Pull => return self.on_pull(now, from, address, stored),
+            Body::Pull { ballot } => return self.on_pull(now, from, address, ballot, stored),
             Body::Chosen { .. } if !self.has_room() => {
                 self.missed = true;
                 return;
@@ -74,14 +74,28 @@ impl Core {
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
     }
 
-    pub(super) fn on_pull(&mut self, now: Now, from: usize, address: Address, stored: Option<&StoredRow>) {
-        match stored {
+    fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: Option<&StoredRow>) {
+        match stored.filter(|row| row.ballot >= ballot) {
             Some(row) => self.send(now, from, chosen(address, row)),
             // Chosen, but not on this disk yet: answered when it is.
             None if self.pulls.len() < PULLS_MAX => {
-                self.pulls.entry(address).or_default().insert(from);
+                let pulled = self.pulls.entry(address).or_default().entry(from).or_default();
+                *pulled = ballot.max(*pulled);
             }
             None => {}
+        }
+    }
+
+    fn answer_pulls(&mut self, now: Now, address: &Address, record: &Record) {
+        let Some(pulling) = self.pulls.get_mut(address) else { return };
+        let answered: Vec<usize> =
+            pulling.extract_if(.., |_, ballot| *ballot <= record.ballot).map(|(to, _)| to).collect();
+        if pulling.is_empty() {
+            self.pulls.remove(address);
+        }
+        let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
+        for to in answered {
+            self.send(now, to, chosen(address.clone(), &row));
         }
     }
 
@@ -128,12 +142,7 @@ impl Core {
         self.acceptor.on_applied(commit);
         let Commit { address, record } = commit;
         self.settled(address, record.ballot);
-        if let Some(pulling) = self.pulls.remove(address) {
-            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
-            for to in pulling {
-                self.send(now, to, chosen(address.clone(), &row));
-            }
-        }
+        self.answer_pulls(now, address, record);
         let Some(waiting) = self.waiting.get_mut(address) else { return };
         let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
         if waiting.is_empty() {
