@@ -15,14 +15,13 @@
 //!
 //! # The store alone
 //!
-//! Embedded, without peers: [`store::Manager`] opens a [`store::Shard`] per tenant, and a
-//! [`replication::local::LocalReplicator`] accepts what is written. A write is in its file, synced, when it returns.
+//! Embedded, without peers: [`Manager`] opens a [`Shard`] per tenant, and a [`LocalReplicator`] accepts what is written.
+//! A write is in its file, synced, when it returns.
 //!
 //! ```
 //! use outrigger::clock::OsClock;
-//! use outrigger::replication::local::LocalReplicator;
-//! use outrigger::store::Manager;
 //! use outrigger::types::ShardId;
+//! use outrigger::{LocalReplicator, Manager};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -54,3 +53,12 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod types;
+
+pub use client::Client;
+pub use replication::{LocalReplicator, QuorumReplicator};
+pub use store::replicator::{Decision, Frame, Replicator};
+pub use store::{
+    CROSS_NAMESPACE_KINDS, Error, IDLE_EVICT_AFTER, Manager, Shard, copy_file, is_cross_namespace_prefix, ns_from_key,
+    split_prefix,
+};
+pub use types::SENTINEL_ORG;
