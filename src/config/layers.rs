@@ -200,7 +200,8 @@ impl Layers {
     pub(super) fn add_environment(&mut self, environment: &Environment) -> Result<(), ConfigError> {
         for (variable, value) in &environment.0 {
             let Some(name) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
-            let origin = format!("environment variable {}", variable.escape_debug());
+            let shown: String = variable.chars().take(GOT_CHARS_MAX).collect();
+            let origin = format!("environment variable {}", shown.escape_debug());
             let path = name.to_ascii_lowercase().replace("__", ".");
             // Only upper case is documented; a lower-case twin would make two variables fight over one key.
             let key = spec(&path).filter(|_| *name == name.to_ascii_uppercase());
