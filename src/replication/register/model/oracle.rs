@@ -168,9 +168,10 @@ impl Oracle {
     /// A message leaves node `n`, whose disk is `disk`.
     pub(super) fn on_sent(&mut self, n: usize, body: &Body, disk: &Replay) {
         let covered = |ballot: Ballot| ballot <= disk.ceiling;
+        let knows_chosen = |ballot: Ballot| disk.chosen.values().any(|record| record.ballot >= ballot);
         let holds = |ballot: Ballot| {
             let voted = self.asked.iter().any(|asked| asked.record.ballot == ballot && asked.disks & 1 << n != 0);
-            voted || disk.chosen.values().any(|record| record.ballot >= ballot)
+            voted || knows_chosen(ballot)
         };
         let vote_holds = |vote: &Vote| match vote {
             Vote::Absent(_) => true,
@@ -181,7 +182,8 @@ impl Oracle {
             Body::Accept { record, .. } => covered(record.ballot),
             Body::Promised { ballot, vote } => covered(*ballot) && vote_holds(vote),
             Body::Held { vote, .. } => vote_holds(vote),
-            Body::Accepted { ballot, .. } => covered(*ballot) && holds(*ballot),
+            // A row that was learnt as chosen bars lower ballots by itself, after a restart too.
+            Body::Accepted { ballot, .. } => knows_chosen(*ballot) || covered(*ballot) && holds(*ballot),
             _ => true,
         };
         self.inside(persisted, || format!("persist before reply: node {n} says {body:?}, and its disk does not"));

@@ -45,7 +45,10 @@ pub(super) fn small() -> Vec<Scenario> {
             .client(0, [increment()])
             .client(0, [increment()])
             .client(1, [read()]),
-        Scenario::new("reads beside an increment").client(0, [increment()]).client(1, [read(), read()]),
+        Scenario::new("reads beside an increment")
+            .client(0, [increment()])
+            .client(1, [read(), read()])
+            .without_commits(),
         Scenario::new("two readers, a slow disk")
             .client(0, [increment()])
             .client(1, [read()])
@@ -85,6 +88,7 @@ pub(super) fn large() -> Vec<Scenario> {
             .ahead(1500)
             .without_commits()
             .budget(|left| left.ticks = 2),
+        Scenario::new("reads beside an increment, and commits").client(0, [increment()]).client(1, [read(), read()]),
         Scenario::new("three increments").client(0, [increment()]).client(1, [increment()]).client(2, [increment()]),
         Scenario::new("tokens, a rival and a retry")
             .client(0, [increment(), increment()])
