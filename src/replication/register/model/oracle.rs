@@ -217,20 +217,20 @@ impl Oracle {
         self.explain(0, None, seen)
     }
 
-    fn explain(&self, placed: u32, row: Option<Row>, seen: Option<&Option<Value>>) -> bool {
+    fn explain(&self, placed: u32, row: Option<&Row>, seen: Option<&Option<Value>>) -> bool {
         let done = self.calls.iter().filter(|call| matches!(call.status, Status::Done(_)));
         let answered = done.fold(0, |bits, call| bits | 1 << call.number);
-        if answered & !placed == 0 && seen.is_none_or(|seen| *seen == row.as_ref().map(|row| row.value.clone())) {
+        if answered & !placed == 0 && seen.is_none_or(|seen| seen.as_ref() == row.map(|row| &row.value)) {
             return true;
         }
         let next = self.calls.iter().filter(|call| placed & 1 << call.number == 0 && call.after & !placed == 0);
         next.filter(|call| !matches!(call.status, Status::Rejected)).any(|call| {
-            let outcome = call.update.evaluate(row.clone(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
+            let outcome = call.update.evaluate(row.cloned(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
             let fits = match &call.status {
                 Status::Done(told) => same(told, &outcome),
                 _ => true,
             };
-            fits && self.explain(placed | 1 << call.number, outcome.after, seen)
+            fits && self.explain(placed | 1 << call.number, outcome.after.as_ref(), seen)
         })
     }
 
