@@ -24,7 +24,7 @@ test *args:
 ci:
     .ci/run
 
-# Benchmarks of the rooms: journal, register.
+# Benchmarks of the rooms: register, journal, store, transport, resp.
 bench *args:
     cargo bench --locked "$@"
 
@@ -32,6 +32,7 @@ bench *args:
 dev *args:
     cargo run --release --locked -- dev "$@"
 
-# Load on a cluster of our own and on peers, in turns, on this machine. Needs etcd, NATS and Redis installed.
-bench-peers *args:
-    bench/peers "$@"
+# A three-node cluster under redis-benchmark, next to redis-server, in turns. Needs redis-server and redis-tools.
+bench-peers:
+    cargo build --release --locked
+    benches/end_to_end.sh

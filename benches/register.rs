@@ -65,7 +65,7 @@ impl World {
                     }
                     Action::Ask { message, .. } => messages.extend((0..VOTERS).map(|to| (to, message.clone()))),
                     Action::Chosen { record, .. } => return self.commit(record.ballot),
-                    Action::Decide(..) => unreachable!("nothing contends"),
+                    Action::Decide(..) | Action::Contended(_) => unreachable!("nothing contends"),
                 }
             }
             let Some((to, message)) = messages.pop_front() else { continue };

@@ -306,6 +306,7 @@ mod tests {
                 decisions: DecisionCounts { accept: 5, reject: 1, timeout: 0 },
                 pending_frames: 0,
                 unready: None,
+                refusals: Vec::new(),
             }
         }
 

@@ -4,6 +4,7 @@
 //! progress does.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -78,6 +79,53 @@ impl Clock for ManualClock {
     }
 }
 
+/// A clock that can be set right against what others say, without touching the operating system's.
+#[derive(Debug)]
+pub struct CorrectedClock {
+    inner: Arc<dyn Clock>,
+    correction: AtomicI64,
+}
+
+impl CorrectedClock {
+    /// Shows what `inner` does, until corrected.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self { inner, correction: AtomicI64::new(0) })
+    }
+
+    /// What is added to the wall clock's reading, in nanoseconds.
+    #[must_use]
+    pub fn correction(&self) -> i64 {
+        self.correction.load(Ordering::Relaxed)
+    }
+
+    /// Adds `nanos` to the correction.
+    pub fn correct(&self, nanos: i64) {
+        self.correction.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Clock for CorrectedClock {
+    fn now(&self) -> Now {
+        let now = self.inner.now();
+        Now { wall: now.wall.saturating_add(self.correction()), ..now }
+    }
+}
+
+/// What sets a clock right that others contradict: the median of `ahead`, by how many nanoseconds each of them is ahead
+/// of it, where at least `majority` of them are more than `max_skew` off in the same direction. With fewer there is no
+/// telling whose clock is wrong.
+#[must_use]
+pub fn correction(ahead: &[i64], majority: usize, max_skew: Duration) -> Option<i64> {
+    let limit = i64::try_from(max_skew.as_nanos()).unwrap_or(i64::MAX);
+    let mut off: Vec<i64> = ahead.iter().copied().filter(|nanos| *nanos > limit).collect();
+    if off.len() < majority {
+        off = ahead.iter().copied().filter(|nanos| *nanos < -limit).collect();
+    }
+    off.sort_unstable();
+    off.get(off.len() / 2).copied().filter(|_| off.len() >= majority)
+}
+
 /// A remote time that is too far ahead of ours to believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a clock {ahead:?} ahead of ours, more than max_skew = {max_skew:?}")]
@@ -138,6 +186,18 @@ mod tests {
 
     fn clock() -> HybridClock {
         HybridClock::new(Slot::new(7).unwrap(), Duration::from_secs(10), Ballot::ZERO)
+    }
+
+    #[test]
+    fn a_clock_is_corrected_by_a_majority_only() {
+        let correction = |ahead: &[i64]| correction(ahead, 2, Duration::from_secs(10));
+        assert_eq!(correction(&[-60 * SECOND, -61 * SECOND]), Some(-60 * SECOND));
+        assert_eq!(correction(&[60 * SECOND, 61 * SECOND]), Some(61 * SECOND));
+        assert_eq!(correction(&[-60 * SECOND]), None, "one against one");
+        assert_eq!(correction(&[-60 * SECOND, 60 * SECOND]), None, "they contradict each other");
+        assert_eq!(correction(&[-60 * SECOND, SECOND]), None, "one of them agrees with us");
+        assert_eq!(correction(&[9 * SECOND, 9 * SECOND]), None, "within what is borne");
+        assert_eq!(correction(&[]), None);
     }
 
     #[test]

@@ -23,13 +23,13 @@ use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::{InvalidMembership, Membership};
 use crate::cluster::status::{ClusterStatus, NodeStatus, Observe, Role};
-use crate::config::{Config, Durability, Identity};
+use crate::config::Config;
 use crate::replication::QuorumReplicator;
 use crate::replication::journal::{self, Journal, JournalConfig, JournalError};
 use crate::replication::quorum::{Foundations, Greeter, PeerStatus, QuorumConfig, QuorumStatus, StartError};
 use crate::store::replicator::Replicator;
 use crate::store::{self, Manager, StoreConfig};
-use crate::transport::{self, Inbox, Transport, quic, tls};
+use crate::transport::{self, Inbox, Transport, quic};
 use crate::types::{NodeId, Slot};
 
 /// Bytes preallocated for each journal segment.
@@ -55,6 +55,19 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The data is another node's: to take it over would bar that node from voting ever again.
+    #[error(
+        "node.data_dir: got {}, which holds the data of node {owner:?}, want the directory of {node}, or an empty one",
+        path.display()
+    )]
+    ForeignData {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who tried.
+        node: NodeId,
     },
     /// The secret of stateless resets cannot be kept.
     #[error("cannot write {path}: {source}")]
@@ -123,12 +136,13 @@ impl Node {
         let metrics = admin::install_metrics()?;
         let data_dir = config.node.data_dir.clone();
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
-        tokio::fs::create_dir_all(&data_dir).await.map_err(unmade)?;
+        store::create_directory(&data_dir).map_err(unmade)?;
 
         let membership = Membership::epoch_one(config.cluster.voters.clone())?;
         let not_a_voter = || StartError::NotAVoter { node: config.node.name.clone() };
         let slot = membership.slot_of(&config.node.name).ok_or_else(not_a_voter)?;
         let (journal, recovered) = open_journal(&config).await?;
+        let is_marked = is_marked(&data_dir, &config.node.name)?;
         let manager = Manager::with_config(store_config(&config), clock.clone())?;
         let local = Local {
             versions: PROTOCOL_VERSIONS,
@@ -140,6 +154,9 @@ impl Node {
         let run = rand::random();
         let greeter = Arc::new(Greeter::new(local, slot, journal.header(), ceiling, run, clock.clone()));
         let (transport, inbox) = connect(&config, &greeter)?;
+        if !is_marked {
+            mark(&data_dir, &config.node.name);
+        }
         let Inbox { events, calls, gossip: gossip_inbox } = inbox;
         let driver = QuorumConfig {
             node: config.node.name.clone(),
@@ -162,7 +179,10 @@ impl Node {
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
 
-        let advertise = if config.is_alone() { transport.local_addr() } else { resolve(&config).await? };
+        let advertise = match config.is_alone() {
+            true => transport.local_addr(),
+            false => resolve(&config, transport.local_addr()).await?,
+        };
         let view = Arc::new(View {
             cluster: config.cluster.id.clone(),
             membership: membership.clone(),
@@ -196,6 +216,7 @@ impl Node {
         let limits = ServiceConfig {
             key_bytes_max: config.store.key_size_max,
             value_bytes_max: config.store.value_size_max,
+            input_bytes_max: api::INPUT_BYTES_MAX,
             timeout_default: config.timeouts.propose,
             timeout_max: TIMEOUT_MAX,
         };
@@ -261,10 +282,7 @@ async fn open_journal(config: &Config) -> Result<(Journal, journal::Recovered), 
     let journal = JournalConfig {
         data_dir: config.node.data_dir.clone(),
         segment_bytes: SEGMENT_BYTES,
-        durability: match config.store.durability {
-            Durability::Fsync => journal::Durability::Fsync,
-            Durability::Os => journal::Durability::Os,
-        },
+        durability: config.store.durability,
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal, rand::random()));
     match opened.await {
@@ -288,14 +306,35 @@ fn connect(config: &Config, greeter: &Arc<Greeter>) -> Result<(Arc<dyn Transport
         let (transport, inbox) = transport::memory::Network::new().join(config.node.name.clone(), greeter.clone());
         return Ok((transport, inbox));
     }
-    let identity = match config.cluster.identity.clone().ok_or(Error::NoIdentity)? {
-        Identity::KeyFile(path) => tls::Identity::KeyFile(path),
-        Identity::Pem { ca, cert, key } => tls::Identity::Pem { ca, cert, key },
-    };
+    let identity = config.cluster.identity.clone().ok_or(Error::NoIdentity)?;
     let reset_key = reset_key(&config.node.data_dir)?;
     let endpoint = quic::Config::new(config.node.name.clone(), config.peer.listen, identity, reset_key);
     let (transport, inbox) = quic::QuicTransport::start(endpoint, greeter.clone())?;
     Ok((transport, inbox))
+}
+
+/// Whether the directory is known to be this node's. Another's is refused: what peers remember would tell, too, but
+/// only by taking that node's votes away for good.
+fn is_marked(data_dir: &Path, node: &NodeId) -> Result<bool, Error> {
+    let owner = std::fs::read_to_string(name_file(data_dir)).unwrap_or_default();
+    match owner.trim() {
+        "" => Ok(false),
+        owner if owner == node.as_str() => Ok(true),
+        owner => Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_owned(), node: node.clone() }),
+    }
+}
+
+/// Marks the directory as this node's, once it starts in earnest: a mistake in the configuration claims nothing.
+fn mark(data_dir: &Path, node: &NodeId) {
+    let path = name_file(data_dir);
+    // A precaution is no reason not to start: a full disk, for one, must not keep a node from serving reads.
+    if let Err(error) = std::fs::write(&path, format!("{node}\n")) {
+        tracing::warn!(path = %path.display(), %error, "cannot mark the data directory as this node's");
+    }
+}
+
+fn name_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(journal::DIRECTORY).join("name")
 }
 
 /// The secret behind QUIC's stateless resets: random, and the same after a restart, so that peers learn at once that
@@ -313,10 +352,12 @@ fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
     Ok(key)
 }
 
-async fn resolve(config: &Config) -> Result<SocketAddr, Error> {
+/// Where others reach this node; a port of 0 stands for the one that was bound.
+async fn resolve(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
     let address = config.peer.advertise.clone();
     let found = tokio::net::lookup_host(&address).await.map(|mut found| found.next());
     match found {
+        Ok(Some(found)) if found.port() == 0 => Ok(SocketAddr::new(found.ip(), bound.port())),
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(Error::Advertise { address, reason: "no address by that name".to_owned() }),
         Err(error) => Err(Error::Advertise { address, reason: error.to_string() }),
@@ -398,7 +439,7 @@ impl View {
             epoch: Some(self.membership.epoch()),
             open_shards: Some(self.manager.open_shard_count() as u64),
             pending_frames: Some(status.pending as u64),
-            clock_skew_us: None,
+            clock_skew_us: Some(-status.clock_correction_us).filter(|skew| *skew != 0),
             in_step: status.ready().is_ok(),
             lag_frames: Some(self.manager.apply_backlog()),
         }
@@ -425,6 +466,12 @@ impl View {
     }
 }
 
+/// Who, where it is known, and why.
+fn refused(refusal: &transport::Refusal) -> String {
+    let node = refusal.node.as_ref().map_or_else(String::new, |node| format!("{node} at "));
+    format!("{node}{}: {}", refusal.addr, refusal.reason)
+}
+
 impl Observe for View {
     fn cluster(&self) -> ClusterStatus {
         let status = self.replicator.status();
@@ -444,6 +491,7 @@ impl Observe for View {
             decisions: status.decisions,
             pending_frames: status.pending as u64,
             unready: self.ready().err(),
+            refusals: self.transport.refusals().iter().map(refused).collect(),
         }
     }
 

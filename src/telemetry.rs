@@ -38,6 +38,7 @@ metrics_table! {
     PROPOSE_SECONDS, Histogram, "outrigger_propose_seconds", "From a proposal's arrival to its decision, by kind: write, read.";
     ROUNDS, Counter, "outrigger_rounds_total", "Rounds begun, by kind: prepared, token.";
     ROUNDS_REFUSED, Counter, "outrigger_rounds_refused_total", "Rounds that lost to another and began again.";
+    FORWARDED, Counter, "outrigger_forwarded_total", "Updates handed to the home of a contended key.";
     FOLDED_UPDATES, Histogram, "outrigger_folded_updates", "Updates folded into one round.";
     FSYNC_SECONDS, Histogram, "outrigger_journal_fsync_seconds", "Writing and syncing one batch of the journal.";
     BATCH_ENTRIES, Histogram, "outrigger_journal_batch_entries", "Entries in one batch of the journal.";
@@ -58,7 +59,7 @@ metrics_table! {
     OPEN_SHARDS, Gauge, "outrigger_open_shards", "Shards held open.";
     REQUESTS, Counter, "outrigger_requests_total", "Requests on the socket, by dialect: http, resp.";
     REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";
-    REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, by dialect and class: read, write, other.";
+    REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, or a run of pipelined reads at once, by dialect and class: read, write, other.";
     CONNECTIONS, Gauge, "outrigger_connections", "Connections on the socket.";
     READY, Gauge, "outrigger_ready", "1 once this node serves, 0 before and while draining.";
 }

@@ -288,7 +288,8 @@ impl fmt::Debug for Value {
 pub const SLOT_BITS: u32 = 12;
 const SLOT_MASK: i64 = (1 << SLOT_BITS) - 1;
 
-/// A proposer's number in its cluster, 0..4095: the low bits of every ballot it issues.
+/// A proposer's number in its cluster, 0..4094: the low bits of every ballot it issues. 4095 is nobody's; see
+/// [`Ballot::overwritten`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Slot(u16);
@@ -297,7 +298,7 @@ impl Slot {
     /// A slot, if it fits.
     #[must_use]
     pub fn new(number: u16) -> Option<Self> {
-        (i64::from(number) <= SLOT_MASK).then_some(Self(number))
+        (i64::from(number) < SLOT_MASK).then_some(Self(number))
     }
 
     /// The number.
@@ -328,6 +329,13 @@ impl Ballot {
     #[must_use]
     pub fn nanos(self) -> i64 {
         self.0 & !SLOT_MASK
+    }
+
+    /// The version of what was overwritten within the round of this ballot, so that no row ever has it: just before
+    /// its tick, and nobody's.
+    #[must_use]
+    pub fn overwritten(self) -> Self {
+        Self(self.nanos() - 1)
     }
 
     /// Who issued it.
@@ -403,7 +411,11 @@ mod tests {
         assert!(Ballot::at(now, b) < Ballot::at(now + 4096, a));
         assert_eq!(Ballot::at(now, b).slot(), b);
         assert!(now - Ballot::at(now, b).nanos() < 4096);
-        assert!(Slot::new(4096).is_none());
+        assert!(Slot::new(4095).is_none());
+        let overwritten = Ballot::at(now, a).overwritten();
+        assert!(
+            overwritten < Ballot::at(now, a) && Slot::new(u16::try_from(overwritten.0 & SLOT_MASK).unwrap()).is_none()
+        );
     }
 
     #[test]

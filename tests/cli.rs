@@ -200,6 +200,9 @@ fn exit_codes_tell_whom_to_blame() {
     fails_with(&nobody, 69, &["/no/such.sock", "outrigger serve", "--socket"]);
     fails_with(&command(&["get"]).output().unwrap(), 2, &["Usage"]);
     fails_with(&command(&["get", "k", "--log-level", "a=b=c"]).output().unwrap(), 2, &["--log-level"]);
+    fails_with(&command(&["get", "k", "--log-level", "verbose"]).output().unwrap(), 2, &["--log-level", "verbose"]);
+    let long = "x".repeat(120);
+    fails_with(&command(&["get", "k", "--socket", &long]).output().unwrap(), 69, &["at most 107 bytes"]);
 }
 
 #[test]
@@ -220,6 +223,43 @@ fn check_config_prints_what_counts_or_the_first_error() {
     let flag = command(&["serve", "--admin", "here"]).output().unwrap();
     fails_with(&flag, 64, &["flag --admin", "admin.listen", "\"here\""]);
     fails_with(&command(&["serve", "--org", "acme"]).output().unwrap(), 2, &["--org"]);
+}
+
+#[test]
+fn a_node_that_cannot_start_names_the_key_to_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |args: &[&str]| {
+        let mut serve = command(&["serve", "--admin", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+        serve.args(args).current_dir(dir.path()).output().unwrap()
+    };
+    let cluster = ["--name", "a", "--voter", "a,b,c", "--key-file"];
+    std::fs::write(dir.path().join("short.key"), "short").unwrap();
+    for key_file in ["no-such.key", ".", "short.key"] {
+        let failed = serve(&[&cluster as &[_], &[key_file]].concat());
+        fails_with(&failed, 64, &["cluster.key_file", &format!("key file {key_file}")]);
+        assert_eq!(err(&failed).lines().filter(|line| line.starts_with("outrigger: ")).count(), 1);
+    }
+    fails_with(&serve(&["--socket", "no/such/dir/s.sock"]), 1, &["no/such/dir/s.sock", "[socket] path"]);
+}
+
+/// Started on the wrong directory, a node took over the other's storage id, was barred for it, and had barred the other
+/// one's disk with that.
+#[test]
+fn a_node_refuses_the_data_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |name: &str| {
+        let mut serve = command(&["serve", "--admin", "127.0.0.1:0", "--name", name]);
+        serve.current_dir(dir.path()).stderr(Stdio::piped());
+        serve
+    };
+    for _ in 0..2 {
+        let mut node = serve("b").spawn().unwrap();
+        let mut log = BufReader::new(node.stderr.take().unwrap()).lines();
+        assert!(log.any(|line| line.unwrap().contains("ready")), "the owner was refused");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::KILL).unwrap();
+        node.wait().unwrap();
+    }
+    fails_with(&serve("c").output().unwrap(), 64, &["node.data_dir", "outrigger-data", "\"b\"", "c"]);
 }
 
 #[test]

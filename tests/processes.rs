@@ -258,3 +258,26 @@ async fn an_absent_node_is_fine_and_a_stranger_is_refused() {
     let late = cluster.nodes[2].client();
     assert_eq!(late.get("k").await.unwrap().unwrap().value, "w");
 }
+
+/// A node with another secret saw "no quorum" in its status, and nothing of why.
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_who_refused_whom_and_why() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.nodes[2].kill();
+    let config = std::fs::read_to_string(cluster.nodes[2].config()).unwrap();
+    std::fs::write(cluster.dir.path().join("other.key"), "f".repeat(64)).unwrap();
+    let other = cluster.dir.path().join("other.key").display().to_string();
+    let changed: String = config
+        .lines()
+        .map(|line| if line.starts_with("key_file") { format!("key_file = {other:?}\n") } else { format!("{line}\n") })
+        .collect();
+    assert_ne!(changed, config);
+    std::fs::write(cluster.nodes[2].config(), changed).unwrap();
+    cluster.nodes[2].start();
+    let client = cluster.nodes[2].client();
+    until("the refusal is shown", async || {
+        let refusals = client.cluster().await.map(|status| status.refusals).unwrap_or_default();
+        refusals.iter().any(|refusal| refusal.contains("127.0.0.1:") && refusal.contains("key_file"))
+    })
+    .await;
+}

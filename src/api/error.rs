@@ -171,7 +171,7 @@ impl ApiError {
             Self::Busy(_) => row(S::SERVICE_UNAVAILABLE, "busy", "Shutting down or overloaded", "BUSY", true, 69),
             Self::NotFound(_) => row(S::NOT_FOUND, "not-found", "Not found", "ERR", false, 1),
             Self::MethodNotAllowed(_) => row(S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", "ERR", false, 1),
-            Self::SlowClient(_) => row(S::REQUEST_TIMEOUT, "slow-client", "The request did not arrive in time", "ERR", false, 1),
+            Self::SlowClient(_) => row(S::REQUEST_TIMEOUT, "slow-client", "The client was too slow", "ERR", false, 1),
             Self::UnsupportedMediaType(_) => row(S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type", "ERR", false, 1),
             Self::NotSupported(_) => row(S::NOT_IMPLEMENTED, "not-supported", "Not supported yet", "ERR", false, 1),
             Self::Unhealthy(_) => row(S::SERVICE_UNAVAILABLE, "unhealthy", "This node cannot serve quorum operations", "NOQUORUM", true, 69),
@@ -189,6 +189,7 @@ impl ApiError {
             StoreError::Rejected(why) => why.into(),
             StoreError::Timeout => Self::Timeout(on_failure),
             StoreError::Unsettled => Self::NoQuorum(error.to_string()),
+            StoreError::Stalled(_) => Self::SlowClient(error.to_string()),
             StoreError::Io { ref source, .. } if source.kind() == ErrorKind::StorageFull => {
                 Self::DiskFull(error.to_string())
             }
@@ -293,6 +294,7 @@ mod tests {
             (ApiError::UnsupportedMediaType(some()), 415, "unsupported-media-type", "ERR", "no", false, 1),
             (ApiError::NotSupported(some()), 501, "not-supported", "ERR", "no", false, 1),
             (ApiError::Unhealthy(some()), 503, "unhealthy", "NOQUORUM", "no", true, 69),
+            (ApiError::from_store(StoreError::Stalled(std::time::Duration::MAX), Written::No), 408, "slow-client", "ERR", "no", false, 1),
             (ApiError::from_store(StoreError::Callback(some()), Written::Unknown), 500, "internal", "ERR", "unknown", false, 1),
             (ApiError::from_store(StoreError::Callback(some()), Written::No), 500, "internal", "ERR", "no", false, 1),
         ];

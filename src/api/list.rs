@@ -1,11 +1,22 @@
-//! Pages of keys: of one shard, or of every shard of an org merged in key order.
+//! Lists of keys, in pages or whole: of one shard, or of every shard of an org merged in key order.
+//!
+//! A page is one snapshot of each shard it looks into. So is a whole list: of one shard it is handed on as it is taken,
+//! however large it is. That of an org needs the rows of all shards before it knows the first key, so it is gathered in
+//! memory, one shard after the other, and bounded.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::command::{List, Scope};
-use super::error::ApiError;
+use super::error::{ApiError, Written};
 use super::service::Service;
-use crate::store::{CROSS_NAMESPACE_KINDS, Item, Page, PageQuery};
+use crate::clock::Clock;
+use crate::store::error::Error as StoreError;
+use crate::store::{CROSS_NAMESPACE_KINDS, Item, LIST_WAIT_MAX, ListQuery, Page, PageQuery, Rows, Shard};
 use crate::types::{Key, Namespace, Org, ShardId};
 
 /// The most keys on one page.
@@ -14,6 +25,12 @@ pub const PAGE_KEYS_MAX: usize = 10_000;
 pub const PAGE_KEYS_DEFAULT: usize = 1_000;
 /// A page ends once its keys and values reach this many bytes.
 pub const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The most bytes of keys and values that a whole list of an org may have.
+pub const ORG_LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How many whole lists of orgs are in memory at once; further ones wait, and are refused as busy then.
+pub(super) const ORG_LISTS_MAX: usize = 4;
+/// How many rows of an org's shard are merged at once.
+const MERGE_ROWS: usize = 1_024;
 
 /// A page, possibly of many shards.
 #[derive(Debug, Default)]
@@ -24,7 +41,110 @@ pub struct Listing {
     pub next: Option<Key>,
 }
 
+/// A whole list, taken portion by portion.
+#[derive(Debug)]
+pub(super) enum Whole {
+    /// The shard is not stored here.
+    Nothing,
+    /// Of one shard, which stays open for as long.
+    Shard {
+        /// Taken as they are read.
+        rows: Rows,
+        _shard: Arc<Shard>,
+    },
+    /// Of an org.
+    Org {
+        /// All in memory.
+        items: std::vec::IntoIter<Item>,
+        /// They are given up here, in the service's time.
+        until: Duration,
+        clock: Arc<dyn Clock>,
+        _turn: OwnedSemaphorePermit,
+    },
+}
+
+impl Whole {
+    /// The next rows in key order, at least one; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Item>>, ApiError> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Shard { rows, .. } => rows.next().await.map_err(|error| ApiError::from_store(error, Written::No)),
+            Self::Org { until, clock, .. } if clock.now().monotonic > *until => {
+                Err(ApiError::from_store(StoreError::Stalled(LIST_WAIT_MAX), Written::No))
+            }
+            Self::Org { items, .. } => {
+                let rows: Vec<_> = items.by_ref().take(MERGE_ROWS).collect();
+                Ok(Some(rows).filter(|rows| !rows.is_empty()))
+            }
+        }
+    }
+}
+
 impl Service {
+    /// Begins a whole list. `rows_max` is how many rows its client wants: it may take fewer, not more.
+    pub(super) async fn whole(&self, scope: Scope, query: ListQuery, rows_max: usize) -> Result<Whole, ApiError> {
+        match scope {
+            Scope::Shard(shard) => {
+                let Some(shard) = self.find(&shard).await? else { return Ok(Whole::Nothing) };
+                let rows = shard.rows(query).await.map_err(|error| ApiError::from_store(error, Written::No))?;
+                Ok(Whole::Shard { rows, _shard: shard })
+            }
+            Scope::Org(org) => {
+                check_spans_namespaces(&query.prefix)?;
+                let _turn = self.org_list_turn().await?;
+                let listing = self.gather(org, query, rows_max).await?;
+                let items: Vec<_> = listing.items.into_iter().map(|(_, item)| item).collect();
+                let clock = Arc::clone(&self.clock);
+                let until = clock.now().monotonic + LIST_WAIT_MAX;
+                Ok(Whole::Org { items: items.into_iter(), until, clock, _turn })
+            }
+        }
+    }
+
+    /// The first `rows_max` rows of an org, of each shard as one snapshot has them.
+    async fn gather(&self, org: Org, query: ListQuery, rows_max: usize) -> Result<Listing, ApiError> {
+        let mut merge = Merge::new(rows_max, ORG_LIST_BYTES_MAX);
+        for id in self.shards_of(org).await? {
+            let Some(shard) = self.find(&id).await? else { continue };
+            let query = query.clone();
+            merge = self.blocking(move || merge.take_in(&shard, &query).map(|()| merge)).await?;
+            if merge.is_out_of_room() {
+                return Err(ApiError::TooLarge(format!(
+                    "the list has more than {ORG_LIST_BYTES_MAX} bytes of keys and values: ask for pages, with limit and after"
+                )));
+            }
+        }
+        Ok(merge.finish())
+    }
+
+    /// Every key of one shard that `is_wanted`, at most `bytes_max` bytes of them, as one snapshot has them.
+    pub(super) async fn keys_where(
+        &self,
+        shard: &ShardId,
+        prefix: String,
+        bytes_max: usize,
+        is_wanted: impl Fn(&Key) -> bool + Send + 'static,
+    ) -> Result<Vec<Key>, ApiError> {
+        let Some(shard) = self.find(shard).await? else { return Ok(Vec::new()) };
+        let query = ListQuery { prefix, after: None, keys_only: true };
+        let walk = move || {
+            let (mut keys, mut bytes) = (Vec::new(), 0);
+            shard.walk(&query, |item| {
+                if is_wanted(&item.key) {
+                    bytes += item.key.as_str().len();
+                    keys.push(item.key);
+                }
+                if bytes > bytes_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            Ok((keys, bytes))
+        };
+        let (keys, bytes) = self.blocking(walk).await?;
+        if bytes > bytes_max {
+            return Err(ApiError::TooLarge(format!("the reply would exceed {bytes_max} bytes: ask for fewer keys")));
+        }
+        Ok(keys)
+    }
+
     /// One page. Of one shard it is a consistent snapshot of this node's copy; a shard that is not stored here has no
     /// keys.
     pub async fn list(&self, list: List) -> Result<Listing, ApiError> {
@@ -52,13 +172,7 @@ impl Service {
     }
 
     async fn list_org(&self, org: Org, query: PageQuery) -> Result<Listing, ApiError> {
-        if !spans_namespaces(&query.prefix) {
-            let kinds = CROSS_NAMESPACE_KINDS.map(|kind| format!("{kind}/")).join(", ");
-            return Err(ApiError::Invalid(format!(
-                "prefix={:?} does not span namespaces: want one of {kinds}, or name a namespace in the path",
-                query.prefix
-            )));
-        }
+        check_spans_namespaces(&query.prefix)?;
         let mut merge = Merge::new(query.limit, query.bytes_max);
         for shard in self.shards_of(org).await? {
             let page = self.page(&shard, query.clone()).await?;
@@ -68,8 +182,14 @@ impl Service {
     }
 }
 
-fn spans_namespaces(prefix: &str) -> bool {
-    crate::store::is_cross_namespace_prefix(prefix)
+fn check_spans_namespaces(prefix: &str) -> Result<(), ApiError> {
+    if crate::store::is_cross_namespace_prefix(prefix) {
+        return Ok(());
+    }
+    let kinds = CROSS_NAMESPACE_KINDS.map(|kind| format!("{kind}/")).join(", ");
+    let why =
+        format!("prefix={prefix:?} does not span namespaces: want one of {kinds}, or name a namespace in the path");
+    Err(ApiError::Invalid(why))
 }
 
 /// The first keys of many pages. Holds no more than one page's worth and the page being added.
@@ -104,6 +224,28 @@ impl Merge {
             self.lower_horizon(before);
             self.drop_beyond_horizon();
         }
+    }
+
+    /// Adds one shard's rows, which come in key order.
+    fn take_in(&mut self, shard: &Shard, query: &ListQuery) -> Result<(), StoreError> {
+        let mut rows = Vec::new();
+        shard.walk(query, |item| {
+            if self.horizon.as_ref().is_some_and(|horizon| item.key > *horizon) {
+                return ControlFlow::Break(());
+            }
+            rows.push(item);
+            if rows.len() == MERGE_ROWS {
+                self.add(shard.namespace(), Page { items: std::mem::take(&mut rows), next: None });
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.add(shard.namespace(), Page { items: rows, next: None });
+        Ok(())
+    }
+
+    /// True where rows had to go though fewer than `limit` are here.
+    fn is_out_of_room(&self) -> bool {
+        self.horizon.is_some() && self.rows.len() < self.limit
     }
 
     fn lower_horizon(&mut self, key: Key) {

@@ -32,7 +32,7 @@ const REFUSALS_MAX: usize = 64;
 /// How long a refused client may take to show its dialect, and to take note of the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most bytes read and thrown away so that a refusal is not lost with them.
-const REFUSAL_DISCARD_BYTES_MAX: usize = 64 * 1024;
+const REFUSAL_DISCARD_BYTES_MAX: usize = 1024 * 1024;
 /// How long to wait before accepting again where the process has run out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -71,7 +71,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The operating system refused something.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("cannot {doing} the socket {}: {source}; is [socket] path in a directory this user may write?", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -228,15 +228,16 @@ impl Door {
         if !matches!(read, Ok(1..)) {
             return;
         }
-        if first.first() == Some(&b'*') {
-            let mut guarded = Guarded::new(stream, Bytes::new(), WRITE_TIMEOUT);
-            let ended = resp::serve(&mut guarded, first, self.service, self.shared, &self.stop).await;
-            if ended == resp::Ended::Garbage {
-                let _ = tokio::time::timeout(REFUSAL_TIMEOUT, part(&mut guarded)).await;
-            }
+        let is_resp = first.first() == Some(&b'*');
+        let (input, again) = if is_resp { (first, Bytes::new()) } else { (BytesMut::new(), first.freeze()) };
+        let mut guarded = Guarded::new(stream, again, WRITE_TIMEOUT);
+        let has_unread = if is_resp {
+            resp::serve(&mut guarded, input, self.service, self.shared, &self.stop).await == resp::Ended::Garbage
         } else {
-            let guarded = Guarded::new(stream, first.freeze(), WRITE_TIMEOUT);
-            http::serve(guarded, self.service, &self.stop).await;
+            http::serve(&mut guarded, self.service, &self.stop).await == http::Ended::Refused
+        };
+        if has_unread {
+            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, part(&mut guarded)).await;
         }
     }
 }
@@ -276,7 +277,7 @@ async fn refuse(mut stream: UnixStream) -> io::Result<()> {
 /// before it has read our last words.
 async fn part(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) -> io::Result<()> {
     stream.shutdown().await?;
-    let (mut discarded, mut piece) = (0, [0_u8; 1024]);
+    let (mut discarded, mut piece) = (0, [0_u8; 4 * 1024]);
     while discarded < REFUSAL_DISCARD_BYTES_MAX {
         match stream.read(&mut piece).await? {
             0 => break,

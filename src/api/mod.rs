@@ -16,9 +16,13 @@ pub mod list;
 mod listener;
 mod metrics;
 mod resp;
+mod room;
 pub mod service;
 mod stream;
 
 pub use error::ApiError;
 pub use listener::{CONNECTIONS_MAX, Config, Error, SOCKET_MODE, Server, serve};
+#[doc(hidden)]
+pub use resp::cut;
+pub use room::INPUT_BYTES_MAX;
 pub use service::{Service, ServiceConfig};

@@ -1,5 +1,6 @@
 //! Carries commands out against the store: the one place where both dialects meet it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,13 +8,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
+use super::list::ORG_LISTS_MAX;
 use super::metrics::Metrics;
+use super::room::Room;
 use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
@@ -40,6 +43,8 @@ pub struct ServiceConfig {
     pub key_bytes_max: usize,
     /// `value_size_max`, in bytes.
     pub value_bytes_max: usize,
+    /// How many bytes of input all connections may buffer together, beyond a small allowance for each.
+    pub input_bytes_max: usize,
     /// How long a request without a timeout of its own waits.
     pub timeout_default: Duration,
     /// The longest timeout a request may name.
@@ -49,35 +54,30 @@ pub struct ServiceConfig {
 /// Carries out commands. One per node, shared by every connection.
 pub struct Service {
     config: ServiceConfig,
+    pub(super) room: Arc<Room>,
     manager: Arc<Manager>,
     observe: Arc<dyn Observe>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     blocking: Arc<Semaphore>,
+    org_lists: Arc<Semaphore>,
     draining: AtomicBool,
     in_flight: TaskTracker,
     pub(super) metrics: Metrics,
-}
-
-/// What a read that may not wait came to.
-pub(super) enum ReadNow {
-    /// The row, or that there is none.
-    Row(Option<Row>),
-    /// It takes a wait: the shard is not open, or the key is unsettled.
-    Wait,
-    /// The store failed.
-    Failed(ApiError),
 }
 
 impl Service {
     /// A service over `manager`, which has its replicator already.
     #[must_use]
     pub fn new(config: ServiceConfig, manager: Arc<Manager>, observe: Arc<dyn Observe>) -> Arc<Self> {
+        let room = Room::new(config.input_bytes_max);
         Arc::new(Self {
             config,
+            room,
             manager,
             observe,
             clock: OsClock::shared(),
             blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
+            org_lists: Arc::new(Semaphore::new(ORG_LISTS_MAX)),
             draining: AtomicBool::new(false),
             in_flight: TaskTracker::new(),
             metrics: Metrics::new(),
@@ -141,23 +141,15 @@ impl Service {
 
     /// Where `key` lives when it was sent without a namespace over a connection to `shard`: a key in the canonical
     /// layout in the namespace it names, any other in the connection's.
-    pub(super) fn route(shard: &ShardId, key: &str) -> Result<ShardId, ApiError> {
-        let Some(namespace) = namespace_in(key) else { return Ok(shard.clone()) };
-        if namespace == shard.namespace.as_str() {
-            return Ok(shard.clone());
-        }
-        Ok(ShardId { org: shard.org.clone(), namespace: Namespace::parse(namespace)? })
+    pub(super) fn route<'a>(shard: &'a ShardId, key: &str) -> Result<Cow<'a, ShardId>, ApiError> {
+        let elsewhere = namespace_in(key).filter(|namespace| *namespace != shard.namespace.as_str());
+        let Some(namespace) = elsewhere else { return Ok(Cow::Borrowed(shard)) };
+        Ok(Cow::Owned(ShardId { org: shard.org.clone(), namespace: Namespace::parse(namespace)? }))
     }
 
-    /// A local read that takes microseconds or says that it would have to wait.
-    pub(super) fn read_now(&self, shard: &ShardId, key: &Key) -> ReadNow {
-        let Some(shard) = self.manager.cached(shard) else { return ReadNow::Wait };
-        match shard.read(key) {
-            Ok(row) => ReadNow::Row(row),
-            // Closed: the cache let go of it this very moment. Waiting opens it again.
-            Err(StoreError::Unsettled | StoreError::Closed) => ReadNow::Wait,
-            Err(error) => ReadNow::Failed(ApiError::from_store(error, Written::No)),
-        }
+    /// The shard, if it can be read without waiting for it to be opened.
+    pub(super) fn open_shard(&self, shard: &ShardId) -> Option<Arc<Shard>> {
+        self.manager.cached(shard)
     }
 
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
@@ -301,6 +293,14 @@ impl Service {
         match tokio::task::spawn_blocking(run).await {
             Ok(ended) => ended.map_err(|error| ApiError::from_store(error, Written::No)),
             Err(panicked) => Err(internal(format!("a job of the store ended early: {panicked}"))),
+        }
+    }
+
+    /// Waits for the turn to have a whole list of an org in memory.
+    pub(super) async fn org_list_turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        match tokio::time::timeout(self.config.timeout_default, Arc::clone(&self.org_lists).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(ApiError::Busy("too many lists of orgs are under way; try again".to_owned())),
         }
     }
 

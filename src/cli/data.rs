@@ -18,10 +18,10 @@ const PREVIEW_CHARS_MAX: usize = 60;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger put greeting hello                        org `_`, namespace `default`
+  outrigger put greeting hello         org `_`, namespace `default`
   outrigger --org acme --ns payments put wf/payments/a/1 started
-  outrigger put logo - < logo.png                     the value from standard input, bytes as they are
-  date | outrigger put now                            the same: no VALUE means standard input")]
+  outrigger put logo - < logo.png      from standard input, bytes as they are
+  date | outrigger put now             the same: no VALUE is standard input")]
 pub(super) struct Put {
     /// The key inside the shard
     key: String,
@@ -36,8 +36,12 @@ pub(super) struct Put {
 EXAMPLES
   outrigger get greeting
   outrigger get logo > logo.png
-  outrigger get greeting --consistency quorum     never stale; a plain get reads this node's copy
-  outrigger get greeting --json                   with its version, the value in base64")]
+  outrigger get greeting --consistency quorum   never stale; a plain get reads
+                                                this node's copy
+  outrigger get greeting --json                 with its version, in base64
+
+A version is a 64-bit integer. jq before 1.7 and JavaScript round such numbers:
+read it with something else before giving it to `cas`.")]
 pub(super) struct Get {
     /// The key inside the shard
     key: String,
@@ -58,9 +62,10 @@ pub(super) struct Del {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger cas lock --expect absent worker-7             only the first one gets it
+  # only the first one gets it, and keeps the version that it wrote
   upd=$(outrigger cas lock --expect absent worker-7)
-  outrigger cas lock --expect $upd worker-8               only if nobody wrote it meanwhile")]
+  # only if nobody wrote it meanwhile
+  outrigger cas lock --expect $upd worker-8")]
 pub(super) struct Cas {
     /// The key inside the shard
     key: String,
@@ -76,7 +81,8 @@ pub(super) struct Cas {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger list                                every key, with version, size and the start of the value
+  outrigger list                                each key with version, size and
+                                                the start of the value
   outrigger --org acme --ns payments list wf/   those that start with wf/
   outrigger list --keys-only | wc -l            one key per line, nothing else
   outrigger list --json | jq -r '.value | @base64d'")]

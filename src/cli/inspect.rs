@@ -85,6 +85,9 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
     if let Some(reason) = &status.unready {
         let _ = writeln!(out, "{}", paint(&format!("not ready: {reason}"), Tone::Bad, colours));
     }
+    for refusal in &status.refusals {
+        let _ = writeln!(out, "{}", paint(&format!("no connection to {refusal}"), Tone::Bad, colours));
+    }
     let rows: Vec<_> = status.nodes.iter().map(node_row).collect();
     let heads = [
         "NODE",
@@ -104,7 +107,7 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
     let counts = status.decisions;
     let _ = writeln!(
         out,
-        "\nthis node: {} shards open, {} frames pending; proposals: {} accepted, {} rejected, {} timed out",
+        "\nthis node: shards open {}, frames pending {}; proposals: {} accepted, {} rejected, {} timed out",
         status.open_shards, status.pending_frames, counts.accept, counts.reject, counts.timeout
     );
     out

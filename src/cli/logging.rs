@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::Failure;
 
@@ -29,11 +30,15 @@ impl Options {
     /// Starts logging, at `default` where no level was asked for.
     pub(super) fn install(&self, default: &str) -> Result<(), Failure> {
         let level = self.log_level.as_deref().unwrap_or(default);
-        let filter = EnvFilter::try_new(directives(level)).map_err(|error| {
+        let wrong = |why: &dyn std::fmt::Display| {
             Failure::Usage(format!(
-                "--log-level: got {level:?}, want error, warn, info, debug, trace or directives: {error}"
+                "--log-level (OUTRIGGER_LOG): got {level:?}, want error, warn, info, debug, trace or directives: {why}"
             ))
-        })?;
+        };
+        if let Some(word) = unknown_level(level) {
+            return Err(wrong(&format!("{word:?} is not a level")));
+        }
+        let filter = EnvFilter::try_new(directives(level)).map_err(|error| wrong(&error))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         // Complaining on standard error that standard error is closed would end the process.
         let builder = builder.log_internal_errors(false);
@@ -55,11 +60,35 @@ impl Options {
     }
 }
 
+/// A word that stands where a level should. It would be taken for the name of a target and silence everything else.
+fn unknown_level(directives: &str) -> Option<&str> {
+    let words = directives.split(',').map(str::trim);
+    words.into_iter().find(|word| {
+        let is_bare = !word.is_empty() && !word.contains(['=', ':', '[']);
+        is_bare && word.parse::<LevelFilter>().is_err()
+    })
+}
+
 /// A bare level is meant for this program; what it is built on stays quiet up to warnings.
 fn directives(level: &str) -> String {
     match level {
         "off" | "error" | "warn" => level.to_owned(),
         "info" | "debug" | "trace" => format!("warn,outrigger={level}"),
         directives => directives.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typing_error_is_not_a_target() {
+        for good in ["info", "WARN", "off", "warn,outrigger::transport=debug", "outrigger=trace", "outrigger::api", ""]
+        {
+            assert_eq!(unknown_level(good), None, "{good}");
+        }
+        assert_eq!(unknown_level("verbose"), Some("verbose"));
+        assert_eq!(unknown_level("warn, inof"), Some("inof"));
     }
 }

@@ -33,6 +33,10 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
     ("json", "no-such-option-json"),
 ];
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
+/// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
+/// command, but no part of its help.
+const WITHOUT_EFFECT: [(&str, &[&str]); 2] =
+    [("status", &["org", "ns", "consistency", "timeout"]), ("shards", &["ns", "consistency", "timeout"])];
 
 /// Keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
 #[derive(Debug, Parser)]
@@ -42,15 +46,17 @@ const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
     max_term_width = 110,
     after_help = "\
 EXAMPLES
-  outrigger dev                                  three nodes on this machine, to play with
-  outrigger serve                                one node, alone: data in ./outrigger-data
-  outrigger put greeting hello                   write (prints the version), then read it
-  outrigger get greeting
-  outrigger --org acme --ns payments list wf/    one tenant's shard
-  outrigger status                               the cluster as a table
+  outrigger dev                              three nodes on this machine
+  outrigger serve                            one node, alone: ./outrigger-data
+  outrigger put greeting hello               write (prints the version) ...
+  outrigger get greeting                     ... then read it
+  outrigger --org acme --ns pay list wf/     one tenant's shard
+  outrigger status                           the cluster as a table
 
 EXIT STATUS
-  0 success   2 bad usage   64 bad configuration   69 socket or quorum out of reach   1 anything else"
+  0 success              64 bad configuration
+  2 bad usage            69 socket or quorum out of reach
+  1 anything else"
 )]
 pub(crate) struct CommandLine {
     #[command(flatten)]
@@ -142,7 +148,12 @@ pub(crate) fn parse() -> CommandLine {
 /// Global options may stand before or after the command. Where they mean nothing they are refused, and left out of the
 /// help: an option of the same id under a name nobody types takes their place.
 fn command() -> clap::Command {
-    NOT_CLIENTS.into_iter().fold(CommandLine::command(), |command, name| {
+    let command = WITHOUT_EFFECT.into_iter().fold(CommandLine::command(), |command, (name, without_effect)| {
+        let is_hidden = |arg: &&Arg| without_effect.contains(&arg.get_id().as_str());
+        let hidden: Vec<Arg> = command.get_arguments().filter(is_hidden).map(|arg| arg.clone().hide(true)).collect();
+        command.mut_subcommand(name, |sub| sub.args(hidden))
+    });
+    NOT_CLIENTS.into_iter().fold(command, |command, name| {
         let socket = (name != "serve").then_some(("socket", "no-such-option-socket"));
         command.mut_subcommand(name, |sub| {
             CLIENT_OPTIONS
@@ -226,9 +237,9 @@ impl Failure {
     }
 
     /// A node that did not start, with every cause on one line.
-    pub(crate) fn start(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
+    pub(crate) fn start(failed: &outrigger::node::Error) -> Self {
+        let mut message = failed.to_string();
+        let mut cause = std::error::Error::source(failed);
         while let Some(error) = cause {
             let text = error.to_string();
             // Errors that already quote their cause would say everything twice.
@@ -237,7 +248,14 @@ impl Failure {
             }
             cause = error.source();
         }
-        Self::Other(message)
+        match failed {
+            // Files that the configuration names: where they cannot be used, it is at fault.
+            outrigger::node::Error::Transport(outrigger::transport::quic::Error::Identity(_)) => {
+                Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
+            }
+            outrigger::node::Error::ForeignData { .. } => Self::Configuration(message),
+            _ => Self::Other(message),
+        }
     }
 
     /// Says it on standard error.
@@ -263,13 +281,23 @@ impl From<ConfigError> for Failure {
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         match &error {
-            client::Error::NotReachable { .. } => Self::Unavailable(format!(
-                "{error}; is `outrigger serve` running, and is this its socket (--socket, OUTRIGGER_SOCKET)?"
-            )),
+            client::Error::NotReachable { reason, .. } => Self::Unavailable(format!("{error}; {}", what_to_do(reason))),
             _ if error.is_unavailable() => Self::Unavailable(error.to_string()),
             _ if error.is_bad_request() => Self::Usage(error.to_string()),
             _ => Self::Other(error.to_string()),
         }
+    }
+}
+
+/// Where nobody answers at the socket.
+fn what_to_do(reason: &std::io::Error) -> &'static str {
+    match reason.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "run as the socket's owner or in its group, or give it another mode (socket.mode, read at the node's start)"
+        }
+        // Rust's own check of the path, which never reaches the system.
+        std::io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes: name it by a shorter, relative one",
+        _ => "is `outrigger serve` running, and is this its socket (--socket, OUTRIGGER_SOCKET)?",
     }
 }
 
@@ -297,8 +325,36 @@ mod tests {
         for sub in CommandLine::command().get_subcommands() {
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("EXAMPLES\n"), "{} has no examples", sub.get_name());
-            assert!(help.contains(&format!("outrigger {}", sub.get_name())) || help.contains(sub.get_name()));
+            assert!(help.contains(sub.get_name()), "{}: other commands' examples", sub.get_name());
         }
+    }
+
+    #[test]
+    fn examples_are_not_broken_into_lines_that_nobody_could_type() {
+        const TERMINAL_COLUMNS: usize = 80;
+        let root = CommandLine::command();
+        for command in std::iter::once(&root).chain(root.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let long: Vec<_> = help.lines().filter(|line| line.chars().count() > TERMINAL_COLUMNS).collect();
+            assert!(long.is_empty(), "{}: {long:#?}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn options_without_effect_are_taken_but_not_shown() {
+        let args = ["outrigger", "--org", "acme", "status", "--ns", "pay", "--json"];
+        let matches = command().try_get_matches_from(args).unwrap();
+        assert!(CommandLine::from_arg_matches(&matches).unwrap().global.client.json);
+        let mut command = command();
+        command.build();
+        let mut help = |name| command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        let (status, shards) = (help("status"), help("shards"));
+        assert!(
+            !status.contains("--org") && !status.contains("--consistency") && status.contains("--json"),
+            "{status}"
+        );
+        assert!(!shards.contains("--ns") && shards.contains("--org <ORG>"), "{shards}");
+        assert!(help("get").contains("--consistency"));
     }
 
     #[test]

@@ -10,14 +10,18 @@ use tokio::sync::oneshot;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger serve                                  alone, data in ./outrigger-data
-  outrigger serve --config /etc/outrigger.toml     as the file says
-  OUTRIGGER__NODE__NAME=b outrigger serve --config /etc/outrigger.toml
-                                                   the environment covers the file, flags cover both
-  outrigger serve --name a --voter a,b,c --key-file cluster.key --listen 10.0.0.7:7117 \\
-      --seed 10.0.0.8:7117 --seed 10.0.0.9:7117    one of three, by flags alone
+  outrigger serve                                alone, in ./outrigger-data
+  outrigger serve --config /etc/outrigger.toml   as the file says
 
-config/outrigger.toml in the sources shows every key; `outrigger check-config FILE` prints what a file amounts to.")]
+  # the environment covers the file, flags cover both
+  OUTRIGGER__NODE__NAME=b outrigger serve --config /etc/outrigger.toml
+
+  # one of three, by flags alone
+  outrigger serve --name a --voter a,b,c --key-file cluster.key \\
+      --listen 10.0.0.7:7117 --seed 10.0.0.8:7117,10.0.0.9:7117
+
+config/outrigger.toml in the sources shows every key;
+`outrigger check-config FILE` prints what a file amounts to.")]
 pub(crate) struct Serve {
     /// The configuration file, TOML
     #[arg(long, value_name = "FILE")]

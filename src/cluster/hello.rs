@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::membership::{Membership, VOTERS_MAX};
 use super::memory::{Figures, Remembered};
+use crate::messagepack;
 use crate::types::{Ballot, NodeId, Slot, StorageId};
 
 /// The largest hello, in bytes: [`VOTERS_MAX`] of the longest names fit, with room for fields of later versions.
@@ -101,7 +102,7 @@ impl Hello {
         if bytes.len() > HELLO_BYTES_MAX {
             return Err(BadHello::TooLarge(bytes.len()));
         }
-        let hello: Self = rmp_serde::from_slice(bytes).map_err(|e| BadHello::Unreadable(e.to_string()))?;
+        let hello: Self = messagepack::decode(bytes).map_err(|e| BadHello::Unreadable(e.to_string()))?;
         if hello.cluster.len() > CLUSTER_ID_BYTES_MAX {
             return Err(BadHello::Unreadable(format!("a cluster id of {} bytes", hello.cluster.len())));
         }

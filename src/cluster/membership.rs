@@ -137,7 +137,7 @@ impl Membership {
     }
 
     /// The replica that proposals for a contended key had best go to, so that they queue there instead of colliding.
-    /// A hint, never needed for safety, and the same on every node, version and platform (see [`score`]). Always
+    /// A hint, never needed for safety, and the same on every node, version and platform (see `score`). Always
     /// `Some`, as there is always a replica.
     #[must_use]
     pub fn home(&self, shard: &ShardId, key: &Key) -> Option<&NodeId> {

@@ -80,6 +80,9 @@ pub struct ClusterStatus {
     pub pending_frames: u64,
     /// Why this node cannot serve quorum operations now; absent when it can.
     pub unready: Option<String>,
+    /// Connections that did not come about because one side refused the other: an administrator must see to them.
+    #[serde(default)]
+    pub refusals: Vec<String>,
 }
 
 /// One shard, as `GET /v1/shards` lists it.

@@ -24,6 +24,9 @@ use crate::types::NodeId;
 
 pub use layers::{Environment, KEYS, KeySpec, Overrides};
 
+pub use crate::replication::journal::Durability;
+pub use crate::transport::tls::Identity;
+
 /// The largest configuration file, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// The most entries in `peer.seeds`.
@@ -94,22 +97,6 @@ pub struct ClusterConfig {
     pub ceiling_lead: Duration,
 }
 
-/// How nodes prove who they are. Paths only; the files are read by the transport.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// One secret that all nodes share.
-    KeyFile(PathBuf),
-    /// PEM files, read again when they change.
-    Pem {
-        /// The certificate authority whose certificates are believed.
-        ca: PathBuf,
-        /// This node's certificate.
-        cert: PathBuf,
-        /// Its private key.
-        key: PathBuf,
-    },
-}
-
 /// The TCP port for metrics, probes and the status page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
@@ -128,15 +115,6 @@ pub struct StoreConfig {
     pub value_size_max: usize,
     /// The longest key, in bytes.
     pub key_size_max: usize,
-}
-
-/// What an accepted frame has reached when the node says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// The disk.
-    Fsync,
-    /// The kernel: a crash of the machine, unlike one of the process, may lose it.
-    Os,
 }
 
 /// How long things may take.

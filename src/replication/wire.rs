@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
+use crate::messagepack;
 use crate::types::{Ballot, Key, ShardId};
 
 /// Messages of one tick for one peer.
@@ -48,8 +49,8 @@ pub enum Answer {
 
 /// Keys in one [`Request::Rows`].
 pub const KEYS_PER_REQUEST_MAX: usize = 1024;
-/// Keys in one [`Answer::Pairs`].
-pub const PAIRS_PER_ANSWER_MAX: usize = 8192;
+/// Keys in one [`Answer::Pairs`]: the longest fit into one message of the transport.
+pub const PAIRS_PER_ANSWER_MAX: usize = 1024;
 /// Bytes of values after which an [`Answer::Rows`] is sent off.
 pub const ROWS_BYTES_PER_ANSWER: usize = 1 << 20;
 
@@ -65,5 +66,5 @@ pub fn encode(message: &impl Serialize) -> Result<Bytes, Malformed> {
 
 /// Decodes anything of this file. Names and keys are checked as they are read.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
-    rmp_serde::from_slice(bytes).map_err(|error| Malformed(error.to_string()))
+    messagepack::decode(bytes).map_err(|error| Malformed(error.to_string()))
 }

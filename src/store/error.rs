@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::replicator::Rejection;
+use super::writer::Fault;
 use crate::types::InvalidInput;
 
 /// An error of the store. Cheap to clone: a poisoned shard repeats its first one to every later caller.
@@ -63,4 +64,18 @@ pub enum Error {
     /// What the callback of a list returned to end it.
     #[error("list callback: {0}")]
     Callback(String),
+    /// A list's rows were not taken in time: for as long as it is open, its shard's log cannot start over.
+    #[error(
+        "the list ended before its last row, as its rows were not taken within {0:?}: read faster, or page by page"
+    )]
+    Stalled(std::time::Duration),
+}
+
+impl Error {
+    /// True where nothing is broken and the same may succeed later: no room, too much at once, or another program's
+    /// lock.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        Fault::of(self) != Fault::Fatal
+    }
 }

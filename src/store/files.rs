@@ -66,6 +66,26 @@ fn names_in(directory: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
+/// Makes a directory and those above it, where they are not there yet, and their entries durable: a file that was synced
+/// is lost all the same where the way to it was not. Returns the directories that were synced for it.
+pub fn create_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let new = path.ancestors().take_while(is_new).count();
+    fs::create_dir_all(path)?;
+    // The nearest always: a process that died may have made this one and not come to the sync.
+    let parents = path.ancestors().skip(1).take(new.max(1));
+    let parents = parents.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let mut synced = Vec::new();
+    for parent in parents {
+        match File::open(parent).and_then(|directory| directory.sync_all()) {
+            // One that is not ours to read was there before, and is its owner's to keep.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && new == 0 => {}
+            done => done.map(|()| synced.push(parent.to_owned()))?,
+        }
+    }
+    Ok(synced)
+}
+
 /// Makes a directory's entries durable.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), Error> {
     File::open(directory)

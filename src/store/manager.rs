@@ -74,7 +74,7 @@ impl Manager {
     /// Opens a store.
     pub fn with_config(config: StoreConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         let root = &config.root_dir;
-        std::fs::create_dir_all(root).map_err(|source| Error::io("creating", root, source))?;
+        files::create_directory(root).map_err(|source| Error::io("creating", root, source))?;
         let core = Arc::new(Core::new(config, clock));
         let appliers = Mutex::new(applier::start(&core)?);
         Ok(Arc::new(Self { core, appliers, closing: tokio::sync::Mutex::default() }))
@@ -104,7 +104,9 @@ impl Manager {
     /// Whether anything was ever stored for this shard: a file, or frames on their way into one.
     #[must_use]
     pub fn exists(&self, shard: &ShardId) -> bool {
-        self.core.known(shard).is_some_and(|state| has_content(&state)) || self.shard_path(shard).is_file()
+        let in_memory = || self.core.known(shard).is_some_and(|state| has_content(&state));
+        // What cannot be told counts as there: opening it then says what is wrong, where "absent" would be a lie.
+        in_memory() || self.shard_path(shard).try_exists().unwrap_or(true)
     }
 
     /// Like [`Manager::get`], but creates nothing: for reads.

@@ -80,6 +80,8 @@ struct Slots {
     batch: u64,
     /// Number of the last frame that arrived here.
     last: u64,
+    /// Batches that have left for the file.
+    departed: u64,
 }
 
 impl Slots {
@@ -179,6 +181,13 @@ impl Overlay {
         self.slots.lock().by_key.get(key).map(|slot| Arc::clone(&slot.pending))
     }
 
+    /// The key's frame, and how many batches have left the overlay: what was here when the number was the same is in
+    /// the file, or here still.
+    pub(super) fn look(&self, key: &Key) -> (Option<Arc<Pending>>, u64) {
+        let slots = self.slots.lock();
+        (slots.by_key.get(key).map(|slot| Arc::clone(&slot.pending)), slots.departed)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.slots.lock().by_key.is_empty()
     }
@@ -231,6 +240,7 @@ impl Overlay {
                 self.backlog.bytes.fetch_sub(weight(key, &pending.op), Ordering::Relaxed);
             }
         }
+        slots.departed += 1;
         slots.in_flight = None;
         drop(slots);
         self.wake();

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::types::{Value as SqlValue, ValueRef};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Statement};
 
 use super::error::Error;
 use super::overlay::{Excerpt, Overlay, Pending};
+use super::reads::Shown;
 use super::replicator::{Op, Rejection};
 use super::rows::{Item, StoredRow, supersedes};
 use super::update::Row;
@@ -28,7 +29,7 @@ const POINT: &str = "\
     UNION ALL \
     SELECT 0, NULL, upd, (SELECT ballot FROM outrigger_ballot AS b WHERE b.key = ?1) FROM tombstone WHERE key = ?1 \
     LIMIT 1";
-const LIVE: &str = "SELECT value, upd FROM kv WHERE key = ?1";
+pub(super) const LIVE: &str = "SELECT value, upd FROM kv WHERE key = ?1";
 const ROWS: &str = "SELECT key, upd, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const KEYS: &str = "SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const PAIRS: &str = "\
@@ -62,9 +63,24 @@ pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Sto
 
 /// The live row of `key`.
 pub(super) fn live(conn: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
+    let row = |(bytes, upd): (&[u8], Ballot)| Row { value: Value::from(bytes.to_vec()), upd };
     let mut get = conn.prepare_cached(LIVE)?;
-    get.query_row([key.as_str()], |row| Ok(Row { value: value(row.get_ref(0)?), upd: version(row.get_ref(1)?) }))
-        .optional()
+    show_live(&mut get, key, |shown| shown.map(row))
+}
+
+/// Shows the live row of `key` where it lies, to spare it a copy. `statement` is [`LIVE`].
+pub(super) fn show_live<T>(
+    statement: &mut Statement<'_>,
+    key: &Key,
+    show: impl FnOnce(Shown<'_>) -> T,
+) -> rusqlite::Result<T> {
+    let mut rows = statement.query([key.as_str()])?;
+    let Some(row) = rows.next()? else { return Ok(show(None)) };
+    let upd = version(row.get_ref(1)?);
+    Ok(match row.get_ref(0)? {
+        ValueRef::Blob(bytes) | ValueRef::Text(bytes) => show(Some((bytes, upd))),
+        other => show(Some((value(other).as_bytes(), upd))),
+    })
 }
 
 /// Another program may have stored text or numbers where we store bytes; they read as the text that SQLite shows.

@@ -86,7 +86,7 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         let mut pool = self.readers.pool.lock();
         match self.conn.take() {
-            Some(conn) if !pool.closed => pool.idle.push(conn),
+            Some(conn) if !pool.closed && conn.is_autocommit() => pool.idle.push(conn),
             _ => pool.open -= 1,
         }
         drop(pool);

@@ -24,6 +24,12 @@ pub enum Op {
 }
 
 impl Op {
+    /// Bytes of its value.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.value().map_or(0, |value| value.as_bytes().len())
+    }
+
     /// The value that the key has after this.
     #[must_use]
     pub fn value(&self) -> Option<&Value> {
@@ -65,7 +71,7 @@ pub struct Proposal {
 }
 
 /// How a proposal ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decision {
     /// Agreed on: the outcome is linearizable; what was written is on the disks of a majority and visible on this node.
     Accept(Outcome),
@@ -76,7 +82,7 @@ pub enum Decision {
 }
 
 /// Why nothing was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
     /// The replicas would not have it.
     #[error("rejected: {0}")]

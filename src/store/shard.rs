@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::core::Core;
 use super::error::Error;
 use super::files;
+use super::listing::{LIST_PORTION_BYTES, LIST_PORTION_ITEMS, ListQuery, Rows};
 use super::overlay::Pending;
 use super::queries::{self, End, Range, Snapshot, Want};
 use super::readers::Readers;
+use super::reads::Reads;
 use super::replicator::{Decision, Proposal, Rejection};
-use super::rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow, supersedes};
+use super::rows::{Item, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow, supersedes};
 use super::schema;
 use super::state::ShardState;
 use super::update::{Change, Outcome, Row, Update, Verdict};
@@ -30,10 +31,6 @@ use crate::types::{Ballot, InvalidInput, Key, Namespace, Org, ShardId, Value};
 const DURABLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// How long a list waits for one of the connections that lists may hold.
 const LIST_TURN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a list's callback may take over one portion: until then the list keeps the log from being reused.
-const LIST_STALL_MAX: Duration = Duration::from_secs(30);
-/// Rows are handed to a list's callback in portions of about this size, in bytes.
-const LIST_PORTION_BYTES: usize = 256 * 1024;
 
 /// One (org, namespace): a SQLite file with one writer and a few readers that never wait for it.
 ///
@@ -43,10 +40,10 @@ pub struct Shard {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    state: Arc<ShardState>,
+pub(super) struct Inner {
+    pub(super) state: Arc<ShardState>,
     core: Weak<Core>,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     readers: Readers,
     writer: Mutex<Option<Writer>>,
     gc_floor: Ballot,
@@ -169,6 +166,14 @@ impl Shard {
         }
     }
 
+    /// Lends `work` a way to read many keys, as [`Shard::read`] would one by one, at the cost of little more than one.
+    /// Holds one of a few reading connections for as long: for work that takes microseconds.
+    pub fn reading<T>(&self, work: impl FnOnce(&mut Reads<'_>) -> T) -> Result<T, Error> {
+        self.inner.check()?;
+        let reader = self.inner.readers.lend()?;
+        reader.run(|conn| Ok(work(&mut Reads::new(&self.inner, conn)?)))
+    }
+
     /// The committed row of `key` as the protocol sees it: deletions included, settled or not.
     pub fn stored(&self, key: &Key) -> Result<Option<StoredRow>, Error> {
         self.inner.check()?;
@@ -209,35 +214,42 @@ impl Shard {
 
     /// Hands every live row under `prefix` to `f` in key order, all as they were when it began. `f` may use this same
     /// shard; an error of its ends the list as [`Error::Callback`]. Rows come in portions, so memory stays bounded;
-    /// an `f` that takes longer than 30 s over one ends the list, too.
+    /// an `f` that takes longer than 30 s over one ends the list as [`Error::Stalled`].
     pub async fn list<E: fmt::Display>(
         &self,
         prefix: &str,
         mut f: impl FnMut(&str, &Row) -> Result<(), E>,
     ) -> Result<(), Error> {
-        self.inner.check()?;
-        let turn = tokio::time::timeout(LIST_TURN_TIMEOUT, Arc::clone(&self.inner.readers.lists).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
-            return Err(Rejection::Busy(format!("too many lists of {} run already", self.id())).into());
-        };
-        let (portions, mut received) = mpsc::channel(1);
-        let inner = Arc::clone(&self.inner);
-        let range = Range::new(prefix, None);
-        let runtime = tokio::runtime::Handle::current();
-        let walk = spawn_blocking(move || {
-            let _turn = turn;
-            inner.stream(&range, &|portion| {
-                let sent = runtime.block_on(tokio::time::timeout(LIST_STALL_MAX, portions.send(portion)));
-                matches!(sent, Ok(Ok(())))
-            })
-        });
-        while let Some(portion) = received.recv().await {
+        let mut rows = self.rows(ListQuery::prefix(prefix)).await?;
+        while let Some(portion) = rows.next().await? {
             for item in portion {
                 let row = Row { value: item.value.unwrap_or_default(), upd: item.upd };
                 f(item.key.as_str(), &row).map_err(|error| Error::Callback(error.to_string()))?;
             }
         }
-        walk.await.unwrap_or(Err(Error::Closed))
+        Ok(())
+    }
+
+    /// Begins a list of what `query` names, for a receiver that takes it at its own pace: see [`Rows`].
+    ///
+    /// At most two of a shard are under way; a third waits for 5 s, and is refused as busy then.
+    pub async fn rows(&self, query: ListQuery) -> Result<Rows, Error> {
+        let core = self.inner.check()?;
+        let turn = tokio::time::timeout(LIST_TURN_TIMEOUT, Arc::clone(&self.inner.readers.lists).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(Rejection::Busy(format!("too many lists of {} run already", self.id())).into());
+        };
+        let inner = Arc::clone(&self.inner);
+        Ok(Rows::begin(Arc::clone(&core.clock), move |send| {
+            let _turn = turn;
+            inner.stream(&query, send)
+        }))
+    }
+
+    /// Hands every live row of `query` to `each` in key order, all as they were when it began, until `each` breaks it
+    /// off. Blocking: for receivers that wait for nobody, as it keeps the log from being emptied meanwhile.
+    pub fn walk(&self, query: &ListQuery, each: impl FnMut(Item) -> ControlFlow<()>) -> Result<(), Error> {
+        self.inner.walk(query, each)
     }
 
     /// Up to `limit` keys after `after` with their versions, deletions included, in key order. Blocking.
@@ -415,7 +427,7 @@ impl Inner {
     }
 
     /// What a read error means for the shard: a disk that cannot be read is not asked again.
-    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error @ (Error::Sqlite { .. } | Error::Io { .. })) = &result
             && Fault::of(error) == Fault::Fatal
         {
@@ -435,10 +447,19 @@ impl Inner {
 
     /// The newer of a pending frame and what the file holds.
     fn newest(&self, key: &Key, pending: &Pending) -> Result<Option<StoredRow>, Error> {
+        self.newest_of(pending, || self.query("reading", |conn| queries::point(conn, key)))
+    }
+
+    /// The same, where `stored` reads the file.
+    pub(super) fn newest_of(
+        &self,
+        pending: &Pending,
+        stored: impl FnOnce() -> Result<Option<StoredRow>, Error>,
+    ) -> Result<Option<StoredRow>, Error> {
         if pending.is_above_file() {
             return Ok(Some(pending.to_stored()));
         }
-        let stored = self.query("reading", |conn| queries::point(conn, key))?;
+        let stored = stored()?;
         if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
             pending.set_above_file();
             return Ok(Some(pending.to_stored()));
@@ -468,24 +489,28 @@ impl Inner {
         self.snapshot(range, frames_max, |snapshot| snapshot.scan(range, want, emit))
     }
 
-    /// Sends all of `range` in portions until `send` says that nobody listens.
-    fn stream(&self, range: &Range, send: &dyn Fn(Vec<Item>) -> bool) -> Result<(), Error> {
-        self.check_settled(range, None)?;
-        let (mut portion, mut bytes, mut is_heard) = (Vec::new(), 0, true);
-        self.scan(range, Want::Rows, usize::MAX, |item| {
+    fn walk(&self, query: &ListQuery, each: impl FnMut(Item) -> ControlFlow<()>) -> Result<(), Error> {
+        let range = Range::new(&query.prefix, query.after.as_ref());
+        self.check_settled(&range, None)?;
+        let want = if query.keys_only { Want::Keys } else { Want::Rows };
+        self.scan(&range, want, usize::MAX, each).map(drop)
+    }
+
+    /// Sends all rows of `query` in portions, until `send` fails.
+    fn stream(&self, query: &ListQuery, send: &mut dyn FnMut(Vec<Item>) -> Result<(), Error>) -> Result<(), Error> {
+        let (mut portion, mut bytes, mut sent) = (Vec::new(), 0, Ok(()));
+        self.walk(query, |item| {
             bytes += item.bytes();
             portion.push(item);
-            if bytes < LIST_PORTION_BYTES.min(PAGE_BYTES_MAX) && portion.len() < PAGE_ITEMS_MAX {
+            if bytes < LIST_PORTION_BYTES && portion.len() < LIST_PORTION_ITEMS {
                 return ControlFlow::Continue(());
             }
             bytes = 0;
-            is_heard = send(std::mem::take(&mut portion));
-            if is_heard { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            sent = send(std::mem::take(&mut portion));
+            if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        if is_heard && (portion.is_empty() || send(portion)) {
-            return Ok(());
-        }
-        Err(Error::Callback(format!("took longer than {LIST_STALL_MAX:?} over one portion of rows")))
+        sent?;
+        if portion.is_empty() { Ok(()) } else { send(portion) }
     }
 
     /// Waits until everything committed before the call is in the file.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Ballot, Value};
 
 /// A live row as a client sees it: there is none for a deleted key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
     /// The value.
     #[serde(rename = "v")]
@@ -20,7 +20,7 @@ pub struct Row {
 }
 
 /// What must hold of the row before for a change to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Condition {
     /// Nothing.
     Always,
@@ -47,7 +47,7 @@ impl Condition {
 }
 
 /// What becomes of the row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Change {
     /// Nothing: a linearizable read.
     Read,
@@ -62,7 +62,7 @@ pub enum Change {
 }
 
 /// One request for one key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Update {
     /// When to make the change.
     #[serde(rename = "w")]
@@ -73,7 +73,7 @@ pub struct Update {
 }
 
 /// What an [`Update`] came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// A new version was written (a deletion is one).
     Written,
@@ -86,7 +86,7 @@ pub enum Verdict {
 }
 
 /// Why a change makes no sense for the value there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum InvalidChange {
     /// `Add` on something else than a decimal `i64`.
     #[error("value is not an integer or out of range")]
@@ -103,7 +103,7 @@ pub enum InvalidChange {
 }
 
 /// The answer to an [`Update`], linearizable: the row that it saw and the row that it left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Outcome {
     /// What it came to.
     #[serde(rename = "r")]

@@ -82,6 +82,9 @@ impl Writer {
     /// Applies a batch in one transaction; durable on return if `durable`.
     pub(super) fn apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> Result<(), Error> {
         self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path))?;
+        if durable {
+            self.enter()?;
+        }
         let values = batch.frames.iter().filter_map(|(_, pending)| pending.op.value());
         let values: usize = values.map(|value| value.as_bytes().len()).sum();
         let commits = u64::try_from(batch.frames.len() + 1).unwrap_or(u64::MAX / WAL_BYTES_PER_FRAME);
@@ -133,13 +136,19 @@ impl Writer {
         }
         self.checkpoint_passive()?;
         files::sync_wal(&self.path)?;
+        self.enter()?;
+        self.is_unsynced = false;
+        Ok(())
+    }
+
+    /// Makes the entries of file and log durable, once: a process that died may have made them and not come to this.
+    fn enter(&mut self) -> Result<(), Error> {
         if !self.is_entered {
             for directory in self.path.ancestors().skip(1).take(2) {
                 files::sync_directory(directory)?;
             }
             self.is_entered = true;
         }
-        self.is_unsynced = false;
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Streams: the first bidirectional one carries the hellos; each lane is a unidirectional stream that begins with the
-//! lane's number; each further bidirectional one is a call. All carry messages as [`super::wire`] frames them. Only
+//! lane's number; each further bidirectional one is a call. All carry messages as `wire.rs` frames them. Only
 //! the files under `quic/` know quinn's types.
 
 mod calls;
@@ -80,7 +80,7 @@ pub enum Error {
     #[error(transparent)]
     Identity(#[from] tls::Error),
     /// The socket cannot be had.
-    #[error("cannot listen on {listen} (UDP): {source}")]
+    #[error("cannot listen on {listen} (UDP): {source}; set [peer] listen to a free address of this machine")]
     Listen {
         /// Where.
         listen: SocketAddr,

@@ -1,8 +1,10 @@
 //! The HTTP dialect: keys, conditions, lists, batches, errors.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::support::{Node, VALUE_BYTES_MAX};
+use crate::support::{Answer, Node, VALUE_BYTES_MAX};
 
 #[tokio::test]
 async fn a_value_is_written_read_and_deleted() {
@@ -113,6 +115,38 @@ async fn every_error_is_a_problem() {
     assert_eq!(node.http("PUT /v1/kv/_/default/k", &body[1..]).await.status, 204);
 }
 
+#[tokio::test]
+async fn a_head_that_is_no_http_is_a_problem_too() {
+    let node = Node::start().await;
+    let long = format!("GET /v1/orgs?{} HTTP/1.1\r\nhost: o\r\n\r\n", "x".repeat(600_000));
+    let many = format!("GET /v1/orgs HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1_000));
+    for (head, status, kind) in [
+        ("nonsense\r\n\r\n", 400, "invalid-request"),
+        ("G\x01T / HTTP/1.1\r\n\r\n", 400, "invalid-request"),
+        ("GET /v1/orgs HTTP/9.9\r\n\r\n", 400, "invalid-request"),
+        ("GET /v1/orgs HTTP/1.1\r\nno colon\r\n\r\n", 400, "invalid-request"),
+        ("PUT /v1/kv/_/default/k HTTP/1.1\r\ncontent-length: x\r\n\r\n", 400, "invalid-request"),
+        (&long, 413, "too-large"),
+        (&many, 413, "too-large"),
+    ] {
+        let mut client = node.connect().await;
+        // The node may have heard enough before all is sent.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut client.0, head.as_bytes()).await;
+        let answer = crate::support::Answer::parse(&client.rest().await);
+        assert_eq!(answer.problem(), (status, kind.to_owned(), "no".to_owned()), "{head:.40}");
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    // What was answered before is left as it is, even if it looks like an answer of the server's own.
+    let looks = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(node.http("PUT /v1/kv/_/default/k", looks.as_bytes()).await.status, 204);
+    let mut client = node.connect().await;
+    client.send(b"GET /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\n\r\nnonsense\r\n\r\n").await;
+    let got = String::from_utf8(client.rest().await).unwrap();
+    let (first, second) = got.split_once(looks).unwrap_or_else(|| panic!("{got}"));
+    assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+    assert_eq!(crate::support::Answer::parse(second.as_bytes()).problem().1, "invalid-request");
+}
+
 async fn put_all(node: &Node, keys: &[&str]) {
     for key in keys {
         assert_eq!(node.http(&format!("PUT /v1/kv/acme/{key}"), key.as_bytes()).await.status, 204);
@@ -167,12 +201,94 @@ async fn a_stream_has_every_row_on_a_line() {
     assert_eq!((none.status, none.text()), (200, ""));
 }
 
+/// Writes, deletes and rewrites through the batch interface, as many at once as it takes.
+async fn batch(node: &Node, shard: &str, ops: &[Value]) {
+    for ops in ops.chunks(1_000) {
+        let body = serde_json::to_vec(&json!({ "ops": ops })).unwrap();
+        let answer = node.http(&format!("POST /v1/batch/{shard}"), &body).await;
+        let results = answer.json()["results"].as_array().unwrap().clone();
+        assert!(results.iter().all(|result| result["status"] == 204), "{results:?}");
+    }
+}
+
+fn put_op(key: &str, value: &[u8]) -> Value {
+    json!({"put": {"key": key, "value": STANDARD.encode(value)}})
+}
+
+/// Enough rows that neither the socket nor the node can hold them all while a client does not read.
+const STREAMED_ROWS: usize = 1_500;
+
+fn streamed_value(n: usize) -> Vec<u8> {
+    format!("old{n}").into_bytes().repeat(600)
+}
+
+async fn fill(node: &Node) {
+    let ops: Vec<_> = (0..STREAMED_ROWS).map(|n| put_op(&format!("k{n:04}"), &streamed_value(n))).collect();
+    batch(node, "acme/pay", &ops).await;
+}
+
+/// Asks for a stream and reads no more of it than its first byte.
+async fn begin_stream(node: &Node) -> crate::support::Client {
+    let mut client = node.connect().await;
+    let head = "GET /v1/kv/acme/pay?prefix=k&after=k0099 HTTP/1.1\r\nhost: o\r\nconnection: close\r\n";
+    client.send(format!("{head}accept: application/x-ndjson\r\n\r\n").as_bytes()).await;
+    client.expect("HTTP/1.1 200 OK\r\n").await;
+    client
+}
+
+#[tokio::test]
+async fn a_stream_read_slowly_shows_the_moment_at_which_it_began() {
+    let node = Node::start().await;
+    fill(&node).await;
+    let mut client = begin_stream(&node).await;
+    let change = |n: usize| match n % 5 {
+        0 => json!({"del": {"key": format!("k{n:04}")}}),
+        1 => put_op(&format!("k{n:04}+"), b"added"),
+        _ => put_op(&format!("k{n:04}"), b"new"),
+    };
+    batch(&node, "acme/pay", &(0..STREAMED_ROWS).map(change).collect::<Vec<_>>()).await;
+    let rest = [b"HTTP/1.1 200 OK\r\n".to_vec(), client.rest().await].concat();
+    let stream = crate::support::Answer::parse(&rest);
+    let mut lines = stream.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    for n in 100..STREAMED_ROWS {
+        let line = lines.next().unwrap();
+        assert_eq!(line["key"], format!("k{n:04}"));
+        assert!(line["value"] == STANDARD.encode(streamed_value(n)), "{n}: {line}");
+    }
+    assert_eq!(lines.next(), None);
+    let now = node.http("GET /v1/kv/acme/pay?keys_only=true\naccept: application/x-ndjson", b"").await;
+    assert_eq!(now.text().lines().count(), STREAMED_ROWS, "as many were added as deleted");
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_goes_makes_room_for_others() {
+    let node = Node::start().await;
+    fill(&node).await;
+    let unread = [begin_stream(&node).await, begin_stream(&node).await];
+    drop(unread);
+    // A shard has two lists at a time, and a third waits for 5 s at most; an unread stream lasts 30 s.
+    let stream = node.http("GET /v1/kv/acme/pay?keys_only=true\naccept: application/x-ndjson", b"").await;
+    assert_eq!((stream.status, stream.text().lines().count()), (200, STREAMED_ROWS));
+}
+
+#[tokio::test]
+async fn keys_are_listed_though_streams_are_not_read() {
+    let node = Node::start().await;
+    fill(&node).await;
+    let _unread = [begin_stream(&node).await, begin_stream(&node).await];
+    let refused = node.http("GET /v1/kv/acme/pay\naccept: application/x-ndjson", b"").await;
+    assert_eq!(refused.problem(), (503, "busy".to_owned(), "no".to_owned()));
+    let keys = node.resp(&[&["AUTH", "acme/pay", "x"], &["KEYS", "k00[0-4]*"]]).await;
+    assert!(keys.starts_with("+OK\r\n*50\r\n$5\r\nk0000\r\n"), "{keys}");
+}
+
 #[tokio::test]
 async fn kinds_that_span_namespaces_are_listed_across_them() {
     let node = Node::start().await;
     put_all(&node, &["b/ns/b", "a/ns/a", "c/nx/c/e", "c/ns/c", "c/wf/c/1"]).await;
-    let list = |query: &'static str| async {
-        let page = node.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
+    let node_ref = &node;
+    let list = |query: &'static str| async move {
+        let page = node_ref.http(&format!("GET /v1/kv/acme?{query}"), b"").await.json();
         let keys = page["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap().to_owned());
         (keys.collect::<Vec<_>>(), page["next"].clone())
     };
@@ -181,7 +297,14 @@ async fn kinds_that_span_namespaces_are_listed_across_them() {
     assert_eq!(list("prefix=ns/&limit=2&after=ns/b").await, (vec!["ns/c".into()], Value::Null));
     assert_eq!(list("prefix=nx/").await.0, ["nx/c/e"]);
     let stream = node.http("GET /v1/kv/acme?prefix=ns/\naccept: application/x-ndjson", b"").await;
-    assert_eq!(stream.text().lines().count(), 3);
+    let keys: Vec<_> = stream.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect();
+    let keys: Vec<_> = keys.iter().map(|line| line["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["ns/a", "ns/b", "ns/c"]);
+    let some = node.http("GET /v1/kv/acme?prefix=ns/&after=ns/a&limit=1\naccept: application/x-ndjson", b"").await;
+    assert_eq!(some.text().lines().count(), 1);
+    assert!(some.text().starts_with(r#"{"key":"ns/b","value":"#), "{}", some.text());
+    let refused = node.http("GET /v1/kv/acme?prefix=wf/\naccept: application/x-ndjson", b"").await;
+    assert_eq!(refused.problem().0, 400);
 }
 
 #[tokio::test]
@@ -304,4 +427,40 @@ async fn a_connection_serves_many_requests() {
             head.push(byte[0]);
         }
     }
+}
+
+/// A client that sends its body after its head, as many do, found the connection closed under its hands, and saw a
+/// broken pipe where there was an answer.
+#[tokio::test]
+async fn who_still_sends_the_body_of_a_refused_request_hears_why() {
+    let node = Node::start().await;
+    let body = vec![b'x'; 4 * VALUE_BYTES_MAX];
+    for (request, status) in [
+        ("POST /v1/kv/_/default/k", "405"),
+        ("PUT /v1/nothing/here", "404"),
+        ("PUT /v1/kv/_/default/k?tiemout=1s", "400"),
+        ("PUT /v1/kv/_/default/k", "413"),
+    ] {
+        let mut client = node.connect().await;
+        client
+            .send(format!("{request} HTTP/1.1\r\nhost: o\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes())
+            .await;
+        client.send(&body).await;
+        client.send(b"GET /v1/cluster/health HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").await;
+        let answers = String::from_utf8(client.rest().await).unwrap();
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "the connection was of no more use after {request}: {answers}");
+    }
+}
+
+/// Who asks first is answered at once, and sends nothing in vain.
+#[tokio::test]
+async fn who_waits_to_be_told_to_send_the_body_is_not_waited_for() {
+    let node = Node::start().await;
+    let mut client = node.connect().await;
+    client
+        .send(b"POST /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+        .await;
+    let answer = Answer::parse(&client.rest().await);
+    assert_eq!(answer.problem(), (405, "method-not-allowed".to_owned(), "no".to_owned()));
 }

@@ -7,7 +7,7 @@ use outrigger::api;
 use outrigger::clock::OsClock;
 use outrigger::replication::local::LocalReplicator;
 
-use crate::support::{Answer, Node, command};
+use crate::support::{Answer, Node, VALUE_BYTES_MAX, command};
 
 #[tokio::test]
 async fn the_file_has_its_mode_and_goes_with_the_server() {
@@ -73,4 +73,46 @@ async fn half_a_request_is_not_waited_for_for_ever() {
         .send(b"PUT /v1/kv/_/default/k HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: 5\r\n\r\nab")
         .await;
     assert_eq!(Answer::parse(&client.rest().await).problem(), (408, "slow-client".to_owned(), "no".to_owned()));
+}
+
+/// Fills the node's room with commands that never end, over connections that are then held open.
+async fn fill_the_room(node: &Node) -> Vec<crate::support::Client> {
+    let mut hoarders = Vec::new();
+    let piece = "x".repeat(VALUE_BYTES_MAX);
+    let half_sent = format!("*4\r\n$4\r\nMSET\r\n$1\r\nk\r\n${VALUE_BYTES_MAX}\r\n{piece}\r\n$1\r\n");
+    loop {
+        let mut hoarder = node.connect().await;
+        hoarder.send(half_sent.as_bytes()).await;
+        hoarders.push(hoarder);
+        // As much as one more of them takes: what is refused shows that the room is full.
+        let probe = node.http("PUT /v1/kv/_/default/probe", piece.as_bytes()).await;
+        if probe.status == 503 {
+            return hoarders;
+        }
+        assert!(hoarders.len() < 100, "the room is never full");
+    }
+}
+
+#[tokio::test]
+async fn what_finds_no_room_is_refused_and_small_requests_go_on() {
+    let node = Node::with_room(256 * 1024).await;
+    let hoarders = fill_the_room(&node).await;
+    let large = "x".repeat(VALUE_BYTES_MAX);
+    let answer = node.http("PUT /v1/kv/_/default/k", large.as_bytes()).await;
+    assert_eq!(answer.problem(), (503, "busy".to_owned(), "no".to_owned()));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    // A command that comes in pieces; its connection stays usable.
+    let mut client = node.connect().await;
+    client.send(&command(&["MSET", "k", &large, "l", &large, "m", &large, "n", &large])).await;
+    client.expect("-BUSY the requests on their way in take up all of the ").await;
+    client.send(&command(&["SET", "small", "v"])).await;
+    client.send(&command(&["QUIT"])).await;
+    let rest = String::from_utf8(client.rest().await).unwrap();
+    assert!(rest.ends_with("\r\n+OK\r\n+OK\r\n"), "{rest}");
+    assert_eq!(node.http("GET /v1/kv/_/default/k", b"").await.status, 404);
+    drop(hoarders);
+    // The node notices by and by that they are gone.
+    while node.http("PUT /v1/kv/_/default/k", large.as_bytes()).await.status != 204 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -99,6 +99,41 @@ async fn every_command_answers_as_redis_does() {
     assert_eq!(client.rest().await, b"", "QUIT closes");
 }
 
+/// The interface's list of commands.
+const COMMANDS: &str = "PING ECHO HELLO AUTH SELECT CLIENT COMMAND INFO CONFIG RESET QUIT READONLY READWRITE GET SET \
+    SETNX GETSET GETDEL MGET MSET DEL UNLINK EXISTS STRLEN APPEND INCR DECR INCRBY DECRBY TYPE DBSIZE KEYS SCAN";
+
+#[tokio::test]
+async fn the_server_tells_of_itself_and_of_every_command() {
+    let node = Node::start().await;
+    let names: Vec<_> = COMMANDS.split_whitespace().collect();
+    let told = node.resp(&[&["COMMAND", "COUNT"], &[&["COMMAND", "INFO"][..], &names].concat()]).await;
+    assert!(told.starts_with(&format!(":{0}\r\n*{0}\r\n*6\r\n", names.len())), "{told}");
+    assert!(!told.contains("$-1\r\n"), "{told}");
+    let all = node.resp(&[&["COMMAND"]]).await;
+    for name in &names {
+        assert!(all.contains(&format!("\r\n{}\r\n", name.to_lowercase())), "{name}: {all}");
+    }
+    let info = node.resp(&[&["INFO"]]).await;
+    for line in ["redis_version:7.2.0", "connected_clients:1", "role:master", "outrigger_node:a", "outrigger_epoch:1"] {
+        assert!(info.contains(&format!("{line}\r\n")), "{line}: {info}");
+    }
+    let clients = node.resp(&[&["CLIENT", "ID"], &["CLIENT", "INFO"], &["CLIENT", "LIST"]]).await;
+    assert_eq!(clients.matches("db=0 user=_/default resp=2\n").count(), 2, "{clients}");
+    assert!(clients.starts_with(':'), "{clients}");
+}
+
+#[tokio::test]
+async fn readwrite_asks_the_quorum_and_readonly_does_not() {
+    let row = Row { value: Value::from("agreed"), upd: Ballot(9) };
+    let outcome = Outcome { verdict: Verdict::Unchanged, before: Some(row.clone()), after: Some(row) };
+    let scripted = Scripted::new(Decision::Accept(outcome), 2);
+    let node = Node::scripted(Arc::clone(&scripted)).await;
+    let got = node.resp(&[&["GET", "k"], &["READWRITE"], &["GET", "k"], &["MGET", "k"], &["READONLY"], &["GET", "k"]]);
+    assert_eq!(got.await, "$-1\r\n+OK\r\n$6\r\nagreed\r\n*1\r\n$6\r\nagreed\r\n+OK\r\n$-1\r\n");
+    assert_eq!(scripted.asked.lock().len(), 2);
+}
+
 #[tokio::test]
 async fn resp3_has_its_own_words() {
     let node = Node::start().await;
@@ -296,7 +331,7 @@ async fn a_client_that_never_reads_holds_up_no_other() {
     let node = Node::start().await;
     let value = "x".repeat(VALUE_BYTES_MAX);
     assert_eq!(node.resp(&[&["SET", "k", &value]]).await, "+OK\r\n");
-    let mut greedy = node.connect().await;
+    let greedy = node.connect().await;
     let gets = command(&["GET", "k"]).repeat(200);
     // Far more is asked for than the node keeps for it, so that it stops reading, too.
     let mut sent = 0;

@@ -9,8 +9,8 @@ use outrigger::api::{self, Server, Service, ServiceConfig};
 use outrigger::clock::OsClock;
 use outrigger::cluster::status::{ClusterStatus, DecisionCounts, Observe};
 use outrigger::replication::local::LocalReplicator;
-use outrigger::store::Manager;
 use outrigger::store::replicator::{Decision, Proposal, Replicator, Subscriber};
+use outrigger::store::{Manager, StoreConfig};
 use outrigger::types::NodeId;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,12 +18,12 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 /// The largest value of these nodes, in bytes.
-pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const VALUE_BYTES_MAX: usize = 64 * 1024;
 
 /// A node that says of itself whatever a test wants.
 #[derive(Default)]
-pub struct Told {
-    pub unhealthy: Mutex<Option<String>>,
+pub(crate) struct Told {
+    pub(crate) unhealthy: Mutex<Option<String>>,
 }
 
 impl Observe for Told {
@@ -40,6 +40,7 @@ impl Observe for Told {
             decisions: DecisionCounts::default(),
             pending_frames: 0,
             unready: None,
+            refusals: Vec::new(),
         }
     }
     fn health(&self) -> Result<(), String> {
@@ -54,16 +55,16 @@ impl Observe for Told {
 }
 
 /// A replicator that decides as it is told, once it is let.
-pub struct Scripted {
+pub(crate) struct Scripted {
     decision: Decision,
     /// One permit per decision.
-    pub turns: Semaphore,
+    pub(crate) turns: Semaphore,
     /// What it was asked, in order.
-    pub asked: Mutex<Vec<Proposal>>,
+    pub(crate) asked: Mutex<Vec<Proposal>>,
 }
 
 impl Scripted {
-    pub fn new(decision: Decision, turns: usize) -> Arc<Self> {
+    pub(crate) fn new(decision: Decision, turns: usize) -> Arc<Self> {
         Arc::new(Self { decision, turns: Semaphore::new(turns), asked: Mutex::default() })
     }
 }
@@ -83,37 +84,53 @@ impl Replicator for Scripted {
 }
 
 /// One node's socket.
-pub struct Node {
-    pub dir: tempfile::TempDir,
-    pub manager: Arc<Manager>,
-    pub service: Arc<Service>,
-    pub told: Arc<Told>,
-    pub server: Server,
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) manager: Arc<Manager>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) told: Arc<Told>,
+    pub(crate) server: Server,
 }
 
 impl Node {
     /// A node that agrees with itself.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|manager| LocalReplicator::new(manager, OsClock::shared()), |config| config).await
     }
 
     /// A node that decides by script.
-    pub async fn scripted(replicator: Arc<Scripted>) -> Self {
+    pub(crate) async fn scripted(replicator: Arc<Scripted>) -> Self {
         Self::start_with(|_| replicator, |config| config).await
     }
 
-    pub async fn start_with(
+    /// A node that agrees with itself, and whose connections may buffer so much input together, in bytes.
+    pub(crate) async fn with_room(input_bytes_max: usize) -> Self {
+        Self::start_as(|manager| LocalReplicator::new(manager, OsClock::shared()), |config| config, input_bytes_max)
+            .await
+    }
+
+    pub(crate) async fn start_with(
         replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
         change: impl FnOnce(api::Config) -> api::Config,
     ) -> Self {
+        Self::start_as(replicator, change, api::INPUT_BYTES_MAX).await
+    }
+
+    async fn start_as(
+        replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
+        change: impl FnOnce(api::Config) -> api::Config,
+        input_bytes_max: usize,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let manager = Manager::new(dir.path().join("data")).unwrap();
+        let store = StoreConfig { value_bytes_max: VALUE_BYTES_MAX, ..StoreConfig::at(dir.path().join("data")) };
+        let manager = Manager::with_config(store, OsClock::shared()).unwrap();
         let replicator = replicator(&manager);
         manager.with_replicator(replicator.into_replicator());
         let told = Arc::new(Told::default());
         let config = ServiceConfig {
             key_bytes_max: 1024,
             value_bytes_max: VALUE_BYTES_MAX,
+            input_bytes_max,
             timeout_default: Duration::from_secs(2),
             timeout_max: Duration::from_secs(60),
         };
@@ -123,16 +140,16 @@ impl Node {
         Self { dir, manager, service, told, server }
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.server.path().to_owned()
     }
 
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         Client(UnixStream::connect(self.path()).await.unwrap())
     }
 
     /// Sends one HTTP request on a connection of its own.
-    pub async fn http(&self, head: &str, body: &[u8]) -> Answer {
+    pub(crate) async fn http(&self, head: &str, body: &[u8]) -> Answer {
         let mut client = self.connect().await;
         let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
         let (line, headers) = head.split_once('\n').unwrap_or((head, ""));
@@ -143,12 +160,12 @@ impl Node {
     }
 
     /// The same, for a head made on the way.
-    pub async fn http_owned(&self, head: String, body: &[u8]) -> Answer {
+    pub(crate) async fn http_owned(&self, head: String, body: &[u8]) -> Answer {
         self.http(&head, body).await
     }
 
     /// Sends RESP commands, each given as its words, and returns all replies.
-    pub async fn resp(&self, commands: &[&[&str]]) -> String {
+    pub(crate) async fn resp(&self, commands: &[&[&str]]) -> String {
         let mut client = self.connect().await;
         for words in commands {
             client.send(&command(words)).await;
@@ -160,7 +177,7 @@ impl Node {
 }
 
 /// Lets a test hand over any replicator.
-pub trait ReplicatorObject {
+pub(crate) trait ReplicatorObject {
     fn into_replicator(self: Arc<Self>) -> Arc<dyn Replicator>;
 }
 
@@ -171,7 +188,7 @@ impl<T: Replicator> ReplicatorObject for T {
 }
 
 /// A RESP command as bytes.
-pub fn command(words: &[&str]) -> Vec<u8> {
+pub(crate) fn command(words: &[&str]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
         bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
@@ -180,22 +197,22 @@ pub fn command(words: &[&str]) -> Vec<u8> {
 }
 
 /// One connection.
-pub struct Client(pub UnixStream);
+pub(crate) struct Client(pub(crate) UnixStream);
 
 impl Client {
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
     }
 
     /// Reads exactly as many bytes as `expected` has, and compares.
-    pub async fn expect(&mut self, expected: &str) {
+    pub(crate) async fn expect(&mut self, expected: &str) {
         let mut got = vec![0; expected.len()];
         self.0.read_exact(&mut got).await.unwrap_or_else(|why| panic!("{why} instead of {expected:?}"));
         assert_eq!(String::from_utf8_lossy(&got), expected);
     }
 
     /// Everything until the node closes the connection.
-    pub async fn rest(&mut self) -> Vec<u8> {
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).await.unwrap();
         rest
@@ -204,14 +221,14 @@ impl Client {
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("no head");
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -222,21 +239,21 @@ impl Answer {
         Self { status, head, body }
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let header = |line: &'_ str| line.split_once(": ").map(|(n, _)| n.eq_ignore_ascii_case(name));
         self.head.lines().find(|line| header(line) == Some(true))?.split_once(": ").map(|(_, value)| value)
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|why| panic!("{why}: {:?}", self.text()))
     }
 
     /// Checks that this is a problem, and says which: its type's last part, and `written`.
-    pub fn problem(&self) -> (u16, String, String) {
+    pub(crate) fn problem(&self) -> (u16, String, String) {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
         assert_eq!(problem["status"], self.status);

@@ -49,6 +49,7 @@ use super::request::{self, Options};
 use crate::api::command::{Batch, BatchOp};
 use crate::api::error::{ApiError, Problem, Written};
 use crate::api::service::Service;
+use crate::messagepack;
 use crate::store::update::{Change, Condition, Outcome, Update};
 use crate::types::{Ballot, Key, Value};
 
@@ -181,8 +182,8 @@ pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request
     let shard = shard_in(request.uri().path().strip_prefix("/v1/batch/").unwrap_or_default())?;
     let format = Format::of_body(request.headers())?;
     let answer_format = format.of_answer(request.headers());
-    let body = request::body(request.into_body(), BODY_BYTES_MAX, "the batch").await?;
-    let ops = parse(format, &body, &service)?;
+    let body = request::body(&service, request.into_body(), BODY_BYTES_MAX, "the batch").await?;
+    let ops = parse(format, &body.bytes, &service)?;
     let is_get: Vec<_> = ops.iter().map(|op| matches!(op, BatchOp::Get(_))).collect();
     let results = service.batch(Batch { shard, ops, consistency, timeout }).await;
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
@@ -196,7 +197,7 @@ fn parse(format: Format, body: &[u8], service: &Service) -> Result<Vec<BatchOp>,
     let bad = |why: String| ApiError::Invalid(format!("the batch cannot be read: {why}"));
     let batch: BatchBody = match format {
         Format::Json => serde_json::from_slice(body).map_err(|why| bad(why.to_string()))?,
-        Format::MsgPack => rmp_serde::from_slice(body).map_err(|why| bad(why.to_string()))?,
+        Format::MsgPack => messagepack::decode(body).map_err(|why| bad(why.to_string()))?,
     };
     if batch.ops.len() > OPS_MAX {
         let count = batch.ops.len();

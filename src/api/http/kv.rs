@@ -23,12 +23,9 @@ use crate::api::error::ApiError;
 use crate::api::list::{Listing, PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX};
 use crate::api::service::Service;
 use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
+use crate::store::{Item, ListQuery};
 use crate::types::{Ballot, Key, Org, ShardId, Value};
 
-/// How many rows of a stream are read at once.
-const STREAM_PAGE_KEYS: usize = 1_000;
-/// How many pages of a stream wait for the client.
-const STREAM_PAGES_MAX: usize = 1;
 const NDJSON: &str = "application/x-ndjson";
 
 /// Every request under `/v1/kv`.
@@ -84,8 +81,8 @@ async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result
     options.check_write_consistency()?;
     let timeout = options.timeout(service)?;
     let condition = condition(&head.headers)?;
-    let value = request::body(body, service.config().value_bytes_max, "the value").await?;
-    let update = Update { condition, change: Change::Put(Value::from(value)) };
+    let value = request::body(service, body, service.config().value_bytes_max, "the value").await?;
+    let update = Update { condition, change: Change::Put(Value::from(value.bytes.clone())) };
     let outcome = service.write(Write { at, update, timeout }).await?;
     written(&outcome)
 }
@@ -186,7 +183,7 @@ struct ListOptions {
     timeout: Option<String>,
 }
 
-async fn list(service: &Arc<Service>, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
+async fn list(service: &Service, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
     if !matches!(head.method, Method::GET | Method::HEAD) {
         return Err(ApiError::MethodNotAllowed(format!("{} of a list: want GET", head.method)));
     }
@@ -208,8 +205,7 @@ async fn list(service: &Arc<Service>, scope: Scope, head: &Parts) -> Result<Resp
         return Err(ApiError::Invalid(format!("limit={} is out of range: want 1 to {PAGE_KEYS_MAX}", list.limit)));
     }
     if wants_ndjson(&head.headers) {
-        let limit = options.limit;
-        return stream(Arc::clone(service), list, limit).await;
+        return stream(service, list, options.limit).await;
     }
     let page = tokio::time::timeout(timeout, service.list(list));
     let listing = page.await.map_err(|_| ApiError::Timeout(crate::api::error::Written::No))??;
@@ -239,12 +235,15 @@ struct PageBody {
 
 impl From<Listing> for PageBody {
     fn from(listing: Listing) -> Self {
-        let item = |(_, item): (_, crate::store::Item)| ItemBody {
-            key: item.key,
-            value: item.value.map(|value| STANDARD.encode(value.as_bytes())),
-            upd: item.upd,
-        };
-        Self { items: listing.items.into_iter().map(item).collect(), next: listing.next }
+        let items = listing.items.into_iter().map(|(_, item)| item.into()).collect();
+        Self { items, next: listing.next }
+    }
+}
+
+impl From<Item> for ItemBody {
+    fn from(item: Item) -> Self {
+        let value = item.value.map(|value| STANDARD.encode(value.as_bytes()));
+        Self { key: item.key, value, upd: item.upd }
     }
 }
 
@@ -259,50 +258,40 @@ pub(super) fn json(body: &impl Serialize) -> Response {
     }
 }
 
-/// Every row as a line of JSON. Pages are read as the client takes them, so a stream holds up no writer, and is as
-/// many snapshots as it takes pages. A failure after the first page is a problem as the last line.
-async fn stream(service: Arc<Service>, mut list: List, rows_max: Option<usize>) -> Result<Response, ApiError> {
-    let mut rows_left = rows_max.unwrap_or(usize::MAX);
-    list.limit = STREAM_PAGE_KEYS.min(rows_left);
-    // The first page decides on the status.
-    let mut page = service.list(list.clone()).await?;
-    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(STREAM_PAGES_MAX);
-    tokio::spawn(async move {
-        loop {
-            rows_left = rows_left.saturating_sub(page.items.len());
-            let next = page.next.clone();
-            if sender.send(lines(page)).await.is_err() {
-                // The client has gone.
-                return;
-            }
-            if next.is_none() || rows_left == 0 {
-                return;
-            }
-            list.after = next;
-            list.limit = STREAM_PAGE_KEYS.min(rows_left);
-            page = match service.list(list.clone()).await {
-                Ok(page) => page,
-                Err(error) => {
-                    let mut line = serde_json::to_vec(&error.problem()).unwrap_or_default();
-                    line.push(b'\n');
-                    let _ = sender.send(Bytes::from(line)).await;
-                    return;
-                }
-            };
-        }
-    });
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async {
-        let piece = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(piece), receiver))
+/// Every row as a line of JSON, all of them as they were when it began: in one shard altogether, in an org shard by
+/// shard. A failure after the first rows is a problem as the last line: one that came too slowly to read them, say.
+async fn stream(service: &Service, list: List, rows_max: Option<usize>) -> Result<Response, ApiError> {
+    let rows_max = rows_max.unwrap_or(usize::MAX);
+    let query = ListQuery { prefix: list.prefix, after: list.after, keys_only: list.keys_only };
+    let mut whole = service.whole(list.scope, query, rows_max).await?;
+    // The first rows decide on the status.
+    let first = whole.next().await?;
+    let pieces = futures_util::stream::unfold(Some((Ok(first), whole, rows_max)), |state| async {
+        let (rows, mut whole, mut rows_left) = state?;
+        let mut rows = match rows {
+            Ok(rows) => rows?,
+            Err(error) => return Some((Ok::<_, Infallible>(last_line(&error)), None)),
+        };
+        rows.truncate(rows_left);
+        rows_left -= rows.len();
+        let piece = lines(rows);
+        let state = if rows_left > 0 { Some((whole.next().await, whole, rows_left)) } else { None };
+        Some((Ok(piece), state))
     });
     Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response())
 }
 
-fn lines(listing: Listing) -> Bytes {
+fn last_line(error: &ApiError) -> Bytes {
+    let mut line = serde_json::to_vec(&error.problem()).unwrap_or_default();
+    line.push(b'\n');
+    Bytes::from(line)
+}
+
+fn lines(rows: Vec<Item>) -> Bytes {
     let mut out = BytesMut::new();
-    for item in PageBody::from(listing).items {
+    for row in rows {
         // Writing into a growing buffer cannot fail, and every key is text.
-        let _ = serde_json::to_writer((&mut out).writer(), &item);
+        let _ = serde_json::to_writer((&mut out).writer(), &ItemBody::from(row));
         out.put_u8(b'\n');
     }
     out.freeze()

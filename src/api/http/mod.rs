@@ -1,9 +1,11 @@
 //! The HTTP dialect: HTTP/1.1 with raw bytes as values, and RFC 9457 problems as errors.
 
 mod batch;
+mod heads;
 mod kv;
 mod node;
 mod request;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use self::heads::{Counting, Tap, Traffic};
 use super::error::{ApiError, RETRY_AFTER_SECONDS};
 use super::metrics::Class;
 use super::service::Service;
@@ -31,29 +34,46 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest head of a request: request line and headers, in bytes. A key of the largest size fits, percent-encoded.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 
+/// Why a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Both sides are done, or the client is gone.
+    Done,
+    /// The client was told that its request cannot be read; there may be more of it to read.
+    Refused,
+}
+
 /// Serves one connection until either side ends it.
-pub(super) async fn serve<S>(stream: S, service: Arc<Service>, stop: &CancellationToken)
+pub(super) async fn serve<S>(stream: &mut S, service: Arc<Service>, stop: &CancellationToken) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let service = TowerToHyperService::new(router(service));
+    let traffic = Arc::new(Traffic::default());
+    let mut tap = Tap::new(stream, Arc::clone(&traffic));
+    let counting = Counting { inner: TowerToHyperService::new(router(Arc::clone(&service))), traffic };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(true)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        .serve_connection(TokioIo::new(&mut tap), counting);
+    let ended = {
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "an HTTP connection ended early");
     }
+    let Some(refusal) = tap.refusal() else { return Ended::Done };
+    service.metrics.http.requests.increment(1);
+    service.metrics.http.count_error(refusal.row().label);
+    Ended::Refused
 }
 
 fn router(service: Arc<Service>) -> Router {
@@ -69,6 +89,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/cluster/health", get(node::health))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(unread::discard))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), measure))
         .with_state(service)
 }
@@ -126,14 +147,15 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An error as bytes on the wire, for a connection that no HTTP server was made for.
+/// An error as bytes on the wire, for a connection that no HTTP server answers on.
 pub(super) fn raw_answer(error: &ApiError) -> Bytes {
-    let status = error.row().status;
+    let row = error.row();
     let body = serde_json::to_string(&error.problem()).unwrap_or_default();
+    let retry_after = if row.retry_after { format!("retry-after: {RETRY_AFTER_SECONDS}\r\n") } else { String::new() };
     Bytes::from(format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\nretry-after: {RETRY_AFTER_SECONDS}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        status.as_str(),
-        status.canonical_reason().unwrap_or_default(),
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\n{retry_after}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        row.status.as_str(),
+        row.status.canonical_reason().unwrap_or_default(),
         body.len(),
     ))
 }

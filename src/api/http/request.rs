@@ -13,10 +13,13 @@ use serde::de::DeserializeOwned;
 
 use crate::api::command::Consistency;
 use crate::api::error::ApiError;
+use crate::api::room::Share;
 use crate::api::service::Service;
 
 /// How long a client may take to send each further piece of a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a refused body is read and thrown away.
+const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reads the query of a request into `T`, whose unknown fields are errors.
 pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
@@ -82,13 +85,33 @@ pub(super) fn timeout(text: Option<&str>, service: &Service) -> Result<Option<Du
     Ok(Some(timeout))
 }
 
-/// Reads a whole body of at most `max` bytes; `what` names it in errors.
-pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes, ApiError> {
+/// A whole body, and the room that it takes up for as long as its request lasts.
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    pub(super) _share: Share,
+}
+
+/// Reads a whole body of at most `max` bytes; `what` names it in errors. One that is refused is read all the same.
+pub(super) async fn body(service: &Service, mut body: Body, max: usize, what: &str) -> Result<Received, ApiError> {
+    let mut share = service.room.share();
+    match pieces(&mut share, &mut body, max, what).await {
+        Ok(bytes) => Ok(Received { bytes, _share: share }),
+        Err(refused @ (ApiError::TooLarge(_) | ApiError::Busy(_))) => {
+            drop(share);
+            discard(&mut body).await;
+            Err(refused)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn pieces(share: &mut Share, body: &mut Body, max: usize, what: &str) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::TooLarge(format!("{what} has more than the {max} bytes allowed"));
-    let announced = HttpBody::size_hint(&body).lower();
-    if announced > max as u64 {
+    let announced = usize::try_from(HttpBody::size_hint(body).lower()).unwrap_or(usize::MAX);
+    if announced > max {
         return Err(too_large());
     }
+    share.resize(announced)?;
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());
     loop {
         let frame = match tokio::time::timeout(BODY_TIMEOUT, body.frame()).await {
@@ -98,15 +121,17 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > max {
+        let bytes = first.len() + all.len() + data.len();
+        if bytes > max {
             return Err(too_large());
         }
+        share.resize(bytes.max(announced))?;
         if first.is_empty() && all.is_empty() {
             first = data;
             continue;
         }
         if all.is_empty() {
-            all.reserve(usize::try_from(announced).unwrap_or(0).min(max));
+            all.reserve(announced);
             all.extend_from_slice(&first);
             first = Bytes::new();
         }
@@ -114,4 +139,16 @@ pub(super) async fn body(mut body: Body, max: usize, what: &str) -> Result<Bytes
     }
     // A piece may be a small part of a large read buffer; the value must not hold on to all of that.
     Ok(if all.is_empty() { Bytes::copy_from_slice(&first) } else { all.freeze() })
+}
+
+/// Reads on for a while without keeping anything: a connection closed with bytes unread looks broken to the client,
+/// who would miss why it was refused.
+async fn discard(body: &mut Body) {
+    let mut discarded = 0;
+    while discarded < DISCARD_BYTES_MAX {
+        match tokio::time::timeout(BODY_TIMEOUT, body.frame()).await {
+            Ok(Some(Ok(frame))) => discarded += frame.data_ref().map_or(0, Bytes::len),
+            _ => return,
+        }
+    }
 }

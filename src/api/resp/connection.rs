@@ -18,17 +18,20 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::exec::{Answered, Context, write_row};
+use super::exec::{Answered, Context, write_value};
 use super::parse::{Parser, Step};
 use super::reply::Reply;
 use super::request::{Args, Limits, ReadAs, Refusal, Request, parse};
 use super::session::Session;
 use crate::api::command::{Address, Consistency};
-use crate::api::error::ApiError;
+use crate::api::error::{ApiError, Written};
 use crate::api::metrics::{Class, DialectMetrics};
-use crate::api::service::{ReadNow, Service};
+use crate::api::room::Share;
+use crate::api::service::Service;
+use crate::store::Reads;
+use crate::store::error::Error as StoreError;
 use crate::store::update::Update;
-use crate::types::Key;
+use crate::types::{Key, ShardId};
 
 /// The most commands of one connection that wait for something at once.
 const IN_FLIGHT_MAX: usize = 256;
@@ -88,6 +91,10 @@ struct Connection {
     held_bytes: usize,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
     in_flight_bytes: usize,
+    /// The room that `input` and what is in flight take up.
+    share: Share,
+    /// Why the command being read is thrown away, where it is not for its size.
+    turned_away: Option<ApiError>,
     busy_keys: HashSet<Address>,
     /// A command that runs alone is running.
     alone: bool,
@@ -107,6 +114,16 @@ enum Begun {
     NotYet(Request),
 }
 
+/// How a run of reads ended.
+enum Run {
+    /// All that could be answered are; what comes next is held back.
+    Over,
+    /// This read, whose command took so many bytes, has to wait for something.
+    MustWait(Key, ReadAs, usize),
+    /// The store failed on one.
+    Failed(StoreError),
+}
+
 /// Serves one connection until either side ends it. `input` is what was read of it already.
 pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
@@ -118,9 +135,16 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut connection = Connection::new(service, shared, input);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut half_sent: Pin<Box<Option<Sleep>>> = Box::pin(None);
+    // One future for the whole connection: every new one enters the list that all connections share.
+    let stopped = stop.cancelled();
+    tokio::pin!(stopped);
     loop {
         let commands_before = connection.session.commands;
         connection.dispatch();
+        let begun = connection.session.commands - commands_before;
+        if begun > 0 {
+            connection.metrics().requests.increment(begun);
+        }
         if connection.is_finished() {
             break;
         }
@@ -157,7 +181,7 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 connection.input_ended = true;
                 half_sent.set(None);
             }
-            () = stop.cancelled(), if !connection.input_ended => connection.input_ended = true,
+            () = stopped.as_mut(), if !connection.input_ended => connection.input_ended = true,
         }
     }
     let _ = writer.flush().await;
@@ -179,6 +203,7 @@ impl Connection {
         let bulk_bytes_max = value_bytes_max.max(key_bytes_max);
         let parser = Parser::new(bulk_bytes_max, COMMAND_BYTES_MAX.max(2 * bulk_bytes_max));
         let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        let share = service.room.share();
         Self {
             service,
             shared,
@@ -192,6 +217,8 @@ impl Connection {
             held_bytes: 0,
             running: FuturesUnordered::new(),
             in_flight_bytes: 0,
+            share,
+            turned_away: None,
             busy_keys: HashSet::new(),
             alone: false,
             held_back: None,
@@ -222,8 +249,22 @@ impl Connection {
             || self.output.len() + self.held_bytes >= OUTPUT_BYTES_MAX
     }
 
-    /// Begins every command that is there and may begin.
+    /// Begins every command that is there and may begin, and takes up room for what is left.
     fn dispatch(&mut self) {
+        self.begin_all();
+        let resized = self.share.resize(self.input.len() + self.in_flight_bytes);
+        if let Err(busy) = resized
+            && self.is_midway()
+            && self.turned_away.is_none()
+        {
+            // No room for the rest of this command: from here on it is thrown away.
+            self.parser.skip();
+            self.turned_away = Some(busy);
+            self.begin_all();
+        }
+    }
+
+    fn begin_all(&mut self) {
         while !self.is_full() {
             let (request, bytes) = match self.held_back.take() {
                 Some(held_back) => held_back,
@@ -258,8 +299,10 @@ impl Connection {
                 Ok(Step::Command(bytes)) => (bytes, parse(Args::new(&self.input, self.parser.args()), self.limits)),
                 Ok(Step::TooLarge(bytes)) => {
                     let max = self.limits.value_bytes_max;
-                    let why = format!("an argument exceeds value_size_max = {max} bytes, or all of them their bound");
-                    (bytes, Err(ApiError::TooLarge(why).into()))
+                    let why =
+                        || format!("an argument exceeds value_size_max = {max} bytes, or all of them their bound");
+                    let why = self.turned_away.take().unwrap_or_else(|| ApiError::TooLarge(why()));
+                    (bytes, Err(why.into()))
                 }
                 Err(garbage) => {
                     self.refuse(&Refusal::new(format!("ERR {garbage}")));
@@ -269,7 +312,6 @@ impl Connection {
                 }
             };
             self.consume(bytes);
-            self.metrics().requests.increment(1);
             self.session.commands += 1;
             match parsed {
                 Ok(request) => return Some((request, bytes)),
@@ -318,22 +360,27 @@ impl Connection {
     }
 
     fn begin_read(&mut self, key: Key, read_as: ReadAs, bytes: usize) -> Begun {
-        let started = self.service.monotonic();
         let at = match self.place(&key) {
             Ok(Some(at)) => at,
             Ok(None) => return Begun::NotYet(Request::Read(key, read_as)),
             Err(error) => return self.fail(&error),
         };
-        if self.session.consistency == Consistency::Local {
-            match self.service.read_now(&at.shard, &at.key) {
-                ReadNow::Row(row) => {
-                    self.answer(|reply| write_row(reply, row.as_ref(), read_as));
-                    let took = self.service.monotonic().saturating_sub(started);
-                    self.metrics().seconds(Class::Read).record(took);
+        if self.session.consistency == Consistency::Local
+            && let Some(shard) = self.service.open_shard(&at.shard)
+        {
+            match shard.reading(|reads| self.read_run(reads, &at.shard, (key, read_as, bytes))) {
+                Ok(Run::Over) => return Begun::Yes,
+                Ok(Run::Failed(error)) => return self.fail(&ApiError::from_store(error, Written::No)),
+                // Unsettled, or closed this very moment: waiting settles it, or opens it again. The run may have gone
+                // on to another key.
+                Ok(Run::MustWait(key, read_as, bytes)) => {
+                    let at = Address { key, ..at };
+                    let job = self.context().read(at.clone(), read_as);
+                    self.start(Some(at), Class::Read, bytes, job);
                     return Begun::Yes;
                 }
-                ReadNow::Failed(error) => return self.fail(&error),
-                ReadNow::Wait => {}
+                Err(StoreError::Closed) => {}
+                Err(error) => return self.fail(&ApiError::from_store(error, Written::No)),
             }
         }
         let job = self.context().read(at.clone(), read_as);
@@ -341,9 +388,42 @@ impl Connection {
         Begun::Yes
     }
 
+    /// Answers a read, and those of the same shard that the input holds right behind it.
+    fn read_run(&mut self, reads: &mut Reads<'_>, shard: &ShardId, first: (Key, ReadAs, usize)) -> Run {
+        let started = self.service.monotonic();
+        let (mut key, mut read_as, mut bytes) = first;
+        let run = loop {
+            match reads.get(&key, |row| self.answer(|reply| write_value(reply, row.map(|(value, _)| value), read_as))) {
+                Ok(()) => {}
+                Err(StoreError::Unsettled | StoreError::Closed) => break Run::MustWait(key, read_as, bytes),
+                Err(error) => break Run::Failed(error),
+            }
+            if self.is_full() {
+                break Run::Over;
+            }
+            (key, read_as, bytes) = match self.next_request() {
+                Some((Request::Read(key, read_as), bytes)) if self.is_free(shard, &key) => (key, read_as, bytes),
+                next => {
+                    self.held_back = next;
+                    break Run::Over;
+                }
+            };
+        };
+        let took = self.service.monotonic().saturating_sub(started);
+        self.metrics().seconds(Class::Read).record(took);
+        run
+    }
+
+    /// True where `key` lives in `shard`, and no command on it is under way.
+    fn is_free(&self, shard: &ShardId, key: &Key) -> bool {
+        Service::route(&self.session.shard, key.as_str()).is_ok_and(|at| *at == *shard)
+            && (self.busy_keys.is_empty()
+                || !self.busy_keys.contains(&Address { shard: shard.clone(), key: key.clone() }))
+    }
+
     /// Where a key lives; none while a command on it is under way.
     fn place(&self, key: &Key) -> Result<Option<Address>, ApiError> {
-        let shard = Service::route(&self.session.shard, key.as_str())?;
+        let shard = Service::route(&self.session.shard, key.as_str())?.into_owned();
         let at = Address { shard, key: key.clone() };
         Ok((self.busy_keys.is_empty() || !self.busy_keys.contains(&at)).then_some(at))
     }

@@ -59,7 +59,7 @@ impl Context {
     }
 
     fn at(&self, key: Key) -> Result<Address, ApiError> {
-        Ok(Address { shard: Service::route(&self.shard, key.as_str())?, key })
+        Ok(Address { shard: Service::route(&self.shard, key.as_str())?.into_owned(), key })
     }
 
     async fn get(&self, key: Key) -> Result<Option<Row>, ApiError> {
@@ -74,7 +74,7 @@ impl Context {
     pub(super) async fn read(self, at: Address, read_as: ReadAs) -> Answered {
         let get = Get { at, consistency: self.consistency, timeout: None };
         let ended = self.service.get(get).await;
-        self.reply(ended, |reply, row| write_row(reply, row.as_ref(), read_as))
+        self.reply(ended, |reply, row| write_value(reply, value_of(row.as_ref()), read_as))
     }
 
     /// Every write of one key.
@@ -104,7 +104,7 @@ impl Context {
         self.reply(ended, |reply, rows| {
             reply.array(rows.len());
             for row in rows {
-                write_row(reply, row.as_ref(), ReadAs::Value);
+                write_value(reply, value_of(row.as_ref()), ReadAs::Value);
             }
         })
     }
@@ -157,34 +157,14 @@ impl Context {
     }
 
     pub(super) async fn keys(self, pattern: bytes::Bytes) -> Answered {
-        let ended = self.matching(&pattern).await;
+        let ended = self.matching(pattern).await;
         self.reply(ended, |reply, keys| write_keys(reply, &keys))
     }
 
-    async fn matching(&self, pattern: &[u8]) -> Result<Vec<Key>, ApiError> {
-        let (shard, prefix) = self.place_of(pattern)?;
-        let (mut keys, mut bytes, mut after) = (Vec::new(), 0, None);
-        loop {
-            let list = List {
-                scope: Scope::Shard(shard.clone()),
-                prefix: prefix.clone(),
-                after,
-                limit: PAGE_KEYS_MAX,
-                keys_only: true,
-            };
-            let listing = self.service.list(list).await?;
-            for (_, item) in listing.items {
-                if glob::matches(pattern, item.key.as_str().as_bytes()) {
-                    bytes += item.key.as_str().len();
-                    keys.push(item.key);
-                }
-            }
-            check_reply_bytes(bytes)?;
-            after = listing.next;
-            if after.is_none() {
-                return Ok(keys);
-            }
-        }
+    async fn matching(&self, pattern: bytes::Bytes) -> Result<Vec<Key>, ApiError> {
+        let (shard, prefix) = self.place_of(&pattern)?;
+        let is_wanted = move |key: &Key| glob::matches(&pattern, key.as_str().as_bytes());
+        self.service.keys_where(&shard, prefix, REPLY_BYTES_MAX, is_wanted).await
     }
 
     pub(super) async fn scan(self, scan: Scan) -> Answered {
@@ -251,9 +231,12 @@ fn write_keys(reply: &mut Reply<'_>, keys: &[Key]) {
     }
 }
 
-/// Answers a row that was read.
-pub(super) fn write_row(reply: &mut Reply<'_>, row: Option<&Row>, read_as: ReadAs) {
-    let value = row.map(|row| row.value.as_bytes());
+fn value_of(row: Option<&Row>) -> Option<&[u8]> {
+    row.map(|row| row.value.as_bytes())
+}
+
+/// Answers a value that was read.
+pub(super) fn write_value(reply: &mut Reply<'_>, value: Option<&[u8]>, read_as: ReadAs) {
     match read_as {
         ReadAs::Value => reply.bulk_or_nil(value),
         ReadAs::Length => reply.count(value.map_or(0, <[u8]>::len)),

@@ -37,3 +37,19 @@ pub(super) struct Shared {
 
 /// The reply to a connection that is one too many.
 pub(super) const TOO_MANY_CONNECTIONS: Bytes = Bytes::from_static(b"-BUSY too many connections on this socket\r\n");
+
+/// Cuts whole commands out of `input`, as a connection does: how many there are, and how many bytes of arguments. Stops
+/// where the input does, or where it is no RESP. For benchmarks.
+#[doc(hidden)]
+#[must_use]
+pub fn cut(mut input: &[u8]) -> (usize, usize) {
+    let mut parser = parse::Parser::new(usize::MAX, usize::MAX);
+    let (mut commands, mut bytes) = (0, 0);
+    while let Ok(parse::Step::Command(taken)) = parser.next(input) {
+        commands += 1;
+        bytes += parser.args().iter().map(std::ops::Range::len).sum::<usize>();
+        input = input.get(taken..).unwrap_or_default();
+        parser.reset();
+    }
+    (commands, bytes)
+}

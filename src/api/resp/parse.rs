@@ -75,6 +75,11 @@ impl Parser {
         self.missing.is_some()
     }
 
+    /// From now on the command being read is thrown away as it arrives, and ends as [`Step::TooLarge`].
+    pub(super) fn skip(&mut self) {
+        self.skipping = true;
+    }
+
     /// Forgets the command that was read, once its bytes are gone from the buffer.
     pub(super) fn reset(&mut self) {
         self.at = 0;
@@ -177,7 +182,6 @@ impl Parser {
 
 /// The number on the line that begins at `from`, and where the next line begins. The outer `None`: the line has not
 /// ended yet. The inner one: it is no number.
-#[expect(clippy::type_complexity, reason = "two ways of not being there, told apart at once by the callers")]
 fn line(buf: &[u8], from: usize, too_long: &str) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
     let rest = buf.get(from..).unwrap_or_default();
     let Some(length) = rest.iter().take(LINE_BYTES_MAX).position(|byte| *byte == b'\n') else {

@@ -28,6 +28,8 @@ use layout::{Layout, NODES_MAX, Place};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often they are asked.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How much of the reason is shown on a terminal's line, in characters.
+const WAITING_CHARS_MAX: usize = 50;
 /// How long one of them may take to answer that.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -35,12 +37,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
-  outrigger dev                         three nodes in ./outrigger-dev; data stays for the next time
-  outrigger dev --nodes 5 --fresh       five, forgetting what was there
+  outrigger dev                      three nodes in ./outrigger-dev; data stays
+  outrigger dev --nodes 5 --fresh    five, forgetting what was there
   outrigger dev --dir /tmp/demo
 
-It prints where the nodes are, and commands that write to one, read from another and kill the third. A node that ends is
-not started again; the command that does is printed. Ctrl-C stops all.")]
+It prints where the nodes are, and commands that write to one, read from
+another and kill the third. A node that ends is not started again; the command
+that does is printed. Ctrl-C stops all.")]
 pub(super) struct Dev {
     /// How many nodes, 1 to 16 [default: as many as the directory has, else 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=NODES_MAX))]
@@ -251,9 +254,16 @@ impl Progress {
             return;
         }
         self.waiting_for = waiting_for;
-        let line = format!("{ready} of {} nodes ready, waiting for {}", self.total, self.waiting_for);
         let mut err = std::io::stderr();
-        let _ = if self.terminal { write!(err, "\r\u{1b}[K{line}") } else { writeln!(err, "{line}") };
+        let _ = if self.terminal {
+            // Only one row of a terminal can be taken back, so the line has to fit into it.
+            let first = self.waiting_for.split_once("),").map_or(self.waiting_for.as_str(), |(first, _)| first);
+            let shown: String = first.chars().take(WAITING_CHARS_MAX).collect();
+            let shown = shown.replacen(" (", ": ", 1);
+            write!(err, "\r\u{1b}[K{ready} of {} nodes ready; {}", self.total, shown.trim_end_matches(')'))
+        } else {
+            writeln!(err, "{ready} of {} nodes ready, waiting for {}", self.total, self.waiting_for)
+        };
         let _ = err.flush();
     }
 

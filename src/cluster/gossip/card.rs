@@ -143,7 +143,7 @@ mod tests {
         Card {
             address: "[fd00::7]:7117".parse().unwrap(),
             storage_id: StorageId(0xfeed),
-            slot: Slot::new(4095).unwrap(),
+            slot: Slot::new(4094).unwrap(),
             epoch: 3,
             run: u64::MAX,
             ceiling: Ballot(i64::MAX),

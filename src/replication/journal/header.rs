@@ -1,7 +1,8 @@
-//! Who a disk is: the node header, in two slots written in turn, so that a torn write leaves the other.
+//! Who a disk is: the node header, in two slots. A change is written to the older slot and, once that is synced, to the
+//! other: whatever was acknowledged is there twice, so that neither a torn write nor one damaged slot loses it.
 //!
 //! ```text
-//!   slot (4 KiB, twice):  magic · checksum · length · generation · body (MessagePack map)
+//!   slot (64 KiB, twice):  magic · checksum · length · generation · body (MessagePack map)
 //! ```
 
 use std::fs::File;
@@ -10,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, io, sync_directory};
+use super::{JournalError, disk, io};
 use crate::cluster::memory::PeerMemory;
+use crate::messagepack;
 use crate::types::{Ballot, StorageId};
 
 const MAGIC: &[u8; 8] = b"OUTRNODE";
@@ -27,6 +29,12 @@ struct Body {
     ceiling: Ballot,
     epoch: u64,
     position: u64,
+    /// The first batch that is still needed; 0 in a header of before this was noted.
+    #[serde(default)]
+    kept_from: u64,
+    /// The batch that the newest segment begins with; 0 where there is none.
+    #[serde(default)]
+    newest_segment: u64,
     #[serde(default)]
     barred: Option<String>,
     #[serde(default)]
@@ -43,23 +51,34 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header of `directory`, or makes one for a new disk.
-    pub(super) fn open(directory: &Path, fresh_storage_id: u64) -> Result<Self, JournalError> {
+    /// Reads the header of `directory`, or makes one for a new disk: one without a journal.
+    pub(super) fn open(directory: &Path, fresh_storage_id: u64, has_journal: bool) -> Result<Self, JournalError> {
         let path = directory.join("node");
-        let exists = path.try_exists().map_err(io("look for", &path))?;
-        let mut options = File::options();
-        let file =
-            options.create(true).truncate(false).read(true).write(true).open(&path).map_err(io("open", &path))?;
-        if exists {
-            let length = file.metadata().map_err(io("read", &path))?.len();
-            let newest = [0, 1].into_iter().filter_map(|slot| read_slot(&file, slot)).max_by_key(|(at, _)| *at);
-            match newest {
-                Some((generation, body)) => return Ok(Self { path, file, generation, body }),
-                // Created, and the process died before the first write returned: nothing was ever promised.
-                None if length == 0 => {}
-                None => return Err(JournalError::HeaderLost(path)),
-            }
+        if path.try_exists().map_err(io("look for", &path))? {
+            return Self::read(path);
         }
+        if has_journal {
+            return Err(JournalError::HeaderLost(path));
+        }
+        Self::create(directory, path, fresh_storage_id)
+    }
+
+    fn read(path: PathBuf) -> Result<Self, JournalError> {
+        let file = File::options().read(true).write(true).open(&path).map_err(io("open", &path))?;
+        disk::settle(&file, &path).map_err(io("sync", &path))?;
+        match [0, 1].into_iter().filter_map(|slot| read_slot(&file, slot)).max_by_key(|(at, _)| *at) {
+            Some((_, body)) if body.format > FORMAT => Err(JournalError::Newer { path, what: "the node header" }),
+            Some((generation, body)) => Ok(Self { path, file, generation, body }),
+            None => Err(JournalError::HeaderLost(path)),
+        }
+    }
+
+    /// Under another name until it is whole and durable: a header that is there was written once.
+    fn create(directory: &Path, path: PathBuf, fresh_storage_id: u64) -> Result<Self, JournalError> {
+        let unfinished = directory.join("node.new");
+        let file = disk::create(&unfinished).map_err(io("create", &unfinished))?;
+        // All of its room at once: a full disk must not keep a node from noting down that it may not vote.
+        disk::reserve(&file, &unfinished, 2 * SLOT_BYTES as u64).map_err(io("reserve room in", &unfinished))?;
         let body = Body {
             format: FORMAT,
             storage_id: StorageId(fresh_storage_id),
@@ -67,12 +86,16 @@ impl Header {
             ceiling: Ballot::ZERO,
             epoch: 1,
             position: 0,
+            kept_from: 1,
+            newest_segment: 0,
             barred: None,
             peers: PeerMemory::default(),
         };
-        let mut header = Self { path, file, generation: 0, body };
+        let mut header = Self { path: unfinished, file, generation: 0, body };
         header.write()?;
-        sync_directory(directory)?;
+        disk::rename(&header.path, &path).map_err(io("rename", &header.path))?;
+        header.path = path;
+        disk::sync_directory(directory).map_err(io("sync", directory))?;
         Ok(header)
     }
 
@@ -113,6 +136,31 @@ impl Header {
         self.body.position
     }
 
+    /// The first batch that is still needed, where that is known.
+    pub(super) fn kept_from(&self) -> Option<u64> {
+        (self.body.kept_from > 0).then_some(self.body.kept_from)
+    }
+
+    /// The batch that the newest segment begins with, if there is a segment.
+    pub(super) fn newest_segment(&self) -> Option<u64> {
+        (self.body.newest_segment > 0).then_some(self.body.newest_segment)
+    }
+
+    /// Notes that batches before this one are no longer needed.
+    pub(super) fn keep_from(&mut self, number: u64) -> Result<(), JournalError> {
+        self.body.kept_from = number;
+        self.write()
+    }
+
+    /// Notes that there is a segment that begins with this batch.
+    pub(super) fn begin_segment(&mut self, number: u64) -> Result<(), JournalError> {
+        if self.body.newest_segment == number {
+            return Ok(());
+        }
+        self.body.newest_segment = number;
+        self.write()
+    }
+
     /// Why this disk must not vote, if so.
     #[must_use]
     pub fn barred(&self) -> Option<&str> {
@@ -137,22 +185,28 @@ impl Header {
         self.write()
     }
 
+    /// Into both slots, the older first; the second only once the first is on the disk.
     fn write(&mut self) -> Result<(), JournalError> {
-        self.generation += 1;
         let body = rmp_serde::to_vec_named(&self.body).map_err(|error| JournalError::Encoding(error.to_string()))?;
         if body.len() > SLOT_BYTES - PREFIX_BYTES {
             return Err(JournalError::Encoding(format!("a node header of {} bytes", body.len())));
         }
+        self.write_older_slot(&body)?;
+        self.write_older_slot(&body)
+    }
+
+    fn write_older_slot(&mut self, body: &[u8]) -> Result<(), JournalError> {
+        self.generation += 1;
         let mut slot = Vec::with_capacity(PREFIX_BYTES + body.len());
         slot.extend_from_slice(MAGIC);
         let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        slot.extend_from_slice(&checksum(self.generation, &body).to_le_bytes());
+        slot.extend_from_slice(&checksum(self.generation, body).to_le_bytes());
         slot.extend_from_slice(&length.to_le_bytes());
         slot.extend_from_slice(&self.generation.to_le_bytes());
-        slot.extend_from_slice(&body);
+        slot.extend_from_slice(body);
         let at = (self.generation % 2) * SLOT_BYTES as u64;
-        self.file.write_all_at(&slot, at).map_err(io("write", &self.path))?;
-        self.file.sync_all().map_err(io("sync", &self.path))
+        disk::write_at(&self.file, &self.path, &slot, at).map_err(io("write", &self.path))?;
+        disk::sync(&self.file, &self.path).map_err(io("sync", &self.path))
     }
 }
 
@@ -178,24 +232,67 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Body)> {
     if checksum(generation, &body) != u32::from_le_bytes(*sum) {
         return None;
     }
-    Some((generation, rmp_serde::from_slice(&body).ok()?))
+    Some((generation, messagepack::decode(&body).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn open(dir: &tempfile::TempDir) -> Result<Header, JournalError> {
+        Header::open(dir.path(), 8, false)
+    }
+
+    fn harm(header: &Header, slot: u64) {
+        header.file.write_all_at(b"harm", slot * SLOT_BYTES as u64 + 30).unwrap();
+    }
+
+    /// The last change was in one slot only: harming that one brought back what was before, such as the right to vote.
     #[test]
-    fn a_torn_write_leaves_the_slot_before() {
+    fn one_harmed_slot_loses_nothing() {
+        for slot in [0, 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut header = Header::open(dir.path(), 7, false).unwrap();
+            header.begin_boot(Ballot(10), 1, None).unwrap();
+            header.bar("its disk forgot").unwrap();
+            harm(&header, slot);
+            let mut again = open(&dir).unwrap();
+            assert_eq!((again.storage_id(), again.ceiling(), again.boot()), (StorageId(7), Ballot(10), 1));
+            assert_eq!(again.barred(), Some("its disk forgot"));
+            again.keep_from(5).unwrap();
+            harm(&header, 1 - slot);
+            assert_eq!(open(&dir).unwrap().kept_from(), Some(5));
+            harm(&header, slot);
+            assert!(matches!(open(&dir), Err(JournalError::HeaderLost(_))));
+        }
+    }
+
+    /// A header that was cut to nothing, or was gone, made a new disk of one that had promised things.
+    #[test]
+    fn a_lost_header_is_not_a_new_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let mut header = Header::open(dir.path(), 7).unwrap();
-        header.begin_boot(Ballot(10), 1, None).unwrap();
-        header.begin_boot(Ballot(20), 2, None).unwrap();
-        let at = (header.generation % 2) * SLOT_BYTES as u64;
-        header.file.write_all_at(b"torn", at + 30).unwrap();
-        let again = Header::open(dir.path(), 8).unwrap();
-        assert_eq!((again.storage_id(), again.ceiling(), again.boot()), (StorageId(7), Ballot(10), 1));
-        header.file.write_all_at(b"torn", (1 - header.generation % 2) * SLOT_BYTES as u64 + 30).unwrap();
-        assert!(matches!(Header::open(dir.path(), 8), Err(JournalError::HeaderLost(_))));
+        let header = Header::open(dir.path(), 7, false).unwrap();
+        header.file.set_len(0).unwrap();
+        assert!(matches!(open(&dir), Err(JournalError::HeaderLost(_))));
+        std::fs::remove_file(&header.path).unwrap();
+        assert!(matches!(Header::open(dir.path(), 8, true), Err(JournalError::HeaderLost(_))));
+    }
+
+    /// The first write of all was in place: one torn by a crash left a node that could not start until someone came.
+    #[test]
+    fn a_header_that_was_never_finished_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("node.new"), b"OUTRNODE torn").unwrap();
+        assert_eq!(open(&dir).unwrap().storage_id(), StorageId(8));
+    }
+
+    /// The format was written and never looked at.
+    #[test]
+    fn a_header_of_a_later_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut header = open(&dir).unwrap();
+        header.body.format = FORMAT + 1;
+        header.write().unwrap();
+        assert!(matches!(open(&dir), Err(JournalError::Newer { .. })));
     }
 }

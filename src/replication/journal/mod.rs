@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  <data>/.outrigger/lock            held while a process has the directory open
-//!                    node            who this disk is: two checksummed slots, written in turn      header.rs
+//!                    node            who this disk is: two checksummed slots, one after the other  header.rs
 //!                    journal-…N.log  segments of batches, preallocated                             segment.rs
 //!
 //!  segment:  [batch n][batch n+1]...[zeros]       batch: magic · length · checksum · number · entries (MessagePack)
@@ -14,15 +14,23 @@
 //! batch is a torn write that nobody was told of, and is cut off; should it have been more, peers remember a higher
 //! position of this disk and say so in their hello.
 //!
-//! After a failed write or sync the journal is poisoned: what the page cache now claims to hold may not be on the disk,
-//! and only a new process that reads it back can tell.
+//! The header knows the first batch still needed and the newest segment, so that a segment gone from either end is
+//! missed like one from the middle. Opening syncs what it reads before it relies on it: a process that died may have
+//! written it and never come to the sync.
+//!
+//! After a failed write or sync the journal is poisoned, and the header says so: what the page cache now claims to hold
+//! may not be on the disk, and no later process can tell.
 
+mod disk;
 mod header;
 mod segment;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,10 +92,18 @@ pub enum JournalError {
     },
     /// The node header is there and cannot be read.
     #[error(
-        "{0}: neither slot of the node header is readable; this disk no longer knows what it promised. \
+        "{0}: the node header is gone, or neither slot of it is readable; this disk no longer knows what it promised. \
          Restore the file, or move the data directory away to start as a new disk"
     )]
     HeaderLost(PathBuf),
+    /// Intact, and not to be read by this version.
+    #[error("{path}: {what} is of a later version; start the version that wrote it")]
+    Newer {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        what: &'static str,
+    },
     /// Entries could not be encoded.
     #[error("encoding a journal batch: {0}")]
     Encoding(String),
@@ -127,31 +143,20 @@ impl Journal {
     /// Opens the journal of a data directory, or makes it; reads everything back.
     pub fn open(config: JournalConfig, fresh_storage_id: u64) -> Result<(Self, Recovered), JournalError> {
         let directory = config.data_dir.join(DIRECTORY);
-        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
+        disk::create_directory(&directory).map_err(io("create", &directory))?;
         let lock = lock(&directory, &config.data_dir)?;
-        let mut header = Header::open(&directory, fresh_storage_id)?;
-        let found = segment::read_all(&directory)?;
-        let mut replay = Replay::default();
+        let files = segment::find(&directory)?;
+        let mut header = Header::open(&directory, fresh_storage_id, !files.is_empty())?;
+        let found = read_needed(&directory, files, &header)?;
         let mut damage = header.barred().map(str::to_owned);
-        let mut expected: Option<u64> = None;
-        for scanned in &found {
-            if let Some(missing) = expected.filter(|expected| *expected != scanned.first) {
-                let path = scanned.path.display();
-                damage
-                    .get_or_insert_with(|| format!("{path} begins at batch {} where {missing} belongs", scanned.first));
-            }
-            if let Some(found) = &scanned.damage {
-                damage.get_or_insert_with(|| found.clone());
-            }
-            scanned.batches.iter().for_each(|batch| replay.take(&batch.entries));
-            expected = Some(scanned.next_number());
+        if let Some(found) = find_damage(&directory, &found, &header) {
+            damage.get_or_insert(found);
         }
-        let mut next_number = expected.unwrap_or(1);
-        if next_number <= header.position() {
-            let (last, position) = (next_number - 1, header.position());
-            damage.get_or_insert_with(|| format!("the journal ends at batch {last}, its header knows of {position}"));
-            next_number = position + 1;
-        }
+        let mut replay = Replay::default();
+        found.iter().flat_map(|scanned| &scanned.batches).for_each(|entries| replay.take(entries));
+        // Past every number in sight, be it behind damage: no segment takes the place of another.
+        let unused = found.iter().map(segment::Scanned::unused_number).chain(header.kept_from());
+        let next_number = unused.max().unwrap_or(1).max(header.position().saturating_add(1));
         let mut recovered = replay.finish(header.ceiling());
         recovered.damage.clone_from(&damage);
         header.begin_boot(recovered.restored.ceiling, next_number - 1, damage)?;
@@ -227,34 +232,33 @@ impl Journal {
         Ok(self.current.insert(next))
     }
 
-    fn create_segment(&self, room: usize) -> Result<segment::Segment, JournalError> {
+    fn create_segment(&mut self, room: usize) -> Result<segment::Segment, JournalError> {
         let bytes = self.config.segment_bytes.max(room as u64);
         let create = |bytes| segment::Segment::create(&self.directory, self.next_number, bytes);
-        match create(bytes) {
+        let created = match create(bytes) {
             // What little room there is does for a while, and leaves some to the shard files.
             Err(JournalError::Full { .. }) => create(SEGMENT_BYTES_MIN.min(bytes).max(room as u64)),
             created => created,
-        }
+        }?;
+        self.header.begin_segment(self.next_number)?;
+        Ok(created)
     }
 
     /// Gives up every segment that begins before batch `number`: all in them is applied and durable in its shard, or
     /// written again since.
     pub fn drop_before(&mut self, number: u64) -> Result<(), JournalError> {
+        if self.segments.first().is_none_or(|oldest| oldest.first >= number) {
+            return Ok(());
+        }
+        let kept = self.segments.iter().map(|closed| closed.first).find(|first| *first >= number);
+        let current = self.current.as_ref().map(segment::Segment::first);
+        // Noted first: of files being removed, a crash may bring back any.
+        self.header.keep_from(kept.or(current).unwrap_or(self.next_number))?;
         while let Some(closed) = self.segments.first().filter(|closed| closed.first < number) {
-            fs::remove_file(&closed.path).map_err(io("remove", &closed.path))?;
+            disk::remove(&closed.path).map_err(io("remove", &closed.path))?;
             self.segments.remove(0);
         }
-        sync_directory(&self.directory)
-    }
-
-    #[cfg(test)]
-    fn current_first(&self) -> u64 {
-        self.current.as_ref().unwrap().first()
-    }
-
-    #[cfg(test)]
-    fn current_end(&self) -> u64 {
-        self.current.as_ref().unwrap().end()
+        disk::sync_directory(&self.directory).map_err(io("sync", &self.directory))
     }
 
     /// The number that the next batch will have.
@@ -262,6 +266,45 @@ impl Journal {
     pub fn next_number(&self) -> u64 {
         self.next_number
     }
+}
+
+/// Reads the segments that are still needed. The others were given up, and came back in a crash or were never removed.
+fn read_needed(
+    directory: &Path,
+    files: Vec<(u64, PathBuf)>,
+    header: &Header,
+) -> Result<Vec<segment::Scanned>, JournalError> {
+    let kept_from = header.kept_from().unwrap_or(0);
+    let (given_up, needed): (Vec<_>, Vec<_>) = files.into_iter().partition(|(first, _)| *first < kept_from);
+    for (_, path) in &given_up {
+        disk::remove(path).map_err(io("remove", path))?;
+    }
+    if !given_up.is_empty() {
+        disk::sync_directory(directory).map_err(io("sync", directory))?;
+    }
+    needed.into_iter().map(|(first, path)| segment::read(path, first)).collect()
+}
+
+/// What is missing of a journal, or spoilt.
+fn find_damage(directory: &Path, found: &[segment::Scanned], header: &Header) -> Option<String> {
+    let mut expected = header.kept_from();
+    for scanned in found {
+        if let Some(missing) = expected.filter(|expected| *expected != scanned.first) {
+            let path = scanned.path.display();
+            return Some(format!("{path} begins at batch {} where {missing} belongs", scanned.first));
+        }
+        if scanned.damage.is_some() {
+            return scanned.damage.clone();
+        }
+        expected = Some(scanned.next_number());
+    }
+    let is_gone =
+        |newest: &u64| header.kept_from() <= Some(*newest) && found.iter().all(|scanned| scanned.first < *newest);
+    if let Some(newest) = header.newest_segment().filter(is_gone) {
+        return Some(format!("{}: the segment that begins at batch {newest} is gone", directory.display()));
+    }
+    let (last, position) = (expected.unwrap_or(1).saturating_sub(1), header.position());
+    (last < position).then(|| format!("the journal ends at batch {last}, its header knows of {position}"))
 }
 
 /// Folds entries, in order, into what is pending and what is chosen.
@@ -314,195 +357,5 @@ fn lock(directory: &Path, data_dir: &Path) -> Result<File, JournalError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(JournalError::Locked(data_dir.to_owned())),
         Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
-    }
-}
-
-fn sync_directory(path: &Path) -> Result<(), JournalError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(io("sync", path))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-    use crate::replication::register::Lineage;
-    use crate::store::replicator::Op;
-    use crate::types::{Key, ShardId, Value};
-
-    fn config(dir: &Path) -> JournalConfig {
-        JournalConfig { data_dir: dir.to_owned(), segment_bytes: 16 * 1024, durability: Durability::Fsync }
-    }
-
-    fn address(key: &str) -> Address {
-        Address { shard: ShardId::parse("acme", "payments").unwrap(), key: Key::parse(key).unwrap() }
-    }
-
-    fn record(ballot: i64) -> Record {
-        let op = Op::Put(Value::from(vec![b'v'; 100]));
-        Record { ballot: Ballot(ballot), upd: Ballot(ballot), op, lineage: Lineage::default() }
-    }
-
-    fn accepted(key: &str, ballot: i64) -> Entry {
-        Entry::Accepted(address(key), record(ballot))
-    }
-
-    fn open(dir: &Path) -> (Journal, Recovered) {
-        Journal::open(config(dir), 1).unwrap()
-    }
-
-    /// Where the current segment's file is, and how many bytes of it are batches.
-    fn tail(journal: &Journal) -> (PathBuf, u64) {
-        (journal.directory.join(format!("journal-{:016x}.log", journal.current_first())), journal.current_end())
-    }
-
-    #[test]
-    fn what_was_appended_is_there_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, recovered) = open(dir.path());
-        assert!(recovered.restored.pending.is_empty());
-        journal.append(&[Entry::Ceiling(Ballot(90)), accepted("a", 10), accepted("b", 11)], Lsn(3)).unwrap();
-        journal.append(&[Entry::Committed(address("a"), Ballot(10))], Lsn(4)).unwrap();
-        journal.append(&[Entry::Chosen(address("c"), record(12)), accepted("a", 13)], Lsn(6)).unwrap();
-        drop(journal);
-        let (journal, recovered) = open(dir.path());
-        assert_eq!((journal.header().boot(), journal.position()), (2, 3));
-        assert_eq!(recovered.restored.ceiling, Ballot(90));
-        let mut pending: Vec<_> =
-            recovered.restored.pending.iter().map(|(a, r)| (a.key.as_str(), r.ballot.0)).collect();
-        pending.sort_unstable();
-        assert_eq!(pending, [("a", 13), ("b", 11)]);
-        let mut chosen: Vec<_> = recovered.chosen.iter().map(|(a, r)| (a.key.as_str(), r.ballot.0)).collect();
-        chosen.sort_unstable();
-        assert_eq!(chosen, [("a", 10), ("c", 12)]);
-        assert_eq!(recovered.damage, None);
-    }
-
-    /// A rotation followed by a batch too large for the fresh segment listed that segment twice: giving it up the
-    /// second time failed, and the node stopped voting.
-    #[test]
-    fn rotating_twice_without_a_batch_between_is_harmless() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
-        journal.rotate(0).unwrap();
-        let entries: Vec<_> = (0..200).map(|n| accepted(&format!("k{n}"), 20 + n)).collect();
-        journal.append(&entries, Lsn(201)).unwrap();
-        journal.rotate(0).unwrap();
-        journal.rotate(0).unwrap();
-        assert_eq!(journal.closed_segments(), 2);
-        journal.append(&[accepted("b", 900)], Lsn(202)).unwrap();
-        journal.drop_before(3).unwrap();
-        assert_eq!(journal.closed_segments(), 0);
-        drop(journal);
-        let (_, recovered) = open(dir.path());
-        assert_eq!((recovered.restored.pending.len(), recovered.damage), (1, None));
-    }
-
-    /// Opening made a whole segment: a node whose disk was full did not come up to say so.
-    #[test]
-    fn opening_takes_no_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = open(dir.path());
-        assert_eq!(journal.bytes(), 0);
-    }
-
-    #[test]
-    fn one_process_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_journal, _) = open(dir.path());
-        assert!(matches!(Journal::open(config(dir.path()), 2), Err(JournalError::Locked(_))));
-    }
-
-    #[test]
-    fn a_tail_cut_at_any_byte_loses_only_the_batch_that_was_never_acknowledged() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
-        let (path, start) = tail(&journal);
-        journal.append(&[accepted("b", 11)], Lsn(2)).unwrap();
-        let (_, end) = tail(&journal);
-        drop(journal);
-        let whole = fs::read(&path).unwrap();
-        let header = fs::read(dir.path().join(DIRECTORY).join("node")).unwrap();
-        for cut in start..end {
-            let mut torn = whole.clone();
-            torn[usize::try_from(cut).unwrap()..].fill(0);
-            let kept = torn == whole;
-            for entry in fs::read_dir(dir.path().join(DIRECTORY)).unwrap() {
-                fs::remove_file(entry.unwrap().path()).unwrap();
-            }
-            fs::write(dir.path().join(DIRECTORY).join("node"), &header).unwrap();
-            fs::write(&path, &torn).unwrap();
-            let (mut journal, recovered) = open(dir.path());
-            assert_eq!(recovered.damage, None, "cut at {cut}");
-            assert_eq!(recovered.restored.pending.len(), if kept { 2 } else { 1 }, "cut at {cut}");
-            journal.append(&[accepted("c", 12)], Lsn(1)).unwrap();
-            drop(journal);
-            let (_, recovered) = open(dir.path());
-            assert_eq!(recovered.damage, None, "reopened after a cut at {cut}");
-            assert_eq!(recovered.restored.pending.len(), if kept { 3 } else { 2 });
-        }
-    }
-
-    #[test]
-    fn damage_before_the_end_is_reported() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
-        let (path, start) = tail(&journal);
-        for n in 0..2 {
-            journal.append(&[accepted("a", 20 + n)], Lsn(2)).unwrap();
-        }
-        drop(journal);
-        File::options().write(true).open(&path).unwrap().write_all_at(b"x", start + 60).unwrap();
-        let (journal, recovered) = open(dir.path());
-        assert!(recovered.damage.unwrap().contains("is damaged, yet batch"));
-        drop(journal);
-        let (_, recovered) = open(dir.path());
-        assert!(recovered.damage.is_some(), "a disk once found damaged stays so");
-    }
-
-    #[test]
-    fn a_missing_segment_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[accepted("a", 10)], Lsn(1)).unwrap();
-        drop(journal);
-        let (journal, _) = open(dir.path());
-        let first = journal.segments[0].path.clone();
-        drop(journal);
-        fs::remove_file(first).unwrap();
-        let (_, recovered) = open(dir.path());
-        // The newer segment still begins where the lost one ended, but the accepted record is gone for good only if
-        // nobody dropped it on purpose; dropping is always from the front, so this is what dropping looks like.
-        assert_eq!(recovered.restored.pending.len(), 0);
-        for entry in fs::read_dir(dir.path().join(DIRECTORY)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "log") {
-                fs::remove_file(path).unwrap();
-            }
-        }
-        let (_, recovered) = open(dir.path());
-        assert!(recovered.damage.unwrap().contains("its header knows of"));
-    }
-
-    #[test]
-    fn segments_roll_over_and_are_given_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        for n in 0..300 {
-            journal.append(&[accepted("a", 10 + n)], Lsn(1)).unwrap();
-        }
-        assert!(journal.closed_segments() > 1);
-        let keep = journal.next_number();
-        journal.rotate(0).unwrap();
-        journal.append(&[accepted("a", 400)], Lsn(2)).unwrap();
-        journal.drop_before(keep).unwrap();
-        assert_eq!(journal.closed_segments(), 0);
-        drop(journal);
-        let (_, recovered) = open(dir.path());
-        assert_eq!(recovered.restored.pending[0].1.ballot, Ballot(400));
-        assert_eq!(recovered.damage, None);
     }
 }

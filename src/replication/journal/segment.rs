@@ -8,18 +8,19 @@
 //! The checksum covers number and entries. Integers are little-endian.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
-
-use super::{Durability, JournalError, io, sync_directory};
+use super::{Durability, JournalError, disk, io};
+use crate::messagepack;
 use crate::replication::register::Entry;
 
 const MAGIC: [u8; 4] = *b"OUTJ";
 const PREFIX_BYTES: usize = 24;
 const ALIGNMENT: usize = 8;
+/// Batches are numbered far below this; what bears a higher number is no batch.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 
 /// A segment that is no longer written.
 #[derive(Debug)]
@@ -43,21 +44,16 @@ pub(super) struct Segment {
 impl Segment {
     /// Makes a segment whose first batch will be `first`, with `capacity` bytes of disk reserved.
     pub(super) fn create(directory: &Path, first: u64, capacity: u64) -> Result<Self, JournalError> {
-        let path = directory.join(format!("journal-{first:016x}.log"));
+        let path = directory.join(file_name(first));
         // One of this name can only be left from a start that wrote no batch.
-        let file = File::options().create(true).truncate(true).read(true).write(true).open(&path);
-        let file = file.map_err(|error| full_or_io("create", &path, error))?;
-        if let Err(error) = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, capacity) {
-            let error = std::io::Error::from(error);
-            if error.kind() != std::io::ErrorKind::Unsupported {
-                // Best effort: what remains is an empty file, reused by the next try.
-                let _ = fs::remove_file(&path);
-                return Err(full_or_io("reserve room in", &path, error));
-            }
-            file.set_len(capacity).map_err(io("extend", &path))?;
+        let file = disk::create(&path).map_err(|error| full_or_io("create", &path, error))?;
+        if let Err(error) = disk::reserve(&file, &path, capacity) {
+            // Best effort: what remains is an empty file, reused by the next try.
+            let _ = disk::remove(&path);
+            return Err(full_or_io("reserve room in", &path, error));
         }
-        file.sync_all().map_err(io("sync", &path))?;
-        sync_directory(directory)?;
+        disk::sync(&file, &path).map_err(io("sync", &path))?;
+        disk::sync_directory(directory).map_err(io("sync", directory))?;
         Ok(Self { path, file, first, end: 0, capacity })
     }
 
@@ -73,7 +69,6 @@ impl Segment {
         self.capacity
     }
 
-    #[cfg(test)]
     pub(super) fn first(&self) -> u64 {
         self.first
     }
@@ -84,9 +79,9 @@ impl Segment {
     }
 
     pub(super) fn write(&mut self, batch: &[u8], durability: Durability) -> Result<(), JournalError> {
-        self.file.write_all_at(batch, self.end).map_err(io("write", &self.path))?;
+        disk::write_at(&self.file, &self.path, batch, self.end).map_err(io("write", &self.path))?;
         if durability == Durability::Fsync {
-            self.file.sync_data().map_err(io("sync", &self.path))?;
+            disk::sync(&self.file, &self.path).map_err(io("sync", &self.path))?;
         }
         self.end += batch.len() as u64;
         Ok(())
@@ -95,6 +90,10 @@ impl Segment {
     pub(super) fn close(self) -> Closed {
         Closed { path: self.path, first: self.first, bytes: self.capacity }
     }
+}
+
+fn file_name(first: u64) -> String {
+    format!("journal-{first:016x}.log")
 }
 
 fn full_or_io(doing: &'static str, path: &Path, error: std::io::Error) -> JournalError {
@@ -130,20 +129,16 @@ fn checksum(number: u64, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), body)
 }
 
-/// A batch read back.
-#[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) number: u64,
-    pub(super) entries: Vec<Entry>,
-}
-
 /// A segment read back.
 #[derive(Debug)]
 pub(super) struct Scanned {
     pub(super) path: PathBuf,
     pub(super) first: u64,
-    pub(super) batches: Vec<Batch>,
+    /// The entries of each good batch, from `first` on.
+    pub(super) batches: Vec<Vec<Entry>>,
     pub(super) damage: Option<String>,
+    /// The highest number of a good batch behind damage.
+    highest_behind: u64,
     bytes: u64,
 }
 
@@ -153,54 +148,77 @@ impl Scanned {
         self.first + self.batches.len() as u64
     }
 
+    /// A number that no batch of it has, nor any after.
+    pub(super) fn unused_number(&self) -> u64 {
+        self.next_number().max(self.highest_behind.saturating_add(1))
+    }
+
     pub(super) fn close(self) -> Closed {
         Closed { path: self.path, first: self.first, bytes: self.bytes }
     }
 }
 
-/// Reads every segment of a directory, in order.
-pub(super) fn read_all(directory: &Path) -> Result<Vec<Scanned>, JournalError> {
+/// The segments of a directory, in order: the number of each one's first batch, and its file.
+pub(super) fn find(directory: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).map_err(io("list", directory))? {
         let path = entry.map_err(io("list", directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("journal-").and_then(|rest| rest.strip_suffix(".log"));
-        if let Some(first) = number.and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+        let first = number.and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        // One name for each number: another that reads as the same is not ours.
+        if let Some(first) = first.filter(|first| *first <= NUMBER_MAX && file_name(*first) == name) {
             paths.push((first, path));
         }
     }
     paths.sort();
-    let mut scanned = Vec::with_capacity(paths.len());
-    for (first, path) in paths {
-        let bytes = fs::read(&path).map_err(io("read", &path))?;
-        scanned.push(scan(path, first, &bytes));
-    }
-    Ok(scanned)
+    Ok(paths)
 }
 
-fn scan(path: PathBuf, first: u64, bytes: &[u8]) -> Scanned {
+/// Reads a segment from the disk, what a process that died left in memory written to it first.
+pub(super) fn read(path: PathBuf, first: u64) -> Result<Scanned, JournalError> {
+    let mut file = File::open(&path).map_err(io("open", &path))?;
+    disk::settle(&file, &path).map_err(io("sync", &path))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io("read", &path))?;
+    scan(path, first, &bytes)
+}
+
+fn scan(path: PathBuf, first: u64, bytes: &[u8]) -> Result<Scanned, JournalError> {
     let (mut at, mut batches, mut damage) = (0, Vec::new(), None);
     let mut expected = first;
-    while let Some((batch, length)) = decode(bytes.get(at..).unwrap_or_default()) {
-        if batch.number != expected {
-            damage = Some(format!("{}: batch {} where {expected} belongs", path.display(), batch.number));
+    while let Some(found) = find_at(bytes, at) {
+        if found.number != expected {
+            damage = Some(format!("{}: batch {} where {expected} belongs", path.display(), found.number));
             break;
         }
+        let Ok(entries) = messagepack::decode(found.body) else {
+            return Err(JournalError::Newer { path, what: "a batch" });
+        };
+        batches.push(entries);
         expected += 1;
-        at += length;
-        batches.push(batch);
+        at += found.length;
     }
-    if damage.is_none()
-        && let Some(later) = later_batch(bytes, at, expected)
-    {
+    let later = later_batches(bytes, at, expected);
+    if let Some((nearest, _)) = later {
         let path = path.display();
-        damage = Some(format!("{path}: batch {expected} at byte {at} is damaged, yet batch {later} follows it"));
+        damage.get_or_insert_with(|| {
+            format!("{path}: batch {expected} at byte {at} is damaged, yet batch {nearest} follows it")
+        });
     }
-    Scanned { path, first, batches, damage, bytes: bytes.len() as u64 }
+    let highest_behind = later.map_or(0, |(_, highest)| highest);
+    Ok(Scanned { path, first, batches, damage, highest_behind, bytes: bytes.len() as u64 })
 }
 
-fn decode(bytes: &[u8]) -> Option<(Batch, usize)> {
-    let (magic, rest) = bytes.split_first_chunk::<4>()?;
+/// A batch whose checksum is right.
+struct Found<'a> {
+    number: u64,
+    body: &'a [u8],
+    length: usize,
+}
+
+fn find_at(bytes: &[u8], at: usize) -> Option<Found<'_>> {
+    let (magic, rest) = bytes.get(at..)?.split_first_chunk::<4>()?;
     let (length, rest) = rest.split_first_chunk::<4>()?;
     let (sum, rest) = rest.split_first_chunk::<4>()?;
     let (_, rest) = rest.split_first_chunk::<4>()?;
@@ -211,25 +229,24 @@ fn decode(bytes: &[u8]) -> Option<(Batch, usize)> {
     let length = u32::from_le_bytes(*length) as usize;
     let body = rest.get(..length)?;
     let number = u64::from_le_bytes(*number);
-    if checksum(number, body) != u32::from_le_bytes(*sum) {
+    if number > NUMBER_MAX || checksum(number, body) != u32::from_le_bytes(*sum) {
         return None;
     }
-    let entries = rmp_serde::from_slice(body).ok()?;
-    Some((Batch { number, entries }, (PREFIX_BYTES + length).next_multiple_of(ALIGNMENT)))
+    Some(Found { number, body, length: (PREFIX_BYTES + length).next_multiple_of(ALIGNMENT) })
 }
 
-/// The number of a good batch at or after `at` that is not before `expected`.
-fn later_batch(bytes: &[u8], at: usize, expected: u64) -> Option<u64> {
+/// The numbers of the nearest and the highest good batch at or after `at` that are not before `expected`.
+fn later_batches(bytes: &[u8], at: usize, expected: u64) -> Option<(u64, u64)> {
+    let mut found: Option<(u64, u64)> = None;
     let mut at = at;
     while at + PREFIX_BYTES <= bytes.len() {
-        let rest = bytes.get(at..)?;
-        if rest.starts_with(&MAGIC)
-            && let Some((batch, _)) = decode(rest)
-            && batch.number >= expected
-        {
-            return Some(batch.number);
+        let batch = find_at(bytes, at).filter(|batch| batch.number >= expected);
+        if let Some(Found { number, length, .. }) = batch {
+            found = Some(found.map_or((number, number), |(nearest, highest)| (nearest, highest.max(number))));
+            at += length;
+        } else {
+            at += ALIGNMENT;
         }
-        at += ALIGNMENT;
     }
-    None
+    found
 }

@@ -132,7 +132,16 @@ impl Writer {
             match done {
                 Ok(None) => {}
                 Ok(Some(event)) => self.tell(event),
-                Err(error) => return self.tell(WriterEvent::Failed(error)),
+                Err(error) => {
+                    // A new process would read the page cache, which may hold what the disk does not: it must not vote
+                    // either. On a disk that takes not even this, the failed write may well be found again.
+                    if self.journal.poisoned.is_some()
+                        && let Err(also) = self.journal.header_mut().bar(&error.to_string())
+                    {
+                        tracing::error!(%also, "the failure of the journal could not be written down");
+                    }
+                    return self.tell(WriterEvent::Failed(error));
+                }
             }
         }
     }

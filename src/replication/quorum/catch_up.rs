@@ -9,20 +9,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Input;
-use super::core::Rooms;
+use super::{Input, Rooms};
 use crate::replication::register::{Address, Lineage, Record};
 use crate::replication::wire::{
     self, Answer, KEYS_PER_REQUEST_MAX, Malformed, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request,
 };
 use crate::store::{self, Manager, StoredRow};
-use crate::transport::{Call, CallError};
+use crate::transport::{Call, CallError, REQUEST_BYTES_MAX};
 use crate::types::{Ballot, Key, NodeId, ShardId};
 
 /// Calls served at once, over all peers.
 const CALLS_MAX: usize = 16;
 /// Shards in one [`Answer::Shards`].
 const SHARDS_PER_ANSWER_MAX: usize = 1024;
+/// Bytes of keys in one [`Request::Rows`]: below what the transport takes, with room for the longest key.
+const KEY_BYTES_PER_REQUEST: usize = REQUEST_BYTES_MAX / 2;
+/// What a key takes on the wire beside its text, at most.
+const KEY_OVERHEAD_BYTES: usize = 8;
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -48,7 +51,7 @@ pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
         match compare(&node, &rooms).await {
             Ok(rows) => {
                 // Nobody listens any more only while the node stops.
-                let _ = rooms.inputs.send(Input::InStep { peer, rows }).await;
+                let _ = rooms.inputs.send(Input::InStep { peer, task: tokio::task::id(), rows }).await;
                 return;
             }
             Err(error) => tracing::warn!(peer = %node, %error, "comparing rows failed; it is tried again"),
@@ -87,16 +90,33 @@ async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<
                 pairs.into_iter().filter_map(|pair| is_newer(&pair).map(|newer| newer.then_some(pair.0)).transpose());
             newer.collect::<Result<Vec<Key>, store::Error>>()
         });
-        for keys in missed.await?.chunks(KEYS_PER_REQUEST_MAX) {
+        for keys in portions(missed.await?) {
             rows += fetch(node, rooms, shard, keys).await?;
         }
     }
     Ok(rows)
 }
 
-async fn fetch(node: &NodeId, rooms: &Rooms, shard: &ShardId, keys: &[Key]) -> Result<u64, Error> {
+/// Keys, as many as one request may name.
+fn portions(keys: Vec<Key>) -> Vec<Vec<Key>> {
+    let mut portions: Vec<Vec<Key>> = Vec::new();
+    let mut bytes = 0;
+    for key in keys {
+        bytes += key.as_str().len() + KEY_OVERHEAD_BYTES;
+        match portions.last_mut().filter(|some| some.len() < KEYS_PER_REQUEST_MAX && bytes <= KEY_BYTES_PER_REQUEST) {
+            Some(some) => some.push(key),
+            None => {
+                bytes = key.as_str().len() + KEY_OVERHEAD_BYTES;
+                portions.push(vec![key]);
+            }
+        }
+    }
+    portions
+}
+
+async fn fetch(node: &NodeId, rooms: &Rooms, shard: &ShardId, keys: Vec<Key>) -> Result<u64, Error> {
     let mut count = 0;
-    let mut answers = Answers::ask(node, rooms, &Request::Rows(shard.clone(), keys.to_vec())).await?;
+    let mut answers = Answers::ask(node, rooms, &Request::Rows(shard.clone(), keys)).await?;
     while let Some(answer) = answers.next().await? {
         let Answer::Rows(rows) = answer else { return Err(Error::Incomplete) };
         count += rows.len() as u64;
@@ -129,14 +149,14 @@ impl Answers {
 }
 
 /// Serves peers that catch up, until the transport ends.
-pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, manager: std::sync::Arc<Manager>) {
+pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
     let at_once = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
     while let Some(call) = calls.recv().await {
         let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-        let manager = manager.clone();
+        let rooms = rooms.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            let last = match answer(&call, &manager).await {
+            let last = match answer(&call, &rooms).await {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Failed(error.to_string()),
             };
@@ -146,9 +166,11 @@ pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, manager: std::sync::A
     }
 }
 
-async fn answer(call: &Call, manager: &std::sync::Arc<Manager>) -> Result<(), Error> {
+async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
+    let manager = &rooms.manager;
     match wire::decode(&call.request)? {
         Request::Shards => {
+            meet(&call.node, rooms).await?;
             let manager = manager.clone();
             let shards = blocking(move || {
                 let mut shards = Vec::new();
@@ -165,6 +187,14 @@ async fn answer(call: &Call, manager: &std::sync::Arc<Manager>) -> Result<(), Er
         Request::Pairs(shard) => pairs(call, manager, &shard).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
     }
+}
+
+/// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
+/// then on is told, so that nothing falls between the comparison and that.
+async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
+    let (met, known) = oneshot::channel();
+    rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
+    known.await.map_err(|_| Error::Stopping)
 }
 
 async fn pairs(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {

@@ -5,39 +5,55 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::replication::register::OpId;
+use crate::replication::register::{Address, OpId};
 use crate::store::replicator::Decision;
 
 /// How long after its deadline a client is answered "unknown" whatever holds its decision up.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// Updates under way at once, peers' included.
+pub(super) const CLIENTS_MAX: usize = 65_536;
+
+/// Who is told.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// A client of this node.
+    Here(oneshot::Sender<Decision>),
+    /// Another replica, which has a client for this number of its own.
+    Peer {
+        /// Which.
+        peer: usize,
+        /// Its number.
+        number: u64,
+        /// The key it is about.
+        address: Address,
+    },
+}
+
 /// One update's client.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) reply: oneshot::Sender<Decision>,
+    pub(super) reply: Reply,
     pub(super) started: Duration,
     pub(super) is_read: bool,
     deadline: Duration,
 }
 
-/// All of them; bounded by the driver's inbox and the proposer's queues.
+/// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Clients(HashMap<OpId, Client>);
 
 impl Clients {
-    pub(super) fn insert(
-        &mut self,
-        id: OpId,
-        reply: oneshot::Sender<Decision>,
-        started: Duration,
-        deadline: Duration,
-        is_read: bool,
-    ) {
+    pub(super) fn insert(&mut self, id: OpId, reply: Reply, started: Duration, deadline: Duration, is_read: bool) {
         self.0.insert(id, Client { reply, started, is_read, deadline });
     }
 
     pub(super) fn remove(&mut self, id: OpId) -> Option<Client> {
         self.0.remove(&id)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.0.len() >= CLIENTS_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {

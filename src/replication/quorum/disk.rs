@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use super::core::Rooms;
-use super::{COMPACT_AT_SEGMENTS, Input};
+use super::COMPACT_AT_SEGMENTS;
 use crate::clock::Now;
 use crate::cluster::memory::PeerMemory;
 use crate::replication::journal::{JournalError, JournalWriter, Submission};
@@ -22,6 +21,8 @@ enum Compaction {
     Due,
     /// That append is on its way; then the shard files are being synced.
     Running,
+    /// They could not be synced, and are to be tried again; the segment begun with this batch still serves.
+    Failed(u64),
 }
 
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct Disk {
     memories_submitted: u64,
     memories_durable: u64,
     full: Option<String>,
+    /// Its thread has ended: nothing will be durable any more.
+    dead: bool,
 }
 
 impl Disk {
@@ -46,12 +49,22 @@ impl Disk {
             memories_submitted: 0,
             memories_durable: 0,
             full: None,
+            dead: false,
         }
     }
 
     /// Why nothing can be stored now.
     pub(super) fn full(&self) -> Option<&str> {
         self.full.as_deref()
+    }
+
+    /// True once nothing will be durable any more.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    pub(super) fn on_failed(&mut self) {
+        self.dead = true;
     }
 
     /// Submits what the acceptor wants written, unless a batch is in flight already.
@@ -70,33 +83,36 @@ impl Disk {
         self.in_flight = self.journal.submit(Submission::Append { entries, lsn, rotate });
     }
 
-    /// A batch is durable; where it began a segment, those before are needed only until the shard files are synced.
-    pub(super) fn on_durable(&mut self, rotated_at: Option<u64>, closed_segments: usize, rooms: &Rooms) {
+    /// A batch is durable; where it began a segment, those before are needed only until the shard files are synced: the
+    /// batch before which they are to be, where it is time.
+    pub(super) fn on_durable(&mut self, now: Now, rotated_at: Option<u64>, closed_segments: usize) -> Option<u64> {
         self.in_flight = false;
-        let now = rooms.clock.now().monotonic;
-        if let Some(before) = rotated_at {
-            let (manager, inputs) = (rooms.manager.clone(), rooms.inputs.clone());
-            tokio::task::spawn_blocking(move || {
-                let result = manager.sync_all();
-                // Nobody listens any more only while the node stops.
-                let _ = inputs.blocking_send(Input::Synced { before, result });
-            });
-        } else if closed_segments >= COMPACT_AT_SEGMENTS
-            && self.compaction == Compaction::Idle
-            && now >= self.compact_after
-        {
-            self.compaction = Compaction::Due;
+        if rotated_at.is_some() {
+            return rotated_at;
         }
+        if now.monotonic < self.compact_after {
+            return None;
+        }
+        match self.compaction {
+            Compaction::Failed(before) => {
+                self.compaction = Compaction::Running;
+                return Some(before);
+            }
+            Compaction::Idle if closed_segments >= COMPACT_AT_SEGMENTS => self.compaction = Compaction::Due,
+            Compaction::Idle | Compaction::Due | Compaction::Running => {}
+        }
+        None
     }
 
     /// The shard files hold everything of the segments before that batch, or could not be synced.
     pub(super) fn on_synced(&mut self, now: Now, before: u64, result: Result<(), store::Error>) {
-        self.compaction = Compaction::Idle;
         match result {
             Ok(()) => {
+                self.compaction = Compaction::Idle;
                 self.journal.submit(Submission::DropBefore(before));
             }
             Err(error) => {
+                self.compaction = Compaction::Failed(before);
                 self.compact_after = now.monotonic + COMPACT_RETRY;
                 tracing::warn!(%error, "the shard files could not be synced; the journal keeps its segments");
             }
@@ -132,5 +148,37 @@ impl Disk {
 
     pub(super) fn bar(&self, why: &str) {
         self.journal.submit(Submission::Bar(why.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::OsClock;
+    use crate::replication::journal::{Durability, Journal, JournalConfig};
+    use crate::replication::register::{AcceptorConfig, Restored};
+
+    /// A shard file that could not be synced cost a new segment every ten seconds, until the disk was full.
+    #[test]
+    fn a_compaction_that_failed_is_tried_again_with_the_segment_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 16, durability: Durability::Os };
+        let (journal, _) = Journal::open(config, 1).unwrap();
+        let (events, _written) = tokio::sync::mpsc::unbounded_channel();
+        let mut disk = Disk::new(JournalWriter::spawn(journal, OsClock::shared(), events).unwrap());
+        let mut acceptor = Acceptor::new(AcceptorConfig::default(), Restored::default());
+        let at = |seconds| Now { wall: 0, monotonic: Duration::from_secs(seconds) };
+        assert_eq!(disk.on_durable(at(0), None, COMPACT_AT_SEGMENTS), None);
+        disk.append(&mut acceptor, at(0));
+        assert_eq!(disk.on_durable(at(0), Some(7), COMPACT_AT_SEGMENTS), Some(7));
+        for round in 1..4 {
+            disk.on_synced(at(round * 20), 7, Err(store::Error::Timeout));
+            assert_eq!(disk.on_durable(at(round * 20 + 1), None, COMPACT_AT_SEGMENTS), None, "not at once");
+            assert_eq!(disk.on_durable(at(round * 20 + 11), None, COMPACT_AT_SEGMENTS), Some(7));
+            assert_eq!(disk.on_durable(at(round * 20 + 19), None, COMPACT_AT_SEGMENTS), None, "it runs");
+        }
+        disk.on_synced(at(100), 7, Ok(()));
+        assert_eq!((disk.on_durable(at(111), None, 0), disk.compaction), (None, Compaction::Idle));
     }
 }

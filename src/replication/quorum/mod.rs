@@ -31,12 +31,12 @@ use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::core::{Core, Rooms};
+use self::core::Core;
 pub use self::greeter::Greeter;
 pub use self::status::{PeerStatus, QuorumStatus};
 use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
 use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
-use crate::clock::{Clock, HybridClock};
+use crate::clock::{Clock, CorrectedClock, HybridClock, Now};
 use crate::cluster::membership::Membership;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
 use crate::store::{self, Manager};
@@ -49,10 +49,12 @@ const INPUTS_MAX: usize = 16_384;
 const TAKEN_AT_ONCE: usize = 512;
 /// Accepted frames not known to be chosen, beyond which this node takes no more.
 const PENDING_FRAMES_MAX: usize = 65_536;
+/// Bytes of values in those frames, likewise.
+const PENDING_BYTES_MAX: usize = 512 << 20;
 /// Closed journal segments at which the oldest are given up.
 const COMPACT_AT_SEGMENTS: usize = 3;
 /// How often time passes for rounds in flight.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(2);
 /// How often the rest is looked after.
 const SLOW_TICK: Duration = Duration::from_millis(100);
 
@@ -111,13 +113,25 @@ pub enum StartError {
     Journal(#[from] JournalError),
 }
 
+/// What the driver and its helpers share.
+#[derive(Clone)]
+struct Rooms {
+    clock: Arc<CorrectedClock>,
+    greeter: Arc<Greeter>,
+    manager: Arc<Manager>,
+    transport: Arc<dyn Transport>,
+    inputs: mpsc::Sender<Input>,
+    subscribers: Subscribers,
+}
+
 /// What the driver is told by this node itself.
 #[derive(Debug)]
 enum Input {
     Propose { proposal: Proposal, reply: oneshot::Sender<Decision> },
     Opened { shard: ShardId, result: Result<(), store::Error> },
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
-    InStep { peer: usize, rows: u64 },
+    InStep { peer: usize, task: tokio::task::Id, rows: u64 },
+    Meet { peer: NodeId, met: oneshot::Sender<()> },
     Synced { before: u64, result: Result<(), store::Error> },
     Close(oneshot::Sender<()>),
 }
@@ -142,6 +156,7 @@ impl QuorumReplicator {
         let ahead = u64::try_from(ceiling.nanos().saturating_sub(clock.now().wall)).unwrap_or(0);
         tokio::time::sleep(Duration::from_nanos(ahead).min(config.ceiling_lead)).await;
 
+        let clock = CorrectedClock::new(clock);
         let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
         let (writer_events, written) = mpsc::unbounded_channel();
         let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
@@ -152,7 +167,8 @@ impl QuorumReplicator {
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {
             ceiling_lead: config.ceiling_lead,
-            max_skew: config.max_skew,
+            // Alone there is no other clock to mistrust, and one's own may have been set back.
+            max_skew: if voters.len() == 1 { Duration::MAX } else { config.max_skew },
             ..AcceptorConfig::default()
         };
         let Recovered { restored, chosen, damage } = recovered;
@@ -164,10 +180,12 @@ impl QuorumReplicator {
         let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
-        let serving = tokio::spawn(catch_up::serve(calls, manager.clone()));
         let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
+        let served = rooms.clone();
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
+        // Not before what the journal knew to be chosen is there to be compared.
+        let serving = tokio::spawn(catch_up::serve(calls, served));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
@@ -225,7 +243,7 @@ impl Replicator for QuorumReplicator {
 
 struct Driver {
     core: Core,
-    clock: Arc<dyn Clock>,
+    clock: Arc<CorrectedClock>,
     inbox: mpsc::Receiver<Input>,
     events: mpsc::Receiver<Event>,
     written: mpsc::UnboundedReceiver<WriterEvent>,
@@ -241,30 +259,47 @@ impl Driver {
         while !self.core.is_finished() {
             tokio::select! {
                 Some(event) = self.written.recv() => self.core.on_writer(event),
-                Some(event) = self.events.recv() => self.core.on_event(self.clock.now(), event),
-                Some(input) = self.inbox.recv() => self.core.on_input(self.clock.now(), input),
-                _ = tick.tick(), if self.core.is_busy() => self.core.on_tick(self.clock.now()),
+                Some(event) = self.events.recv() => {
+                    let now = self.now();
+                    self.core.on_event(now, event);
+                }
+                Some(input) = self.inbox.recv() => {
+                    let now = self.now();
+                    self.core.on_input(now, input);
+                }
+                _ = tick.tick(), if self.core.is_busy() => {
+                    let now = self.now();
+                    self.core.on_tick(now);
+                }
                 _ = slow_tick.tick() => {
-                    self.core.on_slow_tick(self.clock.now(), self.inbox.len() + self.events.len());
+                    let now = self.now();
+                    self.core.on_slow_tick(now, self.inbox.len() + self.events.len());
                     self.shown.send_replace(self.core.status());
                 }
             }
             self.take_what_waits();
-            self.core.pump(self.clock.now());
+            let now = self.now();
+            self.core.pump(now);
         }
         // What still comes is refused, not left without an answer, which would mean "unknown".
         self.inbox.close();
         while let Ok(input) = self.inbox.try_recv() {
             self.core.on_input(self.clock.now(), input);
         }
-        // Ending the journal's thread waits for the disk.
-        let core = self.core;
+        // Ending the journal's thread waits for the disk; but not for room on a full one, once nobody listens.
+        let Self { core, written, .. } = self;
+        drop(written);
         let _ = tokio::task::spawn_blocking(move || core.finish()).await;
+    }
+
+    fn now(&mut self) -> Now {
+        let now = self.clock.now();
+        self.core.check_time(now)
     }
 
     /// What arrived meanwhile shares the batches that go out next.
     fn take_what_waits(&mut self) {
-        let now = self.clock.now();
+        let now = self.now();
         while let Ok(event) = self.written.try_recv() {
             self.core.on_writer(event);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use crate::replication::register::Message;
+use crate::replication::register::{Body, Message};
 use crate::replication::wire::{self, Batch};
 use crate::telemetry;
 use crate::transport::Transport;
@@ -12,6 +12,9 @@ use crate::types::{NodeId, StorageId};
 
 /// Bytes of keys and values after which a batch is closed and another begun.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Commits that wait for a peer whose queue is full.
+const UNTOLD_COMMITS_MAX: usize = 65_536;
 
 /// One other replica.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(super) struct Peer {
     /// How far its clock is ahead of ours, in nanoseconds.
     pub(super) skew: Option<i64>,
     outbox: Vec<Message>,
+    /// Its queue was full: until somebody looks again, only what must not be lost is kept for it.
+    is_blocked: bool,
     outbox_bytes: usize,
     batch_messages: Histogram,
     skew_seconds: Gauge,
@@ -52,6 +57,7 @@ impl Peer {
             storage_id: None,
             skew: None,
             outbox: Vec::new(),
+            is_blocked: false,
             outbox_bytes: 0,
             batch_messages: metrics::histogram!(telemetry::PEER_BATCH),
             skew_seconds: metrics::gauge!(telemetry::CLOCK_SKEW, "peer" => label.clone()),
@@ -78,6 +84,7 @@ impl Peer {
         self.in_step = false;
         self.skew = None;
         self.outbox.clear();
+        self.is_blocked = false;
         self.outbox_bytes = 0;
     }
 
@@ -86,6 +93,9 @@ impl Peer {
         if self.link == Link::Down {
             return;
         }
+        if self.is_blocked && (!is_told_once(&message) || self.outbox.len() >= UNTOLD_COMMITS_MAX) {
+            return self.dropped.increment(1);
+        }
         self.outbox_bytes += message.weight();
         self.outbox.push(message);
         if self.outbox_bytes >= BATCH_BYTES {
@@ -93,25 +103,41 @@ impl Peer {
         }
     }
 
+    /// Looks whether there is room again for what waits.
+    pub(super) fn unblock(&mut self) {
+        self.is_blocked = false;
+    }
+
     /// Sends what waits.
     pub(super) fn flush(&mut self, stamp: Stamp, transport: &dyn Transport) {
-        if self.outbox.is_empty() {
+        if self.outbox.is_empty() || self.is_blocked {
             return;
         }
         let messages = std::mem::take(&mut self.outbox);
         self.outbox_bytes = 0;
-        let count = messages.len();
-        let batch = Batch { epoch: stamp.epoch, wall: stamp.wall, messages };
+        let mut batch = Batch { epoch: stamp.epoch, wall: stamp.wall, messages };
         let sent = wire::encode(&batch).map_err(|malformed| malformed.to_string());
         match sent.and_then(|bytes| transport.send(&self.node, bytes).map_err(|error| error.to_string())) {
-            Ok(()) => self.batch_messages.record(count as f64),
-            // Rounds that needed them begin again by their own deadline.
+            Ok(()) => self.batch_messages.record(batch.messages.len() as f64),
             Err(reason) => {
-                self.dropped.increment(count as u64);
-                tracing::debug!(peer = %self.node, count, reason, "messages dropped");
+                let all = batch.messages.len();
+                // Rounds that needed the others begin again by their own deadline. Commits wait for a queue with room;
+                // who hears of one pulls what it has not.
+                batch.messages.retain(is_told_once);
+                batch.messages.truncate(UNTOLD_COMMITS_MAX);
+                let dropped = all - batch.messages.len();
+                self.dropped.increment(dropped as u64);
+                tracing::debug!(peer = %self.node, dropped, reason, "messages dropped");
+                self.outbox = batch.messages;
+                self.is_blocked = true;
             }
         }
     }
+}
+
+/// What is chosen is told once, and nobody asks for it.
+fn is_told_once(message: &Message) -> bool {
+    matches!(message.body, Body::Commit { .. })
 }
 
 /// What every batch is stamped with.
@@ -119,4 +145,48 @@ impl Peer {
 pub(super) struct Stamp {
     pub(super) epoch: u64,
     pub(super) wall: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::register::Address;
+    use crate::transport::Greeter;
+    use crate::transport::memory::Network;
+    use crate::types::{Ballot, Key, ShardId};
+
+    struct Silent;
+
+    impl Greeter for Silent {
+        fn hello(&self, _: &NodeId) -> bytes::Bytes {
+            bytes::Bytes::new()
+        }
+
+        fn check(&self, _: &NodeId, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    /// A peer whose queue was full never heard of what was committed meanwhile, and had old rows until it reconnected.
+    #[tokio::test]
+    async fn a_commit_that_could_not_be_sent_is_kept() {
+        let me = NodeId::parse("a").unwrap();
+        let (transport, _inbox) = Network::new().join(me, std::sync::Arc::new(Silent));
+        let mut peer = Peer::new(NodeId::parse("b").unwrap());
+        peer.link = Link::Up;
+        let address = Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() };
+        let stamp = Stamp { epoch: 1, wall: 0 };
+        let mut queue = |peer: &mut Peer, body| {
+            peer.queue(Message { address: address.clone(), body }, stamp, &*transport);
+        };
+        queue(&mut peer, Body::Read { round: Ballot(1), holds: None });
+        queue(&mut peer, Body::Commit { ballot: Ballot(1) });
+        peer.flush(stamp, &*transport);
+        queue(&mut peer, Body::Read { round: Ballot(2), holds: None });
+        queue(&mut peer, Body::Commit { ballot: Ballot(2) });
+        let kept: Vec<_> = peer.outbox.iter().map(|message| message.body.clone()).collect();
+        assert_eq!(kept, [Body::Commit { ballot: Ballot(1) }, Body::Commit { ballot: Ballot(2) }]);
+        peer.down();
+        assert!(peer.outbox.is_empty(), "a lost connection ends with a comparison of rows");
+    }
 }

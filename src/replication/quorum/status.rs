@@ -39,6 +39,8 @@ pub struct QuorumStatus {
     pub unsettled: usize,
     /// How proposals ended.
     pub decisions: DecisionCounts,
+    /// What is added to this machine's clock because a majority contradicts it, in microseconds.
+    pub clock_correction_us: i64,
     /// The durable ceiling.
     pub ceiling: Ballot,
 }

@@ -123,6 +123,7 @@ pub struct Acceptor {
     pub(super) lineages: HashMap<Address, (Ballot, Lineage)>,
     lineage_order: VecDeque<(Ballot, Address)>,
     pending: usize,
+    pending_bytes: usize,
     appended: Lsn,
     entries: Vec<Entry>,
 }
@@ -141,6 +142,7 @@ impl Acceptor {
             lineages: HashMap::new(),
             lineage_order: VecDeque::new(),
             pending: restored.pending.len(),
+            pending_bytes: restored.pending.iter().map(|(_, record)| record.op.weight()).sum(),
             appended: Lsn(0),
             entries: Vec::new(),
         };
@@ -161,6 +163,12 @@ impl Acceptor {
     #[must_use]
     pub fn ceiling(&self) -> Ballot {
         self.ceiling
+    }
+
+    /// Bytes of values among the pending records.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
     }
 
     /// How many records are accepted and not yet applied.
@@ -340,12 +348,19 @@ impl Acceptor {
     pub fn on_applied(&mut self, commit: &Commit) {
         let Commit { address, record } = commit;
         self.remember_lineage(address, record);
+        self.on_stored(address, record.ballot);
+    }
+
+    /// Learns that the shard holds a record as new as `ballot`: what is older here is superseded. After a restart that
+    /// is how a record ends whose commit reached the shard file and not the journal.
+    pub fn on_stored(&mut self, address: &Address, ballot: Ballot) {
         let Some(state) = self.keys.get_mut(address) else { return };
-        if state.pending.as_ref().is_some_and(|pending| pending.record.ballot <= record.ballot) {
-            state.pending = None;
+        if state.pending.as_ref().is_some_and(|pending| pending.record.ballot <= ballot) {
+            let gone = state.pending.take().map_or(0, |pending| pending.record.op.weight());
             self.pending -= 1;
+            self.pending_bytes = self.pending_bytes.saturating_sub(gone);
         }
-        if state.pending.is_none() && state.promised <= record.ballot {
+        if state.pending.is_none() && state.promised <= ballot {
             self.keys.remove(address);
         }
     }
@@ -434,7 +449,10 @@ impl Acceptor {
 
     pub(super) fn set_pending(&mut self, address: &Address, pending: Pending) {
         let state = self.keys.entry(address.clone()).or_default();
-        if state.pending.replace(pending).is_none() {
+        self.pending_bytes += pending.record.op.weight();
+        if let Some(replaced) = state.pending.replace(pending) {
+            self.pending_bytes = self.pending_bytes.saturating_sub(replaced.record.op.weight());
+        } else {
             self.pending += 1;
         }
     }

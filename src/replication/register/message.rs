@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::record::{Record, Vote};
-use crate::store::replicator::Op;
+use crate::store::replicator::{Decision, Op};
+use crate::store::update::{Change, Update};
 use crate::types::{Ballot, Key, ShardId};
 
 /// Which register: one key of one shard.
@@ -90,11 +91,32 @@ pub enum Body {
         ballot: Ballot,
     },
     /// Asks for the chosen record: a Commit came for one that is not here.
-    Pull,
+    Pull {
+        /// The round that was committed: an older record is of no use.
+        ballot: Ballot,
+    },
     /// Hands out a chosen record.
     Chosen {
         /// It.
         record: Record,
+    },
+    /// Asks the key's home to propose this, as too many propose for the key. Delivered at most once, like everything.
+    Propose {
+        /// Names it in the answer.
+        id: u64,
+        /// What.
+        update: Update,
+        /// How long the asker still waits, in milliseconds.
+        within_ms: u32,
+    },
+    /// What became of it.
+    Decided {
+        /// Which.
+        id: u64,
+        /// How it ended.
+        decision: Decision,
+        /// The record that the answer stands on; zero where there is none.
+        ballot: Ballot,
     },
 }
 
@@ -120,7 +142,14 @@ impl Message {
             Body::Accept { record, .. } | Body::Chosen { record } => Some(&record.op),
             _ => None,
         };
-        let value = op.and_then(Op::value).map_or(0, |value| value.as_bytes().len());
+        let value = match &self.body {
+            Body::Propose { update: Update { change: Change::Put(value) | Change::Append(value), .. }, .. } => {
+                Some(value)
+            }
+            Body::Decided { decision: Decision::Accept(outcome), .. } => outcome.after.as_ref().map(|row| &row.value),
+            _ => op.and_then(Op::value),
+        };
+        let value = value.map_or(0, |value| value.as_bytes().len());
         let Address { shard, key } = &self.address;
         const REST: usize = 64;
         REST + shard.org.as_str().len() + shard.namespace.as_str().len() + key.as_str().len() + value

@@ -33,6 +33,7 @@ mod tests;
 
 pub use acceptor::{Acceptor, AcceptorConfig, Commit, ConflictingRecord, Entry, Learned, Restored};
 pub use message::{Address, Body, Message, Refusal};
-pub use proposer::{Action, OpId, Proposer, ProposerConfig, ProposerCounts};
+pub use proposer::{Action, Proposer, ProposerConfig, ProposerCounts};
 pub use record::{LINEAGE_MAX, Lineage, Record, Vote};
+pub use round::OpId;
 pub use sealed::{Durable, Lsn, Sealed, SealedQueue};

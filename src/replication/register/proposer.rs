@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
-use super::round::{Attempt, Ballotting, Base, Carried, Fate, Pending, Phase, Round, Tally, Try, fold};
+use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
 use crate::clock::{HybridClock, Now};
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
 use crate::types::Ballot;
 
-/// Names one client's update within a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OpId(pub u64);
+/// How many tries of one round lose before its key counts as contended.
+const CONTENDED_AFTER_TRIES: u32 = 2;
 
 /// How a proposer behaves.
 #[derive(Debug, Clone)]
@@ -64,7 +63,8 @@ impl ProposerConfig {
 pub enum Action {
     /// Look up what this node holds for the key and call [`Proposer::start`].
     Start(Address),
-    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling.
+    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling,
+    /// except for a Read.
     Ask {
         /// The ballot that the message carries.
         ballot: Ballot,
@@ -84,6 +84,8 @@ pub enum Action {
     },
     /// Tell a client.
     Decide(OpId, Decision),
+    /// This key's rounds keep losing to others: what comes for it next had better go to its home.
+    Contended(Address),
 }
 
 /// Counts since the start, for metrics.
@@ -240,6 +242,14 @@ impl Proposer {
         self.put_back(address, round);
     }
 
+    /// Learns that [`Action::Start`] could not be done: what waits for the key has stored nothing, and ends.
+    pub fn not_begun(&mut self, address: &Address, why: &Rejection) {
+        let Some(queue) = self.keys.get_mut(address).filter(|queue| queue.round.is_none()) else { return };
+        let ended = queue.waiting.drain(..).map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
+        self.actions.extend(ended);
+        self.keys.remove(address);
+    }
+
     /// Takes in an answer of the replica numbered `voter`.
     pub fn on_message(&mut self, now: Now, voter: usize, message: Message) {
         let Message { address, body } = message;
@@ -268,7 +278,7 @@ impl Proposer {
             Body::Refused { ballot, above, why } if ballot == round.ballot => {
                 // A clock too far ahead to follow only means that this ballot's successor is refused again.
                 let _ = self.clock.merge(above, now.wall);
-                self.on_refused(now, &mut round, voter, why)
+                self.on_refused(now, &address, &mut round, voter, why)
             }
             _ => true,
         };
@@ -465,17 +475,21 @@ impl Proposer {
         false
     }
 
-    fn on_refused(&mut self, now: Now, round: &mut Round, voter: usize, why: Refusal) -> bool {
+    fn on_refused(&mut self, now: Now, address: &Address, round: &mut Round, voter: usize, why: Refusal) -> bool {
         let refused = match &mut round.phase {
             Phase::Preparing(tally) => &mut tally.refused,
             Phase::Accepting(ballotting) => &mut ballotting.refused,
             Phase::BackingOff | Phase::Reading(_) => return true,
         };
         refused.insert(voter, why);
-        if refused.len() <= self.config.voters - self.config.quorum {
+        // As long as those in reach that have not refused can still make a majority, the round goes on.
+        if self.reachable.saturating_sub(refused.len()) >= self.config.quorum {
             return true;
         }
         self.counts.refused += 1;
+        if round.tries + 1 >= CONTENDED_AFTER_TRIES {
+            self.actions.push(Action::Contended(address.clone()));
+        }
         let ahead = refused.values().all(|why| *why == Refusal::ClockAhead);
         round.recall();
         if ahead {
@@ -537,7 +551,8 @@ impl Proposer {
             nothing.extend(unwritten);
         }
         self.actions.extend(nothing.into_iter().map(|id| Action::Decide(id, why.clone())));
-        if queue.round.as_ref().is_some_and(Round::is_idle) {
+        let is_over = queue.round.as_ref().map_or(queue.waiting.is_empty(), Round::is_idle);
+        if is_over {
             queue.round = None;
             self.finish(address);
         }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::message::Refusal;
-use super::proposer::OpId;
 use super::record::{Descent, Lineage, Record, Vote};
 use crate::store::replicator::Op;
 use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::Ballot;
+
+/// Names one client's update within a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
 
 /// A client's update on its way.
 #[derive(Debug, Clone)]
@@ -102,19 +105,26 @@ pub(super) struct Folded {
     pub(super) written: Option<Op>,
 }
 
-/// Evaluates `updates` in order on `row`, as the round of `ballot` would write them.
+/// Evaluates `updates` in order on `row`, as the round of `ballot` would write them. Its version belongs to what the
+/// last of them leaves; what that overwrote never was a row, and a condition on it must not hold later.
 pub(super) fn fold(updates: Vec<Pending>, row: Option<Row>, ballot: Ballot, value_bytes_max: usize) -> Folded {
     let mut row = row;
-    let mut written = false;
-    let mut outcomes = Vec::with_capacity(updates.len());
+    let mut outcomes: Vec<(Pending, Outcome)> = Vec::with_capacity(updates.len());
     for pending in updates {
         let outcome = pending.update.evaluate(row, ballot, value_bytes_max);
         row = outcome.after.clone();
-        written |= outcome.verdict == Verdict::Written;
         outcomes.push((pending, outcome));
     }
-    let written = written.then(|| row.map_or(Op::Del, |row| Op::Put(row.value)));
-    Folded { outcomes, written }
+    let Some(last) = outcomes.iter().rposition(|(_, outcome)| outcome.verdict == Verdict::Written) else {
+        return Folded { outcomes, written: None };
+    };
+    for (at, (_, outcome)) in outcomes.iter_mut().enumerate().take(last + 1) {
+        let after = outcome.after.as_mut().filter(|_| at < last);
+        for row in outcome.before.as_mut().into_iter().chain(after).filter(|row| row.upd == ballot) {
+            row.upd = ballot.overwritten();
+        }
+    }
+    Folded { outcomes, written: Some(row.map_or(Op::Del, |row| Op::Put(row.value))) }
 }
 
 /// One evaluation of a round's updates, sent out to be voted on.

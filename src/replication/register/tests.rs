@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::store::StoredRow;
-use crate::store::replicator::Decision;
-use crate::store::update::{Change, Update, Verdict};
+use crate::store::replicator::{Decision, Op, Rejection};
+use crate::store::update::{Change, Condition, Update, Verdict};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 const STEP: Duration = Duration::from_millis(1);
@@ -140,6 +140,7 @@ impl World {
                 self.learn(n, record);
             }
             Action::Decide(id, decision) => self.decide(id, decision),
+            Action::Contended(_) => {}
         }
     }
 
@@ -236,14 +237,15 @@ impl World {
             Body::Commit { ballot } => {
                 match node.acceptor.on_commit(&address, ballot, stored.as_ref()) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
-                    Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull })),
+                    Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull { ballot } })),
                     Learned::Known => {}
                 }
                 return self.pump(to);
             }
-            Body::Pull => {
+            Body::Pull { ballot } => {
                 if let (Some(row), Some(record)) = (&stored, node.acceptor.peek(&address, stored.as_ref()))
                     && row.ballot == record.ballot
+                    && row.ballot >= ballot
                 {
                     self.network.push((to, from, Message { address, body: Body::Chosen { record } }));
                 }
@@ -416,22 +418,71 @@ fn a_key_rewritten_by_one_node_costs_one_round_trip() {
     assert!(world.nodes[0].proposer.counts().token >= 1, "{:?}", world.nodes[0].proposer.counts());
 }
 
-/// A node learnt a record from a peer's row, which knows no lineage, and then got the Accept of the same round, late: it
-/// took the two for two records under one ballot, and stopped voting for good.
+fn record(ballot: i64) -> Record {
+    let (op, lineage) = (Op::Put(Value::from("v")), Lineage::on(Ballot(5), &Lineage::default()));
+    Record { ballot: Ballot(ballot), upd: Ballot(ballot), op, lineage }
+}
+
+/// A row fetched from a peer carries no lineage; the Accept of the same round, overtaken by it, was taken for another
+/// record under one ballot, and the node stopped voting for good.
 #[test]
-fn a_late_accept_of_a_record_learnt_from_a_row_is_no_conflict() {
-    let now = Now { wall: 1_000_000_000_000, monotonic: Duration::ZERO };
-    let mut acceptor = Acceptor::new(AcceptorConfig::default(), Restored::default());
-    let ballot = Ballot::at(now.wall, Slot::new(1).unwrap());
-    let op = crate::store::replicator::Op::Put(Value::from("1"));
-    let voted = Record { ballot, upd: ballot, op, lineage: Lineage::on(Ballot::ZERO, &Lineage::default()) };
-    let learnt = Record { lineage: Lineage::default(), ..voted.clone() };
-    let commit = acceptor.install(now, &address(), learnt, None).unwrap();
+fn an_accept_that_arrives_after_its_row_is_no_conflict() {
+    let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
+    let (mut acceptor, _) = node(0, Restored::default(), 3);
+    let row = Record { lineage: Lineage::default(), ..record(4096) };
+    let installed = acceptor.install(now, &address(), row.clone(), None).expect("it is new");
+    let late = acceptor.on_accept(now, &address(), record(4096), None, None).expect("no conflict");
     let durable = Durable::synced(acceptor.take_entries().1);
-    let answer = acceptor.on_accept(now, &address(), voted.clone(), None, None).unwrap();
-    let Ok(Body::Accepted { ballot: accepted, .. }) = answer.open(durable) else { panic!("not accepted") };
-    assert_eq!(accepted, ballot);
-    let other = Record { op: crate::store::replicator::Op::Del, ..voted };
-    assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "two values under one ballot");
-    assert!(commit.open(durable).is_ok());
+    assert_eq!(late.open(durable), Ok(Body::Accepted { ballot: Ballot(4096), granted: false }));
+    // And the other way round.
+    assert!(acceptor.install(now, &address(), row, None).is_none());
+    let other = Record { op: Op::Del, ..record(4096) };
+    assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "what differs is still noticed");
+    assert!(installed.open(durable).is_ok());
+}
+
+/// A key whose round was never begun, as its shard file could not be opened, was remembered for good: its open record
+/// was never asked about again, and under steady load none of its clients was served any more.
+#[test]
+fn a_round_that_could_not_begin_is_begun_again() {
+    let (_, mut proposer) = node(0, Restored::default(), 3);
+    let at = |ms| Now { wall: 1_000_000, monotonic: Duration::from_millis(ms) };
+    proposer.settle(address(), OpId(1), at(10).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())]);
+    proposer.on_tick(at(20));
+    assert!(!proposer.is_busy());
+    proposer.take_actions();
+    proposer.settle(address(), OpId(2), at(50).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())], "asked about again");
+
+    let why = Rejection::Busy("no file".to_owned());
+    proposer.propose(address(), OpId(3), Update::read(), at(90).monotonic);
+    proposer.not_begun(&address(), &why);
+    let refused = |id| Action::Decide(OpId(id), Decision::Reject(why.clone()));
+    assert_eq!(proposer.take_actions(), [refused(2), refused(3)]);
+    proposer.propose(address(), OpId(4), Update::read(), at(90).monotonic);
+    assert_eq!(proposer.take_actions(), [Action::Start(address())]);
+}
+
+/// Two writes folded into one round had one version: the first writer's "if still mine" then overwrote the second's
+/// value unseen.
+#[test]
+fn a_write_that_another_overwrote_in_the_same_round_has_a_version_of_its_own() {
+    let mut world = World::new(3);
+    world.propose(0, Update::put(Value::from("10")));
+    let folded: Vec<_> = ["20", "30"].map(|value| world.propose(0, Update::put(Value::from(value)))).into();
+    let read = world.propose(0, Update::read());
+    world.settle();
+    let [first, second] = [folded[0], folded[1]].map(|id| match &world.decided[&id] {
+        Decision::Accept(outcome) => outcome.after.clone().unwrap(),
+        other => panic!("{other:?}"),
+    });
+    assert!(first.upd < second.upd, "{first:?} {second:?}");
+    let swap = Update { condition: Condition::UpdIs(first.upd), change: Change::Put(Value::from("40")) };
+    let swap = world.propose(1, swap);
+    world.settle();
+    let Decision::Accept(outcome) = &world.decided[&swap] else { panic!("{:?}", world.decided[&swap]) };
+    assert_eq!((&outcome.verdict, outcome.before.as_ref()), (&Verdict::ConditionFailed, Some(&second)));
+    let Decision::Accept(outcome) = &world.decided[&read] else { panic!("{:?}", world.decided[&read]) };
+    assert_eq!(outcome.after.as_ref(), Some(&second));
 }

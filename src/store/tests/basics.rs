@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::store::replicator::Rejection;
 use crate::store::update::{Change, Condition, Update, Verdict};
-use crate::store::{Error, PageQuery};
+use crate::store::{Error, ListQuery, PageQuery};
 use crate::types::{InvalidInput, Org};
 
 #[tokio::test]
@@ -168,6 +168,69 @@ async fn a_list_is_one_snapshot_while_its_callback_writes_to_the_shard() {
         .unwrap();
     assert_eq!(seen, (0..1_000).map(|n| format!("k{n:04}")).collect::<Vec<_>>());
     assert_eq!(listed(&shard, "k").await.len(), 1_001);
+}
+
+#[tokio::test]
+async fn reads_in_a_row_are_never_older_than_their_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.get(&id("", "a")).await.unwrap();
+    let write = |name, ballot| frame(&id("", "a"), name, Op::Put(Value::from(vec![b'v'; 9])), ballot, ballot);
+    commit(&manager, &write("other", 1));
+    shard
+        .reading(|reads| {
+            let mut upd = |name| reads.get(&key(name), |row| row.map(|(_, upd)| upd.0)).unwrap();
+            for n in (10..500).step_by(10) {
+                commit(&manager, &write("k", n));
+                if n % 30 == 0 {
+                    // From memory into the file, behind the back of the transaction that the reads are in.
+                    shard.wait_applied();
+                }
+                if n % 20 == 0 {
+                    commit(&manager, &write("k", n - 5));
+                }
+                assert_eq!((upd("k"), upd("other"), upd("none")), (Some(n), Some(1), None));
+            }
+            commit(&manager, &frame(&id("", "a"), "k", Op::Del, 1_000, 1_000));
+            assert_eq!(upd("k"), None);
+            shard.wait_applied();
+            assert_eq!(upd("k"), None);
+            shard.unsettle([key("k")]);
+            assert!(matches!(reads.get(&key("k"), |_| ()), Err(Error::Unsettled)));
+        })
+        .unwrap();
+    shard.checkpoint().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_written_under_a_walk_does_not_show_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let shard = manager.get(&id("", "a")).await.unwrap();
+    let old = |n: i64| put(&id("", "a"), &format!("k{n:03}"), "old", n + 1);
+    (0..300).for_each(|n| commit(&manager, &old(n)));
+    // Some rows are in the file, some still in memory.
+    shard.wait_applied();
+    (300..600).for_each(|n| commit(&manager, &old(n)));
+    let after = Some(key("k009"));
+    let query = ListQuery { after, keys_only: false, ..ListQuery::prefix("k") };
+    let mut seen = Vec::new();
+    let each = |item: crate::store::Item| {
+        if seen.is_empty() {
+            for n in 0..600 {
+                let op = if n % 3 == 0 { Op::Del } else { Op::Put(Value::from("new")) };
+                commit(&manager, &frame(&id("", "a"), &format!("k{n:03}"), op, n + 1_000, n + 1_000));
+                commit(&manager, &put(&id("", "a"), &format!("k{n:03}+"), "new", n + 1_000));
+            }
+            shard.wait_applied();
+        }
+        seen.push((item.key.to_string(), item.value.unwrap(), item.upd.0));
+        std::ops::ControlFlow::Continue(())
+    };
+    shard.walk(&query, each).unwrap();
+    let expected: Vec<_> = (10..600).map(|n| (format!("k{n:03}"), Value::from("old"), n + 1)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(listed(&shard, "k").await.len(), 1_000);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The store's behaviour, through its public face where it can be.
 
 mod basics;
+mod crash;
 mod lifecycle;
 mod model;
 mod trouble;

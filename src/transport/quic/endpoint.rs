@@ -17,9 +17,9 @@ use crate::transport::tls::{self, Identity, Sources};
 use crate::types::NodeId;
 
 /// A peer that was silent for so long is gone.
-const IDLE_TIMEOUT_MS: u32 = 4_000;
+const IDLE_TIMEOUT_MS: u32 = 3_000;
 /// Four chances to break the silence before it is taken for an absence.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_millis(700);
 /// First guess of the round trip: nodes are near each other, and a lost first packet should not cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// What may be on its way in one stream, unread, in bytes.

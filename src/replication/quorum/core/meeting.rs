@@ -1,15 +1,17 @@
 //! Who is there and whose votes count: meeting a peer, losing it, and being barred oneself.
 
-use super::Core;
+use tokio::sync::oneshot;
+
+use super::{Core, Effect};
 use crate::clock::Now;
 use crate::cluster::hello::Hello;
 use crate::cluster::memory::Standing;
 use crate::replication::quorum::catch_up::catch_up;
-use crate::replication::quorum::peers::{Link, Stamp};
+use crate::replication::quorum::peers::{Link, Peer, Stamp};
 use crate::types::NodeId;
 
 impl Core {
-    pub(super) fn on_up(&mut self, node: &NodeId, hello: &[u8]) {
+    pub(super) fn on_up(&mut self, now: Now, node: &NodeId, hello: &[u8]) {
         let Some(index) = self.index(node) else { return };
         if let Some(accused) = self.rooms.greeter.accused() {
             self.bar(accused);
@@ -17,7 +19,10 @@ impl Core {
         let memories = self.disk.remember(self.rooms.greeter.take_unsaved());
         let standing = self.rooms.greeter.standing(node);
         let Some(Some(peer)) = self.peers.get_mut(index) else { return };
-        peer.storage_id = Hello::decode(hello).ok().map(|hello| hello.storage_id);
+        if let Ok(hello) = Hello::decode(hello) {
+            peer.storage_id = Some(hello.storage_id);
+            peer.set_skew(hello.wall.saturating_sub(now.wall));
+        }
         peer.in_step = false;
         peer.link = match (standing, memories) {
             (Standing::Forgot { reason }, _) => {
@@ -31,7 +36,23 @@ impl Core {
         if peer.link != Link::Forgot {
             self.catch_up(index, node.clone());
         }
+        self.correct_time();
         self.update_reachable();
+        let known: Vec<_> = self.unmet.extract_if(.., |(unmet, _)| *unmet == index).collect();
+        for (_, met) in known {
+            self.meet(node, met);
+        }
+    }
+
+    /// Says so once everything chosen before this moment is visible, to a peer that is told what is chosen from now on.
+    pub(super) fn meet(&mut self, node: &NodeId, met: oneshot::Sender<()>) {
+        let Some(index) = self.index(node).filter(|_| !self.disk.is_dead()) else { return };
+        if self.peers.get(index).is_some_and(|peer| peer.as_ref().is_some_and(Peer::is_live)) {
+            let sealed = self.acceptor.after_all(Effect::Done(met));
+            self.take(sealed);
+        } else {
+            self.unmet.push((index, met));
+        }
     }
 
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
@@ -39,6 +60,18 @@ impl Core {
         let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
         if let Some(slot) = self.catch_ups.get_mut(index) {
             *slot = Some(task.abort_handle());
+        }
+    }
+
+    /// Compares rows with everybody again, as some may have been missed while connected.
+    pub(super) fn compare_anew(&mut self) {
+        for index in 0..self.peers.len() {
+            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+            if peer.is_live() && peer.link != Link::Forgot {
+                peer.in_step = false;
+                let node = peer.node.clone();
+                self.catch_up(index, node);
+            }
         }
     }
 

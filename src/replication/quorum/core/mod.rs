@@ -5,32 +5,32 @@
 //!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
 //! ```
 
+mod homes;
 mod meeting;
 mod tasks;
+mod time;
 mod votes;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use self::homes::Contended;
 use self::tasks::Task;
-use super::clients::Clients;
+use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
-use super::greeter::Greeter;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
-use super::{Input, PENDING_FRAMES_MAX, QuorumConfig, Subscribers};
+use super::{Input, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
 use crate::clock::{Clock, Now};
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
 use crate::replication::wire::{self, Batch};
-use crate::store::Manager;
 use crate::store::replicator::{Decision, Proposal, Rejection};
-use crate::transport::{Event, Transport};
+use crate::transport::Event;
 use crate::types::{Ballot, ShardId};
 
 /// Tasks that wait for their shard file to be opened.
@@ -59,17 +59,6 @@ struct Waiting {
     decisions: Vec<(OpId, Decision)>,
 }
 
-/// What the driver and its helpers share.
-#[derive(Clone)]
-pub(super) struct Rooms {
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) greeter: Arc<Greeter>,
-    pub(super) manager: Arc<Manager>,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) inputs: mpsc::Sender<Input>,
-    pub(super) subscribers: Subscribers,
-}
-
 pub(super) struct Core {
     config: QuorumConfig,
     me: usize,
@@ -80,15 +69,22 @@ pub(super) struct Core {
     /// By replica number; none at this node's own.
     peers: Vec<Option<Peer>>,
     catch_ups: Vec<Option<tokio::task::AbortHandle>>,
+    /// Those who compare rows with us and whose connection this driver has not heard of yet; bounded by the calls
+    /// served at once.
+    unmet: Vec<(usize, oneshot::Sender<()>)>,
     clients: Clients,
     sealed: SealedQueue<Effect>,
     /// Messages of this node to itself.
     local: VecDeque<Message>,
     /// Decisions that wait until their record is visible here.
     waiting: HashMap<Address, Vec<Waiting>>,
-    pulls: HashMap<Address, BTreeSet<usize>>,
+    /// Who waits for a record that is chosen but not on this disk yet, from which ballot on.
+    pulls: HashMap<Address, BTreeMap<usize, Ballot>>,
+    contended: Contended,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
+    /// A chosen record was let go for want of room: rows are compared anew once there is some.
+    missed: bool,
     /// The last writes before a restart whose fate is open.
     unsettled: HashMap<Address, Ballot>,
     next_op: u64,
@@ -97,6 +93,8 @@ pub(super) struct Core {
     /// What is wrong with the shard files, as of the last slow tick.
     store_trouble: Option<String>,
     closing: Option<oneshot::Sender<()>>,
+    /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
+    wall_offset: Option<i64>,
     metrics: super::metrics::CoreMetrics,
 }
 
@@ -112,20 +110,25 @@ impl Core {
             acceptor,
             proposer,
             disk,
+            unmet: Vec::new(),
             clients: Clients::default(),
             sealed: SealedQueue::default(),
             local: VecDeque::new(),
             waiting: HashMap::new(),
             pulls: HashMap::new(),
+            contended: Contended::default(),
             parked: HashMap::new(),
             parked_tasks: 0,
+            missed: false,
             unsettled: HashMap::new(),
-            next_op: 0,
+            // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
+            next_op: rooms.greeter.boot() << 40,
             // Boots in the high bits: the count rises across restarts without being written down.
             seq: rooms.greeter.boot() << 40,
             barred: None,
             store_trouble: None,
             closing: None,
+            wall_offset: None,
             metrics: super::metrics::CoreMetrics::default(),
             config,
             rooms,
@@ -159,18 +162,31 @@ impl Core {
             Input::Propose { proposal, reply } => self.propose(now, proposal, reply),
             Input::Opened { shard, result } => self.opened(now, &shard, result),
             Input::Install { rows, done } => {
+                let mut parked = false;
                 for (address, record) in rows {
+                    let shard = address.shard.clone();
                     self.run(now, Task::Install(address, record));
+                    parked |= self.parked.contains_key(&shard);
+                }
+                if parked {
+                    // Not taken in yet: who waits is not told so, and compares again.
+                    return;
                 }
                 let sealed = self.acceptor.after_all(Effect::Done(done));
                 self.take(sealed);
             }
-            Input::InStep { peer, rows } => {
+            Input::InStep { peer, task, rows } => {
+                // A comparison over a connection that has since been lost says nothing.
+                let current = self.catch_ups.get(peer).and_then(Option::as_ref);
+                if current.is_none_or(|current| current.id() != task) {
+                    return;
+                }
                 if let Some(Some(peer)) = self.peers.get_mut(peer) {
                     peer.in_step = true;
                     tracing::info!(peer = %peer.node, rows, "in step");
                 }
             }
+            Input::Meet { peer, met } => self.meet(&peer, met),
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
             Input::Close(done) => self.closing = Some(done),
         }
@@ -178,7 +194,7 @@ impl Core {
 
     pub(super) fn on_event(&mut self, now: Now, event: Event) {
         match event {
-            Event::Up { node, hello } => self.on_up(&node, &hello),
+            Event::Up { node, hello } => self.on_up(now, &node, &hello),
             Event::Down { node, reason } => {
                 let Some(index) = self.index(&node) else { return };
                 tracing::debug!(peer = %node, reason, "peer lost");
@@ -210,9 +226,13 @@ impl Core {
             WriterEvent::Durable { durable, position, rotated_at, closed_segments } => {
                 self.acceptor.on_durable(durable);
                 self.rooms.greeter.set_durable(self.acceptor.ceiling(), position);
-                self.disk.on_durable(rotated_at, closed_segments, &self.rooms);
+                let synced_before = self.disk.on_durable(self.rooms.clock.now(), rotated_at, closed_segments);
                 for effect in self.sealed.release(durable) {
                     self.effect(effect);
+                }
+                // Only now, as what was just committed may be in an old segment.
+                if let Some(before) = synced_before {
+                    self.sync_files(before);
                 }
             }
             WriterEvent::Full(error) => self.disk.on_full(&error),
@@ -226,7 +246,10 @@ impl Core {
                 }
                 self.update_reachable();
             }
-            WriterEvent::Failed(error) => self.bar(error.to_string()),
+            WriterEvent::Failed(error) => {
+                self.disk.on_failed();
+                self.bar(error.to_string());
+            }
         }
     }
 
@@ -239,7 +262,7 @@ impl Core {
     pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
         let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
         for id in overdue {
-            self.decide(now, id, Decision::Timeout);
+            self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
         if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
             // What a restart left open is asked about at once: local reads of those keys wait for it.
@@ -249,6 +272,11 @@ impl Core {
                 self.proposer.settle(address, OpId(self.next_op), now.monotonic + SETTLE_TIMEOUT);
             }
         }
+        if self.missed && self.has_room() {
+            self.missed = false;
+            self.compare_anew();
+        }
+        self.peers.iter_mut().flatten().for_each(Peer::unblock);
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
             self.bar(failure.to_string());
@@ -276,6 +304,7 @@ impl Core {
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
             ceiling: self.acceptor.ceiling(),
+            clock_correction_us: self.rooms.clock.correction() / 1_000,
         }
     }
 
@@ -300,6 +329,16 @@ impl Core {
         }
     }
 
+    /// Syncs the shard files, so that the journal can give up what is before that batch.
+    fn sync_files(&self, before: u64) {
+        let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = manager.sync_all();
+            // Nobody listens any more only while the node stops.
+            let _ = inputs.blocking_send(Input::Synced { before, result });
+        });
+    }
+
     fn propose(&mut self, now: Now, proposal: Proposal, reply: oneshot::Sender<Decision>) {
         let Proposal { shard, key, update, timeout } = proposal;
         if let Some(rejection) = self.unfit(update.is_read()) {
@@ -308,11 +347,13 @@ impl Core {
             let _ = reply.send(Decision::Reject(rejection));
             return;
         }
-        self.next_op += 1;
-        let id = OpId(self.next_op);
-        let deadline = now.monotonic + timeout.unwrap_or(self.config.propose_timeout);
-        self.clients.insert(id, reply, now.monotonic, deadline, update.is_read());
-        self.proposer.propose(Address { shard, key }, id, update, deadline);
+        let within = timeout.unwrap_or(self.config.propose_timeout);
+        let (id, deadline) = self.admit(now, Reply::Here(reply), within, update.is_read());
+        let address = Address { shard, key };
+        match self.busier_home(now, &address).filter(|_| !update.is_read()) {
+            Some(home) => self.forward(now, home, address, id, update, within),
+            None => self.proposer.propose(address, id, update, deadline),
+        }
     }
 
     /// Why this node can take no update just now.
@@ -322,6 +363,9 @@ impl Core {
         }
         if let Some(why) = &self.barred {
             return Some(Rejection::NoQuorum(format!("this node must not vote: {why}")));
+        }
+        if self.clients.is_full() {
+            return Some(Rejection::Busy(format!("{CLIENTS_MAX} updates are under way already; try again soon")));
         }
         if is_read {
             return None;
@@ -336,13 +380,26 @@ impl Core {
         self.disk.full().map(str::to_owned).or_else(|| self.store_trouble.clone())
     }
 
+    /// Whether a record chosen by others can be taken in, and will be on this disk before long.
+    fn has_room(&self) -> bool {
+        !self.disk.is_dead() && self.disk.full().is_none() && !self.is_overloaded()
+    }
+
     fn is_overloaded(&self) -> bool {
-        self.acceptor.pending() >= PENDING_FRAMES_MAX || self.rooms.manager.is_overloaded()
+        self.acceptor.pending() >= PENDING_FRAMES_MAX
+            || self.acceptor.pending_bytes() >= PENDING_BYTES_MAX
+            || self.rooms.manager.is_overloaded()
     }
 
     fn act(&mut self, now: Now, action: Action) {
         match action {
             Action::Start(address) => self.run(now, Task::Start(address)),
+            // A question promises nothing and its number never becomes a ballot: it need not wait for the disk.
+            Action::Ask { message, .. } if matches!(message.body, Body::Read { .. }) => {
+                for to in 0..self.peers.len() {
+                    self.send(now, to, message.clone());
+                }
+            }
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 for to in 0..self.peers.len() {
@@ -357,7 +414,8 @@ impl Core {
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
             }
-            Action::Decide(id, decision) => self.decide(now, id, decision),
+            Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
+            Action::Contended(address) => self.contended.mark(now.monotonic, address),
         }
     }
 
@@ -372,6 +430,7 @@ impl Core {
         if let Some(Some(peer)) = self.peers.get_mut(from) {
             peer.set_skew(batch.wall.saturating_sub(now.wall));
         }
+        self.correct_time();
         for message in batch.messages {
             self.receive(now, from, message);
         }
@@ -388,12 +447,29 @@ impl Core {
         }
     }
 
-    fn decide(&mut self, now: Now, id: OpId, decision: Decision) {
+    /// Names an update and remembers who waits for it, and until when.
+    fn admit(&mut self, now: Now, reply: Reply, within: Duration, is_read: bool) -> (OpId, Duration) {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        let deadline = now.monotonic + within;
+        self.clients.insert(id, reply, now.monotonic, deadline, is_read);
+        (id, deadline)
+    }
+
+    /// Tells who waits for an update how it ended; `on` is the ballot of the record that the answer stands on, zero
+    /// where there is none.
+    fn decide(&mut self, now: Now, id: OpId, decision: Decision, on: Ballot) {
         // Background completions have no client.
         let Some(client) = self.clients.remove(id) else { return };
-        self.metrics.count(&decision);
-        self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
-        let _ = client.reply.send(decision);
+        match client.reply {
+            Reply::Here(reply) => {
+                self.metrics.count(&decision);
+                self.metrics.took(client.is_read, now.monotonic.saturating_sub(client.started));
+                // A client that has gone needs no answer.
+                let _ = reply.send(decision);
+            }
+            Reply::Peer { peer, number, address } => self.decide_for(now, peer, number, address, decision, on),
+        }
     }
 
     /// Says that it has ended, to who closed it.

@@ -1,12 +1,17 @@
 //! What needs the row that a shard file holds: runs at once where the file is open, otherwise waits for it.
 
+use std::time::Duration;
+
 use super::{Core, Effect, PARKED_TASKS_MAX, Waiting};
 use crate::clock::Now;
 use crate::replication::quorum::Input;
-use crate::replication::register::{Address, Message, OpId, Record};
-use crate::store::replicator::Decision;
+use crate::replication::register::{Address, Body, Message, OpId, Record};
+use crate::store::replicator::{Decision, Rejection};
 use crate::store::{self, StoredRow};
 use crate::types::ShardId;
+
+/// How long a shard file that cannot be used is left alone before the next try.
+const OPEN_RETRY: Duration = Duration::from_millis(200);
 
 /// What needs to know the row that its shard file holds.
 #[derive(Debug)]
@@ -28,6 +33,15 @@ impl Task {
             Self::Start(address) | Self::Chosen { address, .. } | Self::Install(address, _) => address,
         }
     }
+
+    /// True where it tells of a chosen record, which nobody tells twice.
+    fn is_chosen(&self) -> bool {
+        match self {
+            Self::Message(_, message) => matches!(message.body, Body::Commit { .. } | Body::Chosen { .. }),
+            Self::Chosen { .. } | Self::Install(..) => true,
+            Self::Start(_) => false,
+        }
+    }
 }
 
 impl Core {
@@ -36,6 +50,7 @@ impl Core {
         match self.stored(task.address()) {
             Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
             Ok(None) => self.park(task),
+            Err(error) if error.is_passing() => self.put_off(task, &error),
             Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
         }
     }
@@ -56,18 +71,22 @@ impl Core {
 
     pub(super) fn park(&mut self, task: Task) {
         if self.parked_tasks >= PARKED_TASKS_MAX {
-            // As good as a lost message; whoever waits for it asks again or runs into its deadline.
-            return;
+            let why = Rejection::Busy(format!("{PARKED_TASKS_MAX} operations wait for shard files; try again soon"));
+            return self.let_go(task, &why);
         }
         let shard = task.address().shard.clone();
         self.parked_tasks += 1;
         let waiting = self.parked.entry(shard.clone()).or_default();
         waiting.push(task);
-        if waiting.len() > 1 {
-            return;
+        if waiting.len() == 1 {
+            self.open(shard, Duration::ZERO);
         }
+    }
+
+    fn open(&self, shard: ShardId, after: Duration) {
         let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
         tokio::spawn(async move {
+            tokio::time::sleep(after).await;
             let result = manager.get(&shard).await.map(drop);
             // Nobody listens any more only while the node stops.
             let _ = inputs.send(Input::Opened { shard, result }).await;
@@ -79,8 +98,37 @@ impl Core {
         self.parked_tasks -= tasks.len();
         match result {
             Ok(()) => tasks.into_iter().for_each(|task| self.run(now, task)),
-            Err(store::Error::Closed | store::Error::Rejected(_)) => {}
+            Err(store::Error::Closed) => {}
+            Err(error) if error.is_passing() => tasks.into_iter().for_each(|task| self.put_off(task, &error)),
             Err(error) => self.bar(format!("cannot open {shard}: {error}")),
+        }
+    }
+
+    /// A shard file that cannot be used just now: what was chosen waits for it, and what was asked is refused.
+    fn put_off(&mut self, task: Task, error: &store::Error) {
+        let shard = task.address().shard.clone();
+        tracing::debug!(%shard, %error, "a shard file cannot be used now");
+        if !task.is_chosen() || self.parked_tasks >= PARKED_TASKS_MAX {
+            let why = match error {
+                store::Error::Rejected(why) => why.clone(),
+                error => Rejection::Busy(error.to_string()),
+            };
+            return self.let_go(task, &why);
+        }
+        self.parked_tasks += 1;
+        let waiting = self.parked.entry(shard.clone()).or_default();
+        waiting.push(task);
+        if waiting.len() == 1 {
+            self.open(shard, OPEN_RETRY);
+        }
+    }
+
+    /// A question is as good as lost: whoever asked asks again or runs into a deadline. What was chosen comes with the
+    /// next comparison of rows.
+    fn let_go(&mut self, task: Task, why: &Rejection) {
+        self.missed |= task.is_chosen();
+        if let Task::Start(address) = task {
+            self.proposer.not_begun(&address, why);
         }
     }
 
@@ -94,8 +142,9 @@ impl Core {
             Task::Chosen { address, record, decisions } => {
                 let ballot = record.ballot;
                 if stored.is_some_and(|row| row.ballot >= ballot) {
+                    self.acceptor.on_stored(&address, ballot);
                     self.settled(&address, ballot);
-                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision));
+                    return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision, ballot));
                 }
                 if !decisions.is_empty() {
                     self.waiting.entry(address.clone()).or_default().push(Waiting { ballot, decisions });

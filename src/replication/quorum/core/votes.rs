@@ -1,8 +1,8 @@
 //! The acceptor's and learner's side: votes given, chosen records committed and made visible.
 
 use super::{Core, Effect, PULLS_MAX};
-use crate::clock::Now;
-use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, Record, Refusal, Sealed};
+use crate::clock::{Clock, Now};
+use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Frame;
 use crate::types::Ballot;
@@ -31,15 +31,27 @@ impl Core {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
                     Learned::Known => {}
                     Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
-                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull }),
+                    // What cannot be stored must not be heaped up in memory either.
+                    Learned::Missing if !self.has_room() => self.missed = true,
+                    Learned::Missing => self.send(now, from, Message { address, body: Body::Pull { ballot } }),
                 };
             }
-            Body::Pull => return self.on_pull(now, from, address, stored),
+            Body::Pull { ballot } => return self.on_pull(now, from, address, ballot, stored),
+            Body::Chosen { .. } if !self.has_room() => {
+                self.missed = true;
+                return;
+            }
             Body::Chosen { record } => {
                 if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
                     self.take(commit.map(Effect::Commit));
                 }
                 return;
+            }
+            Body::Propose { id, update, within_ms } => {
+                return self.propose_for(now, from, id, address, update, within_ms);
+            }
+            Body::Decided { id, decision, ballot } => {
+                return self.decided_at_home(now, OpId(id), address, decision, ballot, stored);
             }
             Body::Read { .. }
             | Body::Promised { .. }
@@ -62,14 +74,28 @@ impl Core {
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
     }
 
-    pub(super) fn on_pull(&mut self, now: Now, from: usize, address: Address, stored: Option<&StoredRow>) {
-        match stored {
+    fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: Option<&StoredRow>) {
+        match stored.filter(|row| row.ballot >= ballot) {
             Some(row) => self.send(now, from, chosen(address, row)),
             // Chosen, but not on this disk yet: answered when it is.
             None if self.pulls.len() < PULLS_MAX => {
-                self.pulls.entry(address).or_default().insert(from);
+                let pulled = self.pulls.entry(address).or_default().entry(from).or_default();
+                *pulled = ballot.max(*pulled);
             }
             None => {}
+        }
+    }
+
+    fn answer_pulls(&mut self, now: Now, address: &Address, record: &Record) {
+        let Some(pulling) = self.pulls.get_mut(address) else { return };
+        let answered: Vec<usize> =
+            pulling.extract_if(.., |_, ballot| *ballot <= record.ballot).map(|(to, _)| to).collect();
+        if pulling.is_empty() {
+            self.pulls.remove(address);
+        }
+        let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
+        for to in answered {
+            self.send(now, to, chosen(address.clone(), &row));
         }
     }
 
@@ -116,19 +142,14 @@ impl Core {
         self.acceptor.on_applied(commit);
         let Commit { address, record } = commit;
         self.settled(address, record.ballot);
-        if let Some(pulling) = self.pulls.remove(address) {
-            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
-            for to in pulling {
-                self.send(now, to, chosen(address.clone(), &row));
-            }
-        }
+        self.answer_pulls(now, address, record);
         let Some(waiting) = self.waiting.get_mut(address) else { return };
         let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
         if waiting.is_empty() {
             self.waiting.remove(address);
         }
         for (id, decision) in ready.into_iter().flat_map(|ready| ready.decisions) {
-            self.decide(now, id, decision);
+            self.decide(now, id, decision, record.ballot);
         }
     }
 

@@ -343,6 +343,8 @@ impl World {
 
     fn act(&mut self, n: usize, action: Action) {
         match action {
+            // A hint for the driver alone.
+            Action::Contended(_) => {}
             Action::Start(address) => {
                 let fault = self.scenario.fault;
                 let node = self.node(n);
@@ -495,11 +497,11 @@ impl World {
             Body::Commit { ballot } => {
                 return match node.acceptor.on_commit(&address, ballot, row.as_ref()) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
-                    Learned::Missing => self.send(to, from, Message { address, body: Body::Pull }),
+                    Learned::Missing => self.send(to, from, Message { address, body: Body::Pull { ballot } }),
                     Learned::Known => {}
                 };
             }
-            Body::Pull => {
+            Body::Pull { .. } => {
                 return match row {
                     Some(row) => self.send(to, from, chosen(&row)),
                     None if node.pulls.contains(&from) => {}

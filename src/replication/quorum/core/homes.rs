@@ -1,0 +1,114 @@
+//! Keys that many nodes write at once (the end of rule 4): their updates go to one home proposer, where they queue and
+//! fold instead of colliding. A hint: safety never depends on who proposes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::{Core, Reply, Waiting};
+use crate::clock::Now;
+use crate::replication::register::{Address, Body, Message, OpId};
+use crate::store::StoredRow;
+use crate::store::replicator::Decision;
+use crate::store::update::Update;
+use crate::types::Ballot;
+
+/// How long a key counts as contended after a round for it lost.
+const CONTENDED_FOR: Duration = Duration::from_secs(1);
+/// Keys remembered as contended.
+const CONTENDED_KEYS_MAX: usize = 4096;
+
+/// The keys whose rounds lost lately, with the time until which that counts.
+#[derive(Debug, Default)]
+pub(super) struct Contended(HashMap<Address, Duration>);
+
+impl Contended {
+    pub(super) fn mark(&mut self, now: Duration, address: Address) {
+        if self.0.len() >= CONTENDED_KEYS_MAX {
+            self.0.retain(|_, until| *until > now);
+        }
+        if self.0.len() < CONTENDED_KEYS_MAX {
+            self.0.insert(address, now + CONTENDED_FOR);
+        }
+    }
+
+    fn is_marked(&self, now: Duration, address: &Address) -> bool {
+        self.0.get(address).is_some_and(|until| *until > now)
+    }
+}
+
+impl Core {
+    /// The replica that an update of this key had better go to, where that is another one and in reach.
+    pub(super) fn busier_home(&self, now: Now, address: &Address) -> Option<usize> {
+        if !self.contended.is_marked(now.monotonic, address) {
+            return None;
+        }
+        let home = self.index(self.config.membership.home(&address.shard, &address.key)?)?;
+        self.peers.get(home)?.as_ref().filter(|peer| peer.votes()).map(|_| home)
+    }
+
+    pub(super) fn forward(
+        &mut self,
+        now: Now,
+        home: usize,
+        address: Address,
+        id: OpId,
+        update: Update,
+        within: Duration,
+    ) {
+        self.metrics.forwarded.increment(1);
+        let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+        self.send(now, home, Message { address, body: Body::Propose { id: id.0, update, within_ms } });
+    }
+
+    /// Proposes an update for another replica's client.
+    pub(super) fn propose_for(
+        &mut self,
+        now: Now,
+        from: usize,
+        number: u64,
+        address: Address,
+        update: Update,
+        within_ms: u32,
+    ) {
+        if let Some(rejection) = self.unfit(update.is_read()) {
+            return self.decide_for(now, from, number, address, Decision::Reject(rejection), Ballot::ZERO);
+        }
+        let within = Duration::from_millis(u64::from(within_ms));
+        let reply = Reply::Peer { peer: from, number, address: address.clone() };
+        let (id, deadline) = self.admit(now, reply, within, update.is_read());
+        self.proposer.propose(address, id, update, deadline);
+    }
+
+    /// Tells another replica what became of an update that it had forwarded here.
+    pub(super) fn decide_for(
+        &mut self,
+        now: Now,
+        to: usize,
+        id: u64,
+        address: Address,
+        decision: Decision,
+        ballot: Ballot,
+    ) {
+        if ballot > Ballot::ZERO {
+            // Whatever the answer stands on must be visible there before its client is told.
+            self.send(now, to, Message { address: address.clone(), body: Body::Commit { ballot } });
+        }
+        self.send(now, to, Message { address, body: Body::Decided { id, decision, ballot } });
+    }
+
+    /// What became of an update that this node had forwarded.
+    pub(super) fn decided_at_home(
+        &mut self,
+        now: Now,
+        id: OpId,
+        address: Address,
+        decision: Decision,
+        ballot: Ballot,
+        stored: Option<&StoredRow>,
+    ) {
+        if stored.map_or(Ballot::ZERO, |row| row.ballot) >= ballot {
+            return self.decide(now, id, decision, ballot);
+        }
+        self.waiting.entry(address).or_default().push(Waiting { ballot, decisions: vec![(id, decision)] });
+    }
+}

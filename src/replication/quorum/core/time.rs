@@ -1,0 +1,53 @@
+//! Keeping a broken clock from doing harm to its own node (rule 11). A node whose clock ran ahead would push its durable
+//! ceiling there, and be of no use to anybody until real time came by, restarts included. So a clock that a majority of
+//! the voters contradicts by more than `max_skew` is corrected by theirs, as soon as it jumps.
+
+use std::time::Duration;
+
+use super::Core;
+use crate::clock::{Clock, Now, correction};
+
+/// A wall clock that moved this much against the monotonic one has been set, by whatever.
+const JUMP: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// Notices that the wall clock was set, and sets it right where the others say so. Cheap: called before everything.
+    /// Returns the time to go by.
+    pub(in crate::replication::quorum) fn check_time(&mut self, now: Now) -> Now {
+        let offset = now.wall.saturating_sub(i64::try_from(now.monotonic.as_nanos()).unwrap_or(i64::MAX));
+        let moved = offset.saturating_sub(*self.wall_offset.get_or_insert(offset));
+        if Duration::from_nanos(moved.unsigned_abs()) < JUMP {
+            return now;
+        }
+        self.wall_offset = Some(offset);
+        let seconds = moved / 1_000_000_000;
+        tracing::warn!(seconds, "this machine's clock was set");
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(skew) = peer.skew {
+                peer.set_skew(skew.saturating_sub(moved));
+            }
+        }
+        self.correct_time();
+        self.rooms.clock.now()
+    }
+
+    /// Believes a majority rather than its own clock.
+    pub(super) fn correct_time(&mut self) {
+        let skews: Vec<i64> = self.peers.iter().flatten().filter_map(|peer| peer.skew).collect();
+        let Some(by) = correction(&skews, self.config.membership.quorum(), self.config.max_skew) else { return };
+        self.rooms.clock.correct(by);
+        if let Some(offset) = &mut self.wall_offset {
+            *offset = offset.saturating_add(by);
+        }
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(skew) = peer.skew {
+                peer.set_skew(skew.saturating_sub(by));
+            }
+        }
+        let seconds = self.rooms.clock.correction() / 1_000_000_000;
+        tracing::warn!(
+            seconds,
+            "this machine's clock is wrong by what a majority says; it is corrected here meanwhile"
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! Three whole nodes in one process, over real QUIC on loopback: what an embedding program would do.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use outrigger::client::{Client, Consistency};
+use outrigger::config::{Config, Environment, Overrides};
+use outrigger::node::Node;
+
+const VOTERS: [&str; 3] = ["a", "b", "c"];
+/// How long anything may take before a test calls it lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn config(dir: &Path, name: &str, seeds: &[String]) -> Config {
+    let home = dir.join(name);
+    std::fs::create_dir_all(&home).unwrap();
+    std::fs::write(dir.join("key"), "a secret of the whole cluster").unwrap();
+    let path = |path: &Path| Some(path.to_str().unwrap().to_owned());
+    let overrides = Overrides::default()
+        .text("node.name", Some(name.to_owned()))
+        .text("node.data_dir", path(&home.join("data")))
+        .text("socket.path", path(&home.join("s")))
+        .text("peer.listen", Some("127.0.0.1:0".to_owned()))
+        .list("peer.seeds", seeds.to_vec())
+        .list("cluster.voters", VOTERS.map(str::to_owned).to_vec())
+        .text("cluster.key_file", path(&dir.join("key")))
+        .text("admin.listen", Some("127.0.0.1:0".to_owned()));
+    Config::load(None, &Environment::default(), overrides).unwrap()
+}
+
+async fn ready(node: &Node) {
+    assert!(tokio::time::timeout(PATIENCE, node.wait_ready()).await.is_ok(), "never ready");
+}
+
+fn client(dir: &Path, name: &str) -> Client {
+    Client::builder(dir.join(name).join("s")).consistency(Consistency::Quorum).build()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_agree_over_quic_and_outlive_one() {
+    let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
+    let dir = dir.path();
+    let a = Node::start(config(dir, "a", &[])).await.unwrap();
+    // One seed is enough: b and c hear of each other by gossip.
+    let seeds = [a.peer_addr().unwrap().to_string()];
+    let b = Node::start(config(dir, "b", &seeds)).await.unwrap();
+    let c = Node::start(config(dir, "c", &seeds)).await.unwrap();
+    for node in [&a, &b, &c] {
+        ready(node).await;
+    }
+    client(dir, "a").put("k", "1").await.unwrap();
+    let seen = client(dir, "c").get("k").await.unwrap().unwrap();
+    assert_eq!(seen.value, "1");
+    let all_live = async {
+        while !client(dir, "b").cluster().await.unwrap().nodes.iter().all(|node| node.live) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, all_live).await.is_ok(), "b and c never met");
+
+    // The seed leaves; the others go on, and it finds them again on another port.
+    let others = [b.peer_addr().unwrap().to_string(), c.peer_addr().unwrap().to_string()];
+    a.drain().await;
+    for n in 0..20 {
+        client(dir, "b").put("k", format!("{n}")).await.unwrap();
+    }
+    let a = Node::start(config(dir, "a", &others)).await.unwrap();
+    ready(&a).await;
+    let local = Client::builder(dir.join("a/s")).build();
+    assert_eq!(local.get("k").await.unwrap().unwrap().value, "19", "in step before it calls itself ready");
+    for node in [a, b, c] {
+        node.drain().await;
+    }
+}
