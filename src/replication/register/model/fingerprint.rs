@@ -85,7 +85,7 @@ pub(super) fn of_node(node: &Node) -> u128 {
     let durable = node.sealed.durable.lsn();
     acceptor(&node.acceptor, durable, &mut into);
     proposer(&node.proposer, &mut into);
-    by_key(&node.stored, &mut into, |row, into| stored(row, into));
+    by_key(&node.stored, &mut into, stored);
     for (lsn, effects) in &node.sealed.waiting {
         relative(*lsn, durable).hash(&mut into);
         for effect in effects {
@@ -101,7 +101,7 @@ pub(super) fn of_node(node: &Node) -> u128 {
     for entry in &node.unsynced {
         hash_entry(entry, &mut into);
     }
-    for (_, ballot, decisions) in &node.waiting {
+    for (ballot, decisions) in &node.waiting {
         ballot.hash(&mut into);
         for (id, decision) in decisions {
             id.hash(&mut into);

@@ -168,9 +168,10 @@ impl Oracle {
     /// A message leaves node `n`, whose disk is `disk`.
     pub(super) fn on_sent(&mut self, n: usize, body: &Body, disk: &Replay) {
         let covered = |ballot: Ballot| ballot <= disk.ceiling;
+        let knows_chosen = |ballot: Ballot| disk.chosen.values().any(|record| record.ballot >= ballot);
         let holds = |ballot: Ballot| {
             let voted = self.asked.iter().any(|asked| asked.record.ballot == ballot && asked.disks & 1 << n != 0);
-            voted || disk.chosen.values().any(|record| record.ballot >= ballot)
+            voted || knows_chosen(ballot)
         };
         let vote_holds = |vote: &Vote| match vote {
             Vote::Absent(_) => true,
@@ -181,7 +182,8 @@ impl Oracle {
             Body::Accept { record, .. } => covered(record.ballot),
             Body::Promised { ballot, vote } => covered(*ballot) && vote_holds(vote),
             Body::Held { vote, .. } => vote_holds(vote),
-            Body::Accepted { ballot, .. } => covered(*ballot) && holds(*ballot),
+            // A row that was learnt as chosen bars lower ballots by itself, after a restart too.
+            Body::Accepted { ballot, .. } => knows_chosen(*ballot) || covered(*ballot) && holds(*ballot),
             _ => true,
         };
         self.inside(persisted, || format!("persist before reply: node {n} says {body:?}, and its disk does not"));
@@ -215,20 +217,20 @@ impl Oracle {
         self.explain(0, None, seen)
     }
 
-    fn explain(&self, placed: u32, row: Option<Row>, seen: Option<&Option<Value>>) -> bool {
+    fn explain(&self, placed: u32, row: Option<&Row>, seen: Option<&Option<Value>>) -> bool {
         let done = self.calls.iter().filter(|call| matches!(call.status, Status::Done(_)));
         let answered = done.fold(0, |bits, call| bits | 1 << call.number);
-        if answered & !placed == 0 && seen.is_none_or(|seen| *seen == row.as_ref().map(|row| row.value.clone())) {
+        if answered & !placed == 0 && seen.is_none_or(|seen| seen.as_ref() == row.map(|row| &row.value)) {
             return true;
         }
         let next = self.calls.iter().filter(|call| placed & 1 << call.number == 0 && call.after & !placed == 0);
         next.filter(|call| !matches!(call.status, Status::Rejected)).any(|call| {
-            let outcome = call.update.evaluate(row.clone(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
+            let outcome = call.update.evaluate(row.cloned(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
             let fits = match &call.status {
                 Status::Done(told) => same(told, &outcome),
                 _ => true,
             };
-            fits && self.explain(placed | 1 << call.number, outcome.after, seen)
+            fits && self.explain(placed | 1 << call.number, outcome.after.as_ref(), seen)
         })
     }
 

@@ -60,7 +60,8 @@ pub(super) struct Node {
     pub(super) disk: Replay,
     pub(super) unsynced: Vec<Entry>,
     lsn: Lsn,
-    pub(super) waiting: Vec<(Address, Ballot, Vec<(OpId, Decision)>)>,
+    /// Whom to answer once the record of this ballot is visible.
+    pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
     pub(super) pulls: Vec<usize>,
     pub(super) wall: i64,
     monotonic: Duration,
@@ -378,7 +379,7 @@ impl World {
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(id, decision));
                 }
                 if !decisions.is_empty() {
-                    self.node(n).waiting.push((address, record.ballot, decisions));
+                    self.node(n).waiting.push((record.ballot, decisions));
                 }
                 self.learn(n, record);
             }
@@ -440,8 +441,8 @@ impl World {
             self.send(n, to, chosen(&row));
         }
         let node = self.node(n);
-        let ready: Vec<_> = node.waiting.extract_if(.., |(_, waits_for, _)| *waits_for <= ballot).collect();
-        for (id, decision) in ready.into_iter().flat_map(|(_, _, decisions)| decisions) {
+        let ready: Vec<_> = node.waiting.extract_if(.., |(waits_for, _)| *waits_for <= ballot).collect();
+        for (id, decision) in ready.into_iter().flat_map(|(_, decisions)| decisions) {
             self.decide(id, decision);
         }
     }
@@ -587,7 +588,7 @@ impl World {
         let network = std::mem::take(&mut self.network);
         let touched = |packet: &Packet| packet.to == n || packet.from == n;
         let is_dead = |packet: &Packet| packet.to == n && self.is_dead(n, &packet.message.body);
-        let alive = |packet: &Rc<Packet>| !is_dead(packet) && !(touched(packet) && self.is_moot(packet));
+        let alive = |packet: &Rc<Packet>| !(is_dead(packet) || touched(packet) && self.is_moot(packet));
         let network = network.into_iter().filter(alive).collect();
         self.network = network;
     }

@@ -33,10 +33,10 @@ pub(super) fn small() -> Vec<Scenario> {
             .budget(|left| left.crashes = 1),
         two_increments("two increments, promises forgotten").without_commits().budget(|left| left.forgets = 1),
         two_increments("two increments, impatient clients").without_commits().budget(|left| left.expiries = 1),
-        two_increments("two increments, a question about what is left open").lost(apart).budget(|left| {
-            left.crashes = 1;
-            left.settles = 1;
-        }),
+        two_increments("two increments, a question about what is left open")
+            .lost(apart)
+            .mortal(0b001)
+            .budget(|left| (left.crashes, left.settles) = (1, 1)),
         Scenario::new("tokens and a rival")
             .client(0, [increment(), increment()])
             .client(1, [increment()])
@@ -44,8 +44,13 @@ pub(super) fn small() -> Vec<Scenario> {
         Scenario::new("updates folded into one round")
             .client(0, [increment()])
             .client(0, [increment()])
-            .client(1, [read()]),
-        Scenario::new("reads beside an increment").client(0, [increment()]).client(1, [read(), read()]),
+            .client(1, [read()])
+            .without_commits()
+            .lost(apart),
+        Scenario::new("reads beside an increment")
+            .client(0, [increment()])
+            .client(1, [read(), read()])
+            .without_commits(),
         Scenario::new("two readers, a slow disk")
             .client(0, [increment()])
             .client(1, [read()])
@@ -85,6 +90,11 @@ pub(super) fn large() -> Vec<Scenario> {
             .ahead(1500)
             .without_commits()
             .budget(|left| left.ticks = 2),
+        Scenario::new("reads beside an increment, and commits").client(0, [increment()]).client(1, [read(), read()]),
+        Scenario::new("updates folded into one round, and a rival")
+            .client(0, [increment()])
+            .client(0, [increment()])
+            .client(1, [increment()]),
         Scenario::new("three increments").client(0, [increment()]).client(1, [increment()]).client(2, [increment()]),
         Scenario::new("tokens, a rival and a retry")
             .client(0, [increment(), increment()])
