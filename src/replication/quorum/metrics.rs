@@ -22,7 +22,8 @@ pub(super) struct CoreMetrics {
     clock_refused: Counter,
     pending: Gauge,
     peers_live: Gauge,
-    pub(super) forwarded: Counter,
+    pub(super) forwarded: u64,
+    forwarded_total: Counter,
     pub(super) malformed: Counter,
     pub(super) synced_rows: Counter,
     pub(super) folded: Histogram,
@@ -44,7 +45,8 @@ impl Default for CoreMetrics {
             clock_refused: metrics::counter!(telemetry::CLOCK_REFUSED),
             pending: metrics::gauge!(telemetry::PENDING_FRAMES),
             peers_live: metrics::gauge!(telemetry::PEERS_LIVE),
-            forwarded: metrics::counter!(telemetry::FORWARDED),
+            forwarded: 0,
+            forwarded_total: metrics::counter!(telemetry::FORWARDED),
             malformed: metrics::counter!(telemetry::MESSAGES_MALFORMED),
             synced_rows: metrics::counter!(telemetry::SYNCED_ROWS),
             folded: metrics::histogram!(telemetry::FOLDED_UPDATES),
@@ -77,6 +79,7 @@ impl CoreMetrics {
     pub(super) fn update(&self, counts: ProposerCounts, pending: usize, live: usize) {
         self.prepared.absolute(counts.prepared);
         self.token.absolute(counts.token);
+        self.forwarded_total.absolute(self.forwarded);
         self.refused.absolute(counts.refused);
         self.pending.set(pending as f64);
         self.peers_live.set(live as f64);

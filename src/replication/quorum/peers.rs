@@ -176,7 +176,7 @@ mod tests {
         peer.link = Link::Up;
         let address = Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() };
         let stamp = Stamp { epoch: 1, wall: 0 };
-        let mut queue = |peer: &mut Peer, body| {
+        let queue = |peer: &mut Peer, body| {
             peer.queue(Message { address: address.clone(), body }, stamp, &*transport);
         };
         queue(&mut peer, Body::Read { round: Ballot(1), holds: None });

@@ -41,6 +41,8 @@ pub struct QuorumStatus {
     pub decisions: DecisionCounts,
     /// What is added to this machine's clock because a majority contradicts it, in microseconds.
     pub clock_correction_us: i64,
+    /// Updates handed to the home of a contended key.
+    pub forwarded: u64,
     /// The durable ceiling.
     pub ceiling: Ballot,
 }

@@ -55,7 +55,7 @@ impl Core {
         update: Update,
         within: Duration,
     ) {
-        self.metrics.forwarded.increment(1);
+        self.metrics.forwarded += 1;
         let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
         self.send(now, home, Message { address, body: Body::Propose { id: id.0, update, within_ms } });
     }

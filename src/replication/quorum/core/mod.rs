@@ -303,6 +303,7 @@ impl Core {
             pending: self.acceptor.pending(),
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
+            forwarded: self.metrics.forwarded,
             ceiling: self.acceptor.ceiling(),
             clock_correction_us: self.rooms.clock.correction() / 1_000,
         }

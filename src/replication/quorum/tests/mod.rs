@@ -296,7 +296,8 @@ async fn a_contended_key_is_written_at_its_home() {
     let read = cluster.nodes[0].accepted("n", Update::read()).await.before.unwrap();
     let sum: usize = std::str::from_utf8(read.value.as_bytes()).unwrap().parse().unwrap();
     assert!((accepted..=accepted + unknown).contains(&sum), "{sum}, {accepted} accepted, {unknown} unknown");
-    assert!(unknown * 100 <= accepted, "{unknown} unknown of {accepted}: nobody goes home");
+    let forwarded = || cluster.nodes.iter().map(|node| node.replicator.status().forwarded).sum::<u64>();
+    until(&format!("somebody goes home; {unknown} unknown of {accepted}"), async || forwarded() > 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
