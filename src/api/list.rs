@@ -27,8 +27,6 @@ pub const PAGE_KEYS_DEFAULT: usize = 1_000;
 pub const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most bytes of keys and values that a whole list of an org may have.
 pub const ORG_LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How many whole lists of orgs are in memory at once; further ones wait, and are refused as busy then.
-pub(super) const ORG_LISTS_MAX: usize = 4;
 /// How many rows of an org's shard are merged at once.
 const MERGE_ROWS: usize = 1_024;
 

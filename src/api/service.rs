@@ -14,7 +14,6 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
-use super::list::ORG_LISTS_MAX;
 use super::metrics::Metrics;
 use super::room::Room;
 use crate::clock::{Clock, OsClock};
@@ -32,6 +31,8 @@ const BATCH_CONCURRENCY_MAX: usize = 64;
 pub(super) const BATCH_REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a shard is opened again that was closed as idle between its opening and its use.
 const REOPEN_ATTEMPTS_MAX: usize = 3;
+/// How many whole lists of orgs are in memory at once; further ones wait, and are refused as busy then.
+const ORG_LISTS_MAX: usize = 4;
 /// How much longer than the client's timeout a proposal is waited for: the replicator's own timer should win, as it
 /// knows whether anything was written.
 const REPLICATOR_SLACK: Duration = Duration::from_millis(500);
