@@ -280,6 +280,9 @@ impl Driver {
             self.take_what_waits();
             let now = self.now();
             self.core.pump(now);
+            if self.core.take_news() {
+                self.shown.send_replace(self.core.status());
+            }
         }
         // What still comes is refused, not left without an answer, which would mean "unknown".
         self.inbox.close();

@@ -99,6 +99,7 @@ impl Core {
     }
 
     pub(super) fn update_reachable(&mut self) {
+        self.has_news = true;
         self.proposer.set_reachable(if self.barred.is_some() { 0 } else { self.reachable() });
     }
 

@@ -95,6 +95,8 @@ pub(super) struct Core {
     closing: Option<oneshot::Sender<()>>,
     /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
     wall_offset: Option<i64>,
+    /// Whether it can serve may have changed since that was last shown.
+    has_news: bool,
     metrics: super::metrics::CoreMetrics,
 }
 
@@ -129,6 +131,7 @@ impl Core {
             store_trouble: None,
             closing: None,
             wall_offset: None,
+            has_news: false,
             metrics: super::metrics::CoreMetrics::default(),
             config,
             rooms,
@@ -183,6 +186,7 @@ impl Core {
                 }
                 if let Some(Some(peer)) = self.peers.get_mut(peer) {
                     peer.in_step = true;
+                    self.has_news = true;
                     tracing::info!(peer = %peer.node, rows, "in step");
                 }
             }
@@ -235,8 +239,14 @@ impl Core {
                     self.sync_files(before);
                 }
             }
-            WriterEvent::Full(error) => self.disk.on_full(&error),
-            WriterEvent::RoomAgain => self.disk.on_room(),
+            WriterEvent::Full(error) => {
+                self.disk.on_full(&error);
+                self.has_news = true;
+            }
+            WriterEvent::RoomAgain => {
+                self.disk.on_room();
+                self.has_news = true;
+            }
             WriterEvent::Remembered => {
                 let known = self.disk.on_remembered();
                 for peer in self.peers.iter_mut().flatten() {
@@ -283,6 +293,11 @@ impl Core {
         }
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
+    }
+
+    /// True where whether it can serve may have changed since the last call.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
     }
 
     pub(super) fn status(&self) -> QuorumStatus {

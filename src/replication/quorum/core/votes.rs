@@ -166,6 +166,7 @@ impl Core {
     pub(super) fn settled(&mut self, address: &Address, ballot: Ballot) {
         if self.unsettled.get(address).is_some_and(|open| *open <= ballot) {
             self.unsettled.remove(address);
+            self.has_news |= self.unsettled.is_empty();
             self.rooms.manager.settle(&address.shard, &address.key);
         }
     }
