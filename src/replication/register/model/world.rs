@@ -62,7 +62,8 @@ pub(super) struct Node {
     lsn: Lsn,
     /// Whom to answer once the record of this ballot is visible.
     pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
-    pub(super) pulls: Vec<usize>,
+    /// Who pulls, and the round that it was told of.
+    pub(super) pulls: Vec<(usize, Ballot)>,
     pub(super) wall: i64,
     monotonic: Duration,
     print: u128,
@@ -437,7 +438,8 @@ impl World {
             node.stored.insert(commit.address.clone(), row.clone());
         }
         node.acceptor.on_applied(commit);
-        for to in std::mem::take(&mut node.pulls) {
+        let pulls: Vec<_> = node.pulls.extract_if(.., |(_, wanted)| *wanted <= ballot).collect();
+        for (to, _) in pulls {
             self.send(n, to, chosen(&row));
         }
         let node = self.node(n);
@@ -501,12 +503,12 @@ impl World {
                     Learned::Known => {}
                 };
             }
-            Body::Pull { .. } => {
-                return match row {
+            Body::Pull { ballot } => {
+                return match row.filter(|row| row.ballot >= ballot) {
                     Some(row) => self.send(to, from, chosen(&row)),
-                    None if node.pulls.contains(&from) => {}
+                    None if node.pulls.contains(&(from, ballot)) => {}
                     None => {
-                        node.pulls.push(from);
+                        node.pulls.push((from, ballot));
                         node.pulls.sort_unstable();
                     }
                 };

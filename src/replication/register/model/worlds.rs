@@ -51,12 +51,13 @@ pub(super) fn small() -> Vec<Scenario> {
             .client(0, [increment()])
             .client(1, [read(), read()])
             .without_commits(),
-        Scenario::new("two readers, a slow disk")
+        Scenario::new("reads beside an increment, a slow disk, a crash")
             .client(0, [increment()])
-            .client(1, [read()])
-            .client(2, [read()])
+            .client(1, [read(), read()])
             .slow_disks(0b100)
-            .without_commits(),
+            .mortal(0b100)
+            .lost(apart)
+            .budget(|left| left.crashes = 1),
         Scenario::new("who takes it").client(0, [take("a")]).client(1, [take("b"), read()]).without_commits(),
         Scenario::new("compare and set")
             .client(0, [take("a"), cas("a", "c")])
@@ -95,6 +96,12 @@ pub(super) fn large() -> Vec<Scenario> {
             .client(0, [increment()])
             .client(0, [increment()])
             .client(1, [increment()]),
+        Scenario::new("two readers, a slow disk")
+            .client(0, [increment()])
+            .client(1, [read()])
+            .client(2, [read()])
+            .slow_disks(0b100)
+            .without_commits(),
         Scenario::new("three increments").client(0, [increment()]).client(1, [increment()]).client(2, [increment()]),
         Scenario::new("tokens, a rival and a retry")
             .client(0, [increment(), increment()])
