@@ -74,7 +74,7 @@ fn small_worlds_hold_in_every_state_too() {
 
 #[test]
 fn every_fault_is_caught() {
-    println!("| rule | fault | states | steps | seconds | what the clients saw |\n|---|---|---|---|---|---|");
+    println!("| rule | fault | states | steps | seconds | what is wrong |\n|---|---|---|---|---|---|");
     let mut missed = Vec::new();
     for fault in Fault::ALL {
         let (rule, title) = fault.title();

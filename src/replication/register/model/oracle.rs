@@ -50,7 +50,7 @@ struct Asked {
 #[derive(Debug, Clone)]
 pub(super) struct Oracle {
     quorum: u32,
-    /// False where a fault is to be caught by what clients see alone.
+    /// False where a fault is to be caught by what clients are told, or would read of what was chosen just then.
     watches_inside: bool,
     calls: Vec<Call>,
     /// By ballot.
