@@ -160,7 +160,7 @@ impl Drop for Mounted<'_> {
 async fn a_full_disk_is_refused_and_survived() {
     let mut cluster = Cluster::prepare(1);
     let data = cluster.nodes[0].data();
-    let Some(_mounted) = Mounted::new(&data, "128m") else {
+    let Some(_mounted) = Mounted::new(&data, "400m") else {
         eprintln!("not allowed to mount a tmpfs here: a full disk was not tried");
         return;
     };
@@ -168,7 +168,9 @@ async fn a_full_disk_is_refused_and_survived() {
     cluster.nodes[0].ready().await;
     let node = &cluster.nodes[0];
     let ballast = data.join("ballast");
-    std::fs::write(&ballast, vec![0; 24 << 20]).unwrap();
+    // What is left is a few journal segments' worth. What is freed again must hold everything that the journal has and
+    // the shard file has not, and SQLite's log of it.
+    std::fs::write(&ballast, vec![0; 300 << 20]).unwrap();
     let value = vec![b'x'; 1 << 20];
     let mut kept = Vec::new();
     let refused = loop {
