@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A three-node dev cluster under redis-benchmark, next to one redis-server that syncs every write, in turns on the same
-# disk and cores. Prints requests per second and the ratio, the median of ROUNDS.
+# disk and cores. Prints requests per second and the ratio, the median of ROUNDS; then the longest pause that one writer
+# sees on one node while another is killed.
 #
 #   cargo build --release && benches/end_to_end.sh
 #
@@ -45,3 +46,12 @@ for test in set get incr; do
   a=$(median "${ours[@]}") b=$(median "${theirs[@]}")
   printf '%-6s %14.0f %14.0f %8.2f\n' "$test" "$a" "$b" "$(echo "$a $b" | awk '{print $1 / $2}')"
 done
+
+redis-benchmark -s "$socket" -t set -n 8000 -c 1 -d "$size" -r 100000 --csv >"$dir/pause.csv" 2>/dev/null &
+writer=$!
+sleep 1
+kill -0 "$writer" || { echo 'the writer ended before the kill' >&2; exit 1; }
+kill -9 "$(awk '$1 == "c" { print $2; exit }' "$dir/dev.log")"
+wait "$writer"
+awk -F, 'END { gsub(/"/, ""); print "longest pause of one writer while another node is killed: " $8 " ms (median " $5 " ms)" }' \
+  "$dir/pause.csv"
