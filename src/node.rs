@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Server, Service, ServiceConfig};
-use crate::clock::OsClock;
+use crate::clock::{Clock, OsClock};
 use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::{InvalidMembership, Membership};
@@ -132,7 +132,11 @@ impl Node {
     /// Opens the data, replays the journal, listens on the socket and joins the others. Returns before a quorum
     /// answers; see [`Node::wait_ready`].
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let clock = OsClock::shared();
+        Self::start_with_clock(config, OsClock::shared()).await
+    }
+
+    /// Likewise, by a clock of the caller's.
+    pub async fn start_with_clock(config: Config, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let metrics = admin::install_metrics()?;
         let data_dir = config.node.data_dir.clone();
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use outrigger::client::{Client, Consistency};
+use outrigger::client::{Client, Consistency, Error, Written};
+use outrigger::clock::{Clock, Now, OsClock};
 use outrigger::config::{Config, Environment, Overrides};
 use outrigger::node::Node;
 
@@ -73,4 +76,58 @@ async fn three_nodes_agree_over_quic_and_outlive_one() {
     for node in [a, b, c] {
         node.drain().await;
     }
+}
+
+/// The system's clock, with a wall clock that can be set by hand.
+#[derive(Debug)]
+struct SettableClock {
+    os: Arc<dyn Clock>,
+    off: AtomicI64,
+}
+
+impl Clock for SettableClock {
+    fn now(&self) -> Now {
+        let now = self.os.now();
+        Now { wall: now.wall + self.off.load(Ordering::Relaxed), ..now }
+    }
+}
+
+fn problem(error: Error) -> (u16, String, Option<Written>) {
+    match error {
+        Error::Problem(problem) => (problem.status, problem.kind, problem.written),
+        other => panic!("{other}"),
+    }
+}
+
+/// Two rows of the outcome table that take a clock and a moment of the process's own: with one peer in reach, a node whose
+/// clock is minutes ahead is rejected; while it drains it is busy, and says that nothing was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_and_busy_over_the_socket() {
+    let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
+    let dir = dir.path();
+    let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
+    let a = Node::start_with_clock(config(dir, "a", &[]), clock.clone()).await.unwrap();
+    let b = Node::start(config(dir, "b", &[a.peer_addr().unwrap().to_string()])).await.unwrap();
+    ready(&a).await;
+    ready(&b).await;
+    let writer = client(dir, "a");
+    writer.put("k", "1").await.unwrap();
+
+    clock.off.store(600_000_000_000, Ordering::Relaxed);
+    let (status, kind, written) = problem(writer.put("new", "2").await.unwrap_err());
+    assert_eq!((status, written), (409, Some(Written::No)), "{kind}");
+    assert!(kind.contains("frame-rejected"), "{kind}");
+    clock.off.store(0, Ordering::Relaxed);
+    assert_eq!(client(dir, "b").get("new").await.unwrap(), None, "nothing was written");
+
+    let draining = tokio::spawn(a.drain());
+    let refused = loop {
+        if let Err(error) = writer.put("other", "3").await {
+            break problem(error);
+        }
+    };
+    assert_eq!((refused.0, refused.2), (503, Some(Written::No)));
+    assert!(refused.1.contains("busy"), "{}", refused.1);
+    draining.await.unwrap();
+    b.drain().await;
 }

@@ -158,6 +158,12 @@ impl Proposer {
         self.counts
     }
 
+    /// Learns of a ballot that another proposer issued, so that the next one issued here is above it (rule 11).
+    pub fn observe(&mut self, now: Now, ballot: Ballot) {
+        // One too far ahead to believe is not followed.
+        let _ = self.clock.merge(ballot, now.wall);
+    }
+
     /// True while any key has a round or a queue, so that time matters.
     #[must_use]
     pub fn is_busy(&self) -> bool {

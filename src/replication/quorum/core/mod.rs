@@ -453,6 +453,12 @@ impl Core {
     }
 
     fn receive(&mut self, now: Now, from: usize, message: Message) {
+        if let Body::Prepare { ballot, .. }
+        | Body::Accept { record: Record { ballot, .. }, .. }
+        | Body::Commit { ballot } = message.body
+        {
+            self.proposer.observe(now, ballot);
+        }
         match message.body {
             Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. } => {
                 if from == self.me || self.peers.get(from).is_some_and(|peer| peer.as_ref().is_some_and(Peer::votes)) {
