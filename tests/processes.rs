@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, PATIENCE, rows_of, until};
+use common::{Cluster, PATIENCE, Signal, rows_of, until};
 use outrigger::client::{Cas, Client, Expect};
 
 const WRITERS: usize = 8;
@@ -182,7 +182,7 @@ async fn without_a_majority_writes_are_refused_and_local_reads_go_on() {
     let started = Instant::now();
     let refused = client.put("k", "w").await.unwrap_err();
     assert!(refused.is_unavailable(), "{refused}");
-    assert!(started.elapsed() < Duration::from_secs(1), "known at once, not after {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(1500), "known at once, not after {:?}", started.elapsed());
     assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
     cluster.nodes[1].start();
     cluster.nodes[1].ready().await;
@@ -194,13 +194,13 @@ async fn without_a_majority_writes_are_refused_and_local_reads_go_on() {
 async fn a_node_that_hangs_delays_nobody() {
     let cluster = Cluster::start(3).await;
     let client = cluster.nodes[0].client();
-    cluster.nodes[2].signal("STOP");
+    cluster.nodes[2].signal(Signal::STOP);
     for n in 0..100 {
         let started = Instant::now();
         client.put("k", n.to_string()).await.unwrap();
-        assert!(started.elapsed() < Duration::from_secs(1), "write {n} took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(2), "write {n} took {:?}", started.elapsed());
     }
-    cluster.nodes[2].signal("CONT");
+    cluster.nodes[2].signal(Signal::CONT);
     let woken = cluster.nodes[2].client();
     until("it caught up", async || woken.get("k").await.is_ok_and(|row| row.is_some_and(|row| row.value == "99")))
         .await;

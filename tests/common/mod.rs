@@ -16,6 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use outrigger::client::{Client, Consistency};
+pub(crate) use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 
 /// How long anything may take before a test calls it lost.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -139,13 +141,13 @@ impl Node {
 
     /// SIGTERM; returns how it exited.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         self.child.take().unwrap().wait().unwrap()
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status().unwrap();
-        assert!(status.success());
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     /// Waits until `/readyz` says so.
