@@ -186,6 +186,8 @@ impl Cluster {
         }
         for node in &cluster.nodes {
             node.ready().await;
+            // Two are enough to be ready; what a test cuts must have been there.
+            node.status_is("whole", |status| status.reachable == NAMES.len()).await;
         }
         cluster
     }
