@@ -2,7 +2,7 @@
 //! whatever happened to its disk, and the configuration.
 //!
 //! Each target replays its corpus (`tests/fuzz/corpus/<target>/*`, one input per file), then mutates it until its time
-//! is up: `FUZZ_SECONDS` (5 by default) per target, from `FUZZ_SEED` (random by default). An input that fails is kept,
+//! is up: `FUZZ_SECONDS` (5 by default) per target, from `FUZZ_SEED` (random where a time is named, otherwise always the same). An input that fails is kept,
 //! and its path told: fix it, and move it into the corpus.
 
 #![allow(
@@ -20,3 +20,5 @@ mod journal;
 mod peers;
 mod resp;
 mod socket;
+#[path = "../common/told.rs"]
+mod told;

@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use outrigger::api::{self, Server, Service, ServiceConfig};
 use outrigger::clock::OsClock;
-use outrigger::cluster::status::{ClusterStatus, DecisionCounts, Observe};
 use outrigger::replication::local::LocalReplicator;
 use outrigger::store::Manager;
-use outrigger::types::NodeId;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,39 +17,10 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::engine::fast_dir;
+use crate::told::Told;
 
 /// How long a connection may take to end once its client has said all.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Silent;
-
-impl Observe for Silent {
-    fn cluster(&self) -> ClusterStatus {
-        let node = NodeId::parse("a").unwrap();
-        ClusterStatus {
-            cluster: "fuzz".to_owned(),
-            node: node.clone(),
-            version: "0.0.0".to_owned(),
-            epoch: 1,
-            voters: vec![node],
-            nodes: Vec::new(),
-            open_shards: 0,
-            decisions: DecisionCounts::default(),
-            pending_frames: 0,
-            unready: None,
-            refusals: Vec::new(),
-        }
-    }
-    fn health(&self) -> Result<(), String> {
-        Ok(())
-    }
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-    fn in_step(&self) -> Vec<NodeId> {
-        Vec::new()
-    }
-}
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -91,7 +60,7 @@ impl Node {
                 timeout_default: Duration::from_secs(2),
                 timeout_max: Duration::from_secs(3),
             };
-            let service = Service::new(config, Arc::clone(&manager), Arc::new(Silent));
+            let service = Service::new(config, Arc::clone(&manager), Arc::new(Told::default()));
             let server = api::serve(api::Config::at(dir.path().join("o.sock")), service).await.unwrap();
             (manager, server)
         });

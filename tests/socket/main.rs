@@ -13,3 +13,5 @@ mod listening;
 mod outcomes;
 mod resp;
 mod support;
+#[path = "../common/told.rs"]
+mod told;

@@ -7,52 +7,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outrigger::api::{self, Server, Service, ServiceConfig};
 use outrigger::clock::OsClock;
-use outrigger::cluster::status::{ClusterStatus, DecisionCounts, Observe};
+use outrigger::cluster::status::Observe;
 use outrigger::replication::local::LocalReplicator;
 use outrigger::store::replicator::{Decision, Proposal, Replicator, Subscriber};
 use outrigger::store::{Manager, StoreConfig};
-use outrigger::types::NodeId;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
+use crate::told::Told;
+
 /// The largest value of these nodes, in bytes.
 pub(crate) const VALUE_BYTES_MAX: usize = 64 * 1024;
-
-/// A node that says of itself whatever a test wants.
-#[derive(Default)]
-pub(crate) struct Told {
-    pub(crate) unhealthy: Mutex<Option<String>>,
-}
-
-impl Observe for Told {
-    fn cluster(&self) -> ClusterStatus {
-        let node = NodeId::parse("a").unwrap();
-        ClusterStatus {
-            cluster: "default".to_owned(),
-            node: node.clone(),
-            version: "0.0.0".to_owned(),
-            epoch: 1,
-            voters: vec![node],
-            nodes: Vec::new(),
-            open_shards: 0,
-            decisions: DecisionCounts::default(),
-            pending_frames: 0,
-            unready: None,
-            refusals: Vec::new(),
-        }
-    }
-    fn health(&self) -> Result<(), String> {
-        self.unhealthy.lock().clone().map_or(Ok(()), Err)
-    }
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-    fn in_step(&self) -> Vec<NodeId> {
-        Vec::new()
-    }
-}
 
 /// A replicator that decides as it is told, once it is let.
 pub(crate) struct Scripted {

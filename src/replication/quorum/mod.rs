@@ -258,7 +258,10 @@ impl Driver {
         slow_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.core.is_finished() {
             tokio::select! {
-                Some(event) = self.written.recv() => self.core.on_writer(event),
+                Some(event) = self.written.recv() => {
+                    let now = self.now();
+                    self.core.on_writer(now, event);
+                }
                 Some(event) = self.events.recv() => {
                     let now = self.now();
                     self.core.on_event(now, event);
@@ -304,7 +307,7 @@ impl Driver {
     fn take_what_waits(&mut self) {
         let now = self.now();
         while let Ok(event) = self.written.try_recv() {
-            self.core.on_writer(event);
+            self.core.on_writer(now, event);
         }
         for _ in 0..TAKEN_AT_ONCE {
             let event = self.events.try_recv().map(|event| self.core.on_event(now, event));

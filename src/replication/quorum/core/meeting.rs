@@ -40,16 +40,16 @@ impl Core {
         self.update_reachable();
         let known: Vec<_> = self.unmet.extract_if(.., |(unmet, _)| *unmet == index).collect();
         for (_, met) in known {
-            self.meet(node, met);
+            self.meet(now, node, met);
         }
     }
 
     /// Says so once everything chosen before this moment is visible, to a peer that is told what is chosen from now on.
-    pub(super) fn meet(&mut self, node: &NodeId, met: oneshot::Sender<()>) {
+    pub(super) fn meet(&mut self, now: Now, node: &NodeId, met: oneshot::Sender<()>) {
         let Some(index) = self.index(node).filter(|_| !self.disk.is_dead()) else { return };
         if self.peers.get(index).is_some_and(|peer| peer.as_ref().is_some_and(Peer::is_live)) {
             let sealed = self.acceptor.after_all(Effect::Done(met));
-            self.take(sealed);
+            self.take(now, sealed);
         } else {
             self.unmet.push((index, met));
         }

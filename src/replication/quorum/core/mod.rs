@@ -23,7 +23,7 @@ use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
-use crate::clock::{Clock, Now};
+use crate::clock::Now;
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
@@ -176,7 +176,7 @@ impl Core {
                     return;
                 }
                 let sealed = self.acceptor.after_all(Effect::Done(done));
-                self.take(sealed);
+                self.take(now, sealed);
             }
             Input::InStep { peer, task, rows } => {
                 // A comparison over a connection that has since been lost says nothing.
@@ -190,7 +190,7 @@ impl Core {
                     tracing::info!(peer = %peer.node, rows, "in step");
                 }
             }
-            Input::Meet { peer, met } => self.meet(&peer, met),
+            Input::Meet { peer, met } => self.meet(now, &peer, met),
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
             Input::Close(done) => self.closing = Some(done),
         }
@@ -225,14 +225,14 @@ impl Core {
         }
     }
 
-    pub(super) fn on_writer(&mut self, event: WriterEvent) {
+    pub(super) fn on_writer(&mut self, now: Now, event: WriterEvent) {
         match event {
             WriterEvent::Durable { durable, position, rotated_at, closed_segments } => {
                 self.acceptor.on_durable(durable);
                 self.rooms.greeter.set_durable(self.acceptor.ceiling(), position);
-                let synced_before = self.disk.on_durable(self.rooms.clock.now(), rotated_at, closed_segments);
+                let synced_before = self.disk.on_durable(now, rotated_at, closed_segments);
                 for effect in self.sealed.release(durable) {
-                    self.effect(effect);
+                    self.effect(now, effect);
                 }
                 // Only now, as what was just committed may be in an old segment.
                 if let Some(before) = synced_before {
@@ -420,7 +420,7 @@ impl Core {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 for to in 0..self.peers.len() {
                     let sealed = self.acceptor.seal(ballot, now, Effect::Send(to, message.clone()));
-                    self.take(sealed);
+                    self.take(now, sealed);
                 }
             }
             Action::Chosen { address, record, announce, decisions } => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Effect, PARKED_TASKS_MAX, Waiting};
+use super::{Core, PARKED_TASKS_MAX, Waiting};
 use crate::clock::Now;
 use crate::replication::quorum::Input;
 use crate::replication::register::{Address, Body, Message, OpId, Record};
@@ -152,9 +152,8 @@ impl Core {
                 self.learn(now, &address, record, stored);
             }
             Task::Install(address, record) => {
-                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
+                if self.install(now, &address, record, stored) {
                     self.metrics.synced_rows.increment(1);
-                    self.take(commit.map(Effect::Commit));
                 }
             }
         }

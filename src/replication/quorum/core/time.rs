@@ -22,11 +22,7 @@ impl Core {
         self.wall_offset = Some(offset);
         let seconds = moved / 1_000_000_000;
         tracing::warn!(seconds, "this machine's clock was set");
-        for peer in self.peers.iter_mut().flatten() {
-            if let Some(skew) = peer.skew {
-                peer.set_skew(skew.saturating_sub(moved));
-            }
-        }
+        self.shift_skews(moved);
         self.correct_time();
         self.rooms.clock.now()
     }
@@ -39,15 +35,20 @@ impl Core {
         if let Some(offset) = &mut self.wall_offset {
             *offset = offset.saturating_add(by);
         }
-        for peer in self.peers.iter_mut().flatten() {
-            if let Some(skew) = peer.skew {
-                peer.set_skew(skew.saturating_sub(by));
-            }
-        }
+        self.shift_skews(by);
         let seconds = self.rooms.clock.correction() / 1_000_000_000;
         tracing::warn!(
             seconds,
             "this machine's clock is wrong by what a majority says; it is corrected here meanwhile"
         );
+    }
+
+    /// This node's clock went ahead by `nanos`: everybody's is that much less ahead of it.
+    fn shift_skews(&mut self, nanos: i64) {
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(skew) = peer.skew {
+                peer.set_skew(skew.saturating_sub(nanos));
+            }
+        }
     }
 }

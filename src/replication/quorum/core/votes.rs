@@ -1,7 +1,7 @@
 //! The acceptor's and learner's side: votes given, chosen records committed and made visible.
 
 use super::{Core, Effect, PULLS_MAX};
-use crate::clock::{Clock, Now};
+use crate::clock::Now;
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Frame;
@@ -11,14 +11,13 @@ impl Core {
     /// What a message to the acceptor or learner of this node comes to.
     pub(super) fn on_message(&mut self, now: Now, from: usize, message: Message, stored: Option<&StoredRow>) {
         let Message { address, body } = message;
+        if let Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } = &body
+            && let Some(why) = self.refusal()
+        {
+            let body = Body::Refused { ballot: *ballot, above: Ballot::ZERO, why };
+            return self.send(now, from, Message { address, body });
+        }
         let answer = match body {
-            Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. }
-                if self.refusal().is_some() =>
-            {
-                let why = self.refusal().unwrap_or(Refusal::Full);
-                let body = Body::Refused { ballot, above: Ballot::ZERO, why };
-                return self.send(now, from, Message { address, body });
-            }
             Body::Prepare { ballot, holds } => self.acceptor.on_prepare(now, &address, ballot, holds, stored),
             Body::Accept { record, next } => match self.acceptor.on_accept(now, &address, record, next, stored) {
                 Ok(answer) => answer,
@@ -30,7 +29,7 @@ impl Core {
             Body::Commit { ballot } => {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
                     Learned::Known => {}
-                    Learned::Commit(commit) => self.take(commit.map(Effect::Commit)),
+                    Learned::Commit(commit) => self.take(now, commit.map(Effect::Commit)),
                     // What cannot be stored must not be heaped up in memory either.
                     Learned::Missing if !self.has_room() => self.missed = true,
                     Learned::Missing => self.send(now, from, Message { address, body: Body::Pull { ballot } }),
@@ -42,9 +41,7 @@ impl Core {
                 return;
             }
             Body::Chosen { record } => {
-                if let Some(commit) = self.acceptor.install(now, &address, record, stored) {
-                    self.take(commit.map(Effect::Commit));
-                }
+                self.install(now, &address, record, stored);
                 return;
             }
             Body::Propose { id, update, within_ms } => {
@@ -63,7 +60,7 @@ impl Core {
             self.metrics.clock_ahead(&body);
             Effect::Send(from, Message { address, body })
         });
-        self.take(answer);
+        self.take(now, answer);
     }
 
     /// Why this node votes for nothing just now.
@@ -101,23 +98,27 @@ impl Core {
 
     /// Commits a record that is chosen, from this node's own vote or from what the round brought.
     pub(super) fn learn(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) {
-        let commit = match self.acceptor.on_commit(address, record.ballot, stored) {
-            Learned::Commit(commit) => Some(commit),
-            Learned::Known | Learned::Missing => self.acceptor.install(now, address, record, stored),
-        };
-        if let Some(commit) = commit {
-            self.take(commit.map(Effect::Commit));
+        match self.acceptor.on_commit(address, record.ballot, stored) {
+            Learned::Commit(commit) => self.take(now, commit.map(Effect::Commit)),
+            Learned::Known | Learned::Missing => {
+                self.install(now, address, record, stored);
+            }
         }
     }
 
-    pub(super) fn take(&mut self, sealed: Sealed<Effect>) {
+    /// Takes in a record that others know to be chosen; false where it is here already.
+    pub(super) fn install(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) -> bool {
+        let commit = self.acceptor.install(now, address, record, stored);
+        commit.map(|commit| self.take(now, commit.map(Effect::Commit))).is_some()
+    }
+
+    pub(super) fn take(&mut self, now: Now, sealed: Sealed<Effect>) {
         if let Some(effect) = self.sealed.push(sealed) {
-            self.effect(effect);
+            self.effect(now, effect);
         }
     }
 
-    pub(super) fn effect(&mut self, effect: Effect) {
-        let now = self.rooms.clock.now();
+    pub(super) fn effect(&mut self, now: Now, effect: Effect) {
         match effect {
             Effect::Send(to, message) => self.send(now, to, message),
             Effect::Commit(commit) => self.commit(now, &commit),
