@@ -46,6 +46,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod disk;
 mod messagepack;
 pub mod node;
 pub mod replication;
