@@ -1,4 +1,4 @@
-//! A cluster of real `serve` processes on loopback, for black-box tests.
+//! A cluster of real `serve` processes for black-box tests, on loopback or wherever they are put.
 
 #![allow(
     dead_code,
@@ -10,7 +10,7 @@
 )]
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,8 +26,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
-    pub(crate) peer_port: u16,
+    pub(crate) peer: SocketAddr,
     pub(crate) admin_port: u16,
+    /// The program and arguments that start the node's own command, which follows them; none: it is started itself.
+    /// They have to end in `exec`, so that signals get to the node.
+    pub(crate) launcher: Vec<String>,
     child: Option<Child>,
 }
 
@@ -46,25 +49,32 @@ fn free_tcp_port() -> u16 {
 }
 
 impl Cluster {
-    /// Writes the files of `count` nodes; none runs yet.
+    /// Writes the files of `count` nodes on loopback; none runs yet.
     pub(crate) fn prepare(count: usize) -> Self {
+        let place = |_| (SocketAddr::from(([127, 0, 0, 1], free_udp_port())), free_tcp_port());
+        Self::prepare_at(&(0..count).map(place).collect::<Vec<_>>())
+    }
+
+    /// Writes the files of one node for each address for its peers and port for its admins.
+    pub(crate) fn prepare_at(places: &[(SocketAddr, u16)]) -> Self {
         // Socket paths are short: the system's limit is 107 bytes.
         let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
         fs::write(dir.path().join("cluster.key"), "0123456789abcdef0123456789abcdef\n").unwrap();
-        let node = |n: usize| Node {
+        let node = |(n, place): (usize, &(SocketAddr, u16))| Node {
             name: format!("n{n}"),
             dir: dir.path().join(format!("n{n}")),
-            peer_port: free_udp_port(),
-            admin_port: free_tcp_port(),
+            peer: place.0,
+            admin_port: place.1,
+            launcher: Vec::new(),
             child: None,
         };
-        let nodes: Vec<Node> = (0..count).map(node).collect();
+        let nodes: Vec<Node> = places.iter().enumerate().map(node).collect();
         let quoted = |texts: Vec<String>| texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ");
         let voters = quoted(nodes.iter().map(|node| node.name.clone()).collect());
-        let seeds = quoted(nodes.iter().map(|node| format!("127.0.0.1:{}", node.peer_port)).collect());
+        let seeds = quoted(nodes.iter().map(|node| node.peer.to_string()).collect());
         for node in &nodes {
             fs::create_dir_all(&node.dir).unwrap();
-            let Node { name, dir: home, peer_port, admin_port, .. } = node;
+            let Node { name, dir: home, peer, admin_port, .. } = node;
             let config = format!(
                 r#"[node]
 name = "{name}"
@@ -72,7 +82,7 @@ data_dir = "{home}/data"
 [socket]
 path = "{home}/s"
 [peer]
-listen = "127.0.0.1:{peer_port}"
+listen = "{peer}"
 seeds = [{seeds}]
 [cluster]
 id = "test"
@@ -118,7 +128,15 @@ impl Node {
     /// Starts the process; its log goes to `log` in its directory.
     pub(crate) fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        let program = env!("CARGO_BIN_EXE_outrigger");
+        let mut command = match &*self.launcher {
+            [] => Command::new(program),
+            [launcher, arguments @ ..] => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(program);
+                command
+            }
+        };
         command.arg("serve").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());

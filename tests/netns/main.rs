@@ -1,0 +1,39 @@
+//! Real processes, each in a network namespace of its own, under real faults of the network, the disk, the clock and
+//! the machine, with a load of real clients on all of them.
+//!
+//! In each: a side with a majority goes on within a bound; a side without one answers no quorum operation; once healed
+//! every node gets ready, all copies agree, and what all clients were told is linearizable.
+//!
+//! Needs Linux, root, iproute2 and nftables; where something is missing one line says what, and the rest is skipped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod load;
+mod network;
+mod trial;
+
+use load::now;
+use trial::Trial;
+
+/// One of three sees nobody: packets vanish on the way to it and from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_cut_off() {
+    let Some(trial) = Trial::start(3).await else { return };
+    trial.network.part(&[0], &[1, 2]);
+    let cut = now();
+    trial.work_goes_on(&[1, 2]).await;
+    trial.work_is_refused(&[0]).await;
+    trial.work_goes_on(&[1, 2]).await;
+    trial.nothing_was_done(&[0], cut);
+    trial.network.heal();
+    trial.end().await;
+}

@@ -1,0 +1,150 @@
+//! A cluster in a network of its own, under load: what every fault is tried on, and what must hold after each.
+
+use std::time::{Duration, Instant};
+
+use outrigger::client::Client;
+
+use crate::common::{Cluster, Node};
+use crate::load::{COUNTERS, Load, Outcome, REGISTERS, Told, now};
+use crate::network::Network;
+
+/// Clients of each node.
+const CLIENTS_PER_NODE: usize = 2;
+/// How long a side with a majority may take to go on with its work, whatever happens to the rest.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(8);
+/// How long a side without a majority may take to notice, and to refuse at once.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a node may take to be ready once nothing keeps it from it.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// How long the nodes' own copies may differ once there is nothing more to write.
+const AGREED_WITHIN: Duration = Duration::from_secs(20);
+/// How many operations make progress.
+const PROGRESS_OPERATIONS: usize = 10;
+/// How many refusals in a row tell that a node has noticed.
+const REFUSALS: usize = 5;
+/// How often a condition is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Fields go in the order in which they have to: the load's clients, the processes, their network.
+pub(crate) struct Trial {
+    load: Load,
+    pub(crate) cluster: Cluster,
+    pub(crate) network: Network,
+}
+
+impl Trial {
+    /// All nodes ready and their clients at work; none where there are no namespaces.
+    pub(crate) async fn start(nodes: usize) -> Option<Self> {
+        Self::start_with(nodes, |_, _| ()).await
+    }
+
+    /// Likewise, after `prepare` made of each node what it wants.
+    pub(crate) async fn start_with(nodes: usize, mut prepare: impl FnMut(usize, &mut Node)) -> Option<Self> {
+        let network = Network::new(nodes)?;
+        let mut cluster = Cluster::prepare_at(&network.places());
+        for (number, node) in cluster.nodes.iter_mut().enumerate() {
+            node.launcher = network.launcher(number);
+            prepare(number, node);
+            node.start();
+        }
+        for node in &cluster.nodes {
+            ready(node).await;
+        }
+        let load = Load::start(&cluster.nodes, CLIENTS_PER_NODE);
+        let trial = Self { load, cluster, network };
+        trial.everybody_works().await;
+        Some(trial)
+    }
+
+    /// Waits until each of these nodes has carried out operations that began after this call; how long that took.
+    pub(crate) async fn work_goes_on(&self, nodes: &[usize]) -> Duration {
+        let since = now();
+        let done = |node: &usize| self.load.count(*node, since, Outcome::Done) >= PROGRESS_OPERATIONS;
+        if !within(PROGRESS_WITHIN, async || nodes.iter().all(done)).await {
+            let stuck: Vec<_> = nodes.iter().filter(|node| !done(node)).collect();
+            let told: Vec<_> = stuck.iter().map(|node| self.load.failures(**node, since)).collect();
+            panic!("no progress on {stuck:?} in {PROGRESS_WITHIN:?}: {told:#?}{}", self.logs());
+        }
+        since.elapsed()
+    }
+
+    pub(crate) async fn everybody_works(&self) -> Duration {
+        self.work_goes_on(&(0..self.cluster.nodes.len()).collect::<Vec<_>>()).await
+    }
+
+    /// Waits until each of these nodes refuses what it is asked.
+    pub(crate) async fn work_is_refused(&self, nodes: &[usize]) {
+        let since = now();
+        let refused = |node: &usize| self.load.count(*node, since, Outcome::Refused) >= REFUSALS;
+        let noticed = within(NOTICED_WITHIN, async || nodes.iter().all(refused)).await;
+        assert!(noticed, "{nodes:?} do not say that they have no quorum{}", self.logs());
+    }
+
+    /// Nothing that these nodes were asked since then was answered as if a quorum had agreed.
+    pub(crate) fn nothing_was_done(&self, nodes: &[usize], since: Instant) {
+        for node in nodes {
+            let done = self.load.count(*node, since, Outcome::Done);
+            assert_eq!(done, 0, "n{node} answered {done} operations without a quorum{}", self.logs());
+        }
+    }
+
+    /// Waits until each node says that it has what the others have.
+    pub(crate) async fn everybody_is_ready(&self) {
+        for node in &self.cluster.nodes {
+            ready(node).await;
+        }
+    }
+
+    /// The end of every trial, once all faults are healed and all nodes run: all get ready, all work, all agree, and
+    /// what the clients were told is linearizable.
+    pub(crate) async fn end(self) {
+        self.everybody_is_ready().await;
+        self.everybody_works().await;
+        let Self { load, cluster, network } = self;
+        let told = load.stop().await;
+        agreed(&cluster.nodes).await;
+        let count = |outcome| told.iter().filter(|told: &&Told| told.outcome == outcome).count();
+        let (done, refused, unknown) = (count(Outcome::Done), count(Outcome::Refused), count(Outcome::Unknown));
+        let slowest = told.iter().map(|told| told.ended - told.began).max().unwrap_or_default();
+        eprintln!("{done} done, {refused} refused, {unknown} unknown, the slowest after {slowest:?}");
+        drop(cluster);
+        drop(network);
+    }
+
+    fn logs(&self) -> String {
+        self.cluster.nodes.iter().map(|node| format!("\n--- {}\n{}", node.name, node.log())).collect()
+    }
+}
+
+/// Waits until the node says that it is ready, over its socket: its admin port is in its own namespace.
+pub(crate) async fn ready(node: &Node) {
+    let client = node.client();
+    let is_ready = async || client.cluster().await.is_ok_and(|status| status.unready.is_none());
+    assert!(within(READY_WITHIN, is_ready).await, "{} does not get ready:\n{}", node.name, node.log());
+}
+
+/// Waits until all nodes' own copies are the same.
+async fn agreed(nodes: &[Node]) {
+    let clients: Vec<Client> = nodes.iter().map(Node::client).collect();
+    for key in REGISTERS.iter().chain(&COUNTERS) {
+        let mut copies = Vec::new();
+        let same = within(AGREED_WITHIN, async || {
+            copies.clear();
+            for client in &clients {
+                copies.push(client.get(key).await.map_err(|why| why.to_string()));
+            }
+            copies.iter().all(|copy| copy.is_ok() && *copy == copies[0])
+        });
+        assert!(same.await, "the nodes' copies of {key} differ: {copies:?}");
+    }
+}
+
+/// Looks again and again until it is so; false where it never was.
+pub(crate) async fn within(limit: Duration, mut is: impl AsyncFnMut() -> bool) -> bool {
+    let waited = tokio::time::timeout(limit, async {
+        while !is().await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    });
+    waited.await.is_ok()
+}
