@@ -104,7 +104,8 @@ pub(crate) struct Load {
 impl Load {
     /// `per_node` clients of each node.
     pub(crate) fn start(nodes: &[Node], per_node: usize) -> Self {
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), serial: AtomicU64::new(0), told: Mutex::default() });
+        let shared =
+            Arc::new(Shared { stop: AtomicBool::new(false), serial: AtomicU64::new(0), told: Mutex::default() });
         let clients = (0..nodes.len() * per_node).map(|number| {
             let node = number % nodes.len();
             tokio::spawn(Session::new(node, nodes[node].socket(), shared.clone()).run())
@@ -219,7 +220,9 @@ impl Session {
             }
             Op::Incr => {
                 let answer = tokio::time::timeout(GIVE_UP, self.increment(key)).await;
-                answer.unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer in {GIVE_UP:?}")))).map(Answer::Number)
+                answer
+                    .unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer in {GIVE_UP:?}"))))
+                    .map(Answer::Number)
             }
         }
     }

@@ -17,23 +17,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod faults;
 mod load;
+mod machine;
 mod network;
 mod trial;
-
-use load::now;
-use trial::Trial;
-
-/// One of three sees nobody: packets vanish on the way to it and from it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_cut_off() {
-    let Some(trial) = Trial::start(3).await else { return };
-    trial.network.part(&[0], &[1, 2]);
-    let cut = now();
-    trial.work_goes_on(&[1, 2]).await;
-    trial.work_is_refused(&[0]).await;
-    trial.work_goes_on(&[1, 2]).await;
-    trial.nothing_was_done(&[0], cut);
-    trial.network.heal();
-    trial.end().await;
-}

@@ -196,7 +196,10 @@ fn missing() -> Option<&'static str> {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         if !rustix::process::geteuid().is_root() {
-            return Some("they need root; run the tests as root, or in a container with CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned());
+            return Some(
+                "they need root; run the tests as root, or in a container with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+                    .to_owned(),
+            );
         }
         for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
             if run(tool, &["-V"]).is_err() {

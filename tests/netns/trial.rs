@@ -1,10 +1,12 @@
 //! A cluster in a network of its own, under load: what every fault is tried on, and what must hold after each.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use outrigger::client::Client;
 
-use crate::common::{Cluster, Node};
+use crate::common::{Cluster, Node, Signal};
 use crate::load::{COUNTERS, Load, Outcome, REGISTERS, Told, now};
 use crate::network::Network;
 
@@ -85,6 +87,36 @@ impl Trial {
         for node in nodes {
             let done = self.load.count(*node, since, Outcome::Done);
             assert_eq!(done, 0, "n{node} answered {done} operations without a quorum{}", self.logs());
+        }
+    }
+
+    /// Waits until `node` takes `peer` for gone.
+    pub(crate) async fn is_missed_by(&self, peer: usize, node: usize) {
+        let client = self.cluster.nodes[node].client();
+        let name = &self.cluster.nodes[peer].name;
+        let is_gone = async || {
+            let status = client.cluster().await.unwrap();
+            status.nodes.iter().any(|other| other.node.as_str() == name && !other.live)
+        };
+        assert!(within(NOTICED_WITHIN, is_gone).await, "n{node} still takes {name} for there{}", self.logs());
+    }
+
+    /// SIGSTOP; returns once every thread has stopped.
+    pub(crate) async fn stop(&self, node: usize) {
+        let node = &self.cluster.nodes[node];
+        node.signal(Signal::STOP);
+        let threads = PathBuf::from("/proc").join(node.pid().to_string()).join("task");
+        let is_stopped =
+            |thread: PathBuf| fs::read_to_string(thread.join("stat")).is_ok_and(|stat| stat.contains(") T "));
+        let all = async || fs::read_dir(&threads).unwrap().all(|thread| is_stopped(thread.unwrap().path()));
+        assert!(within(NOTICED_WITHIN, all).await, "{} does not stop", node.name);
+    }
+
+    /// Lets the load run for so long; all nodes make progress all the while.
+    pub(crate) async fn endure(&self, time: Duration) {
+        let began = now();
+        while began.elapsed() < time {
+            self.everybody_works().await;
         }
     }
 
