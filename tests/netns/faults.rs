@@ -6,9 +6,9 @@ use crate::common::Signal;
 use crate::load::now;
 use crate::trial::Trial;
 
-/// How long a flapping link stays as it is, and how often it changes.
+/// How long a flapping link is cut, and then whole, and how often that happens.
 const FLAP: Duration = Duration::from_millis(350);
-const FLAPS: usize = 14;
+const FLAPS: usize = 8;
 /// The share of packets that is lost, on every link.
 const LOSS_PERCENT: u32 = 20;
 /// How long a load runs under loss, or on slow links.
@@ -85,14 +85,15 @@ async fn a_mute_node_and_a_deaf_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_flaps() {
     let Some(trial) = Trial::start(3).await else { return };
-    for flap in 0..FLAPS {
-        if flap % 2 == 0 {
+    let flapping = async {
+        for _ in 0..FLAPS {
             trial.network.part(&[2], &[0, 1]);
-        } else {
+            tokio::time::sleep(FLAP).await;
             trial.network.heal();
+            tokio::time::sleep(FLAP).await;
         }
-        let (_, ()) = tokio::join!(trial.work_goes_on(&[0, 1]), tokio::time::sleep(FLAP));
-    }
+    };
+    trial.endure(&[0, 1], flapping).await;
     trial.end().await;
 }
 
@@ -101,7 +102,7 @@ async fn a_link_that_flaps() {
 async fn packets_are_lost() {
     let Some(trial) = Trial::start(3).await else { return };
     trial.network.lose(LOSS_PERCENT);
-    trial.endure(ENDURE).await;
+    trial.endure(&[0, 1, 2], tokio::time::sleep(ENDURE)).await;
     trial.network.heal();
     trial.end().await;
 }
@@ -112,7 +113,7 @@ async fn a_node_is_killed_while_packets_are_lost() {
     let Some(mut trial) = Trial::start(3).await else { return };
     trial.network.lose(LOSS_PERCENT);
     trial.everybody_works().await;
-    trial.cluster.nodes[2].kill();
+    trial.kill(2);
     trial.work_goes_on(&[0, 1]).await;
     trial.cluster.nodes[2].start();
     trial.everybody_is_ready().await;
@@ -128,7 +129,7 @@ async fn links_are_slow() {
     if !trial.network.limit(SLOW_KILOBITS) {
         return;
     }
-    trial.endure(ENDURE).await;
+    trial.endure(&[0, 1, 2], tokio::time::sleep(ENDURE)).await;
     trial.network.unlimit();
     trial.end().await;
 }

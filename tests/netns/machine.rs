@@ -68,18 +68,20 @@ async fn a_disk_is_full() {
 struct Lie(PathBuf);
 
 impl Lie {
-    /// What the node is to be started with; none where the library is missing.
-    fn launcher(&self) -> Option<Vec<String>> {
-        let library = FAKETIME.map(|dir| Path::new("/usr/lib").join(dir).join(FAKETIME_NAME));
-        let library = library.into_iter().find(|library| library.exists())?;
+    fn of(node: &Node) -> Self {
+        Self(node.dir.join("clock"))
+    }
+
+    /// What the node is to be started with.
+    fn launcher(&self, library: &Path) -> Vec<String> {
         let told = |variable: &str, value: &dyn std::fmt::Display| format!("{variable}={value}");
-        Some(vec![
+        vec![
             "env".to_owned(),
             told("LD_PRELOAD", &library.display()),
             told("FAKETIME_TIMESTAMP_FILE", &self.0.display()),
             told("FAKETIME_NO_CACHE", &1),
             told("FAKETIME_DONT_FAKE_MONOTONIC", &1),
-        ])
+        ]
     }
 
     /// From now on the clock is ahead by so much. At once: the file is never seen half written.
@@ -93,19 +95,20 @@ impl Lie {
 /// One node's clock goes five minutes ahead, back, and an hour behind, with a restart there. Writes go on everywhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_is_set() {
-    let dir = tempfile::tempdir().unwrap();
-    let lie = Lie(dir.path().join("clock"));
-    let Some(launcher) = lie.launcher() else {
+    let libraries = FAKETIME.map(|dir| Path::new("/usr/lib").join(dir).join(FAKETIME_NAME));
+    let Some(library) = libraries.into_iter().find(|library| library.exists()) else {
         say("a clock that is set was not tried: libfaketime is missing: apt-get install -y libfaketime");
         return;
     };
-    lie.tell(0);
     let prepare = |number: usize, node: &mut Node| {
         if number == 0 {
-            node.launcher.extend(launcher.clone());
+            let lie = Lie::of(node);
+            lie.tell(0);
+            node.launcher.extend(lie.launcher(&library));
         }
     };
     let Some(mut trial) = Trial::start_with(3, prepare).await else { return };
+    let lie = Lie::of(&trial.cluster.nodes[0]);
     for (times, seconds) in (1..).zip([300, 0, -3600]) {
         lie.tell(seconds);
         let node = &trial.cluster.nodes[0];
@@ -114,7 +117,7 @@ async fn a_clock_is_set() {
         trial.everybody_works().await;
         trial.everybody_is_ready().await;
     }
-    trial.cluster.nodes[0].kill();
+    trial.kill(0);
     trial.cluster.nodes[0].start();
     trial.end().await;
 }

@@ -18,7 +18,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+#[path = "../common/history.rs"]
+mod history;
+#[path = "../common/linearizable.rs"]
+mod linearizable;
 mod load;
 mod machine;
+#[path = "../common/monotone.rs"]
+mod monotone;
 mod network;
 mod trial;

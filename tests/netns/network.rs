@@ -35,11 +35,12 @@ const QUEUE_MS: u32 = 100;
 /// A host's filter: the peers whose packets are dropped, and the share of all packets that is.
 const FILTER: &str = "
 table inet faults {
+    counter dropped { }
     set cut { type ipv4_addr; }
     chain loss { }
     chain input {
         type filter hook input priority 0; policy accept;
-        ip saddr @cut drop
+        ip saddr @cut counter name dropped drop
         iifname eth0 jump loss
     }
 }
@@ -56,8 +57,7 @@ pub(crate) struct Network {
 impl Network {
     /// None, and one line that says why, where this machine or this user cannot have one.
     pub(crate) fn new(hosts: usize) -> Option<Self> {
-        if let Some(missing) = missing() {
-            say(&format!("network namespaces were not tried: {missing}"));
+        if !are_possible() {
             return None;
         }
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
@@ -120,16 +120,21 @@ impl Network {
     /// Every host loses this share of what comes in, by chance.
     pub(crate) fn lose(&self, percent: u32) {
         for host in 0..self.hosts {
-            let rule = format!("add rule inet faults loss numgen random mod 100 < {percent} drop");
+            let rule = format!("add rule inet faults loss numgen random mod 100 < {percent} counter name dropped drop");
             filter(&self.namespace(host), &rule).unwrap();
         }
     }
 
-    /// Nothing is cut, nothing is lost.
+    /// Nothing is cut, nothing is lost. Panics where nothing was since the last time: such a fault proves nothing.
     pub(crate) fn heal(&self) {
+        let mut dropped = 0;
         for host in 0..self.hosts {
-            filter(&self.namespace(host), "flush set inet faults cut; flush chain inet faults loss").unwrap();
+            let namespace = self.namespace(host);
+            filter(&namespace, "flush set inet faults cut; flush chain inet faults loss").unwrap();
+            let exec = ["netns", "exec", &namespace, "nft", "reset", "counter", "inet", "faults", "dropped"];
+            dropped += number_after("packets", &run("ip", &exec).unwrap());
         }
+        assert!(dropped > 0, "no packet was dropped");
     }
 
     /// Takes the host's cable out: it sees that, and its sends fail.
@@ -157,10 +162,18 @@ impl Network {
         true
     }
 
+    /// As much as it likes. Panics where the limit was never met.
     pub(crate) fn unlimit(&self) {
+        let mut met = 0;
         for host in 0..self.hosts {
-            run("tc", &["-n", &self.namespace(host), "qdisc", "del", "dev", "eth0", "root"]).unwrap();
+            let namespace = self.namespace(host);
+            met += number_after(
+                "overlimits",
+                &run("tc", &["-n", &namespace, "-s", "qdisc", "show", "dev", "eth0"]).unwrap(),
+            );
+            run("tc", &["-n", &namespace, "qdisc", "del", "dev", "eth0", "root"]).unwrap();
         }
+        assert!(met > 0, "the limit was never met");
     }
 }
 
@@ -190,36 +203,42 @@ fn address(host: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, u8::try_from(host + 1).unwrap())
 }
 
-/// What is missing for namespaces, and how to get it. Found out once, by making one; what dead processes left is
-/// removed on the way.
-fn missing() -> Option<&'static str> {
-    static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let find = || {
-        if !rustix::process::geteuid().is_root() {
-            return Some(
-                "they need root; run the tests as root, or in a container with CAP_NET_ADMIN and CAP_SYS_ADMIN"
-                    .to_owned(),
-            );
+/// Whether namespaces can be had. Found out once, by making one; where not, one line says why.
+fn are_possible() -> bool {
+    static POSSIBLE: OnceLock<bool> = OnceLock::new();
+    *POSSIBLE.get_or_init(|| {
+        let missing = missing();
+        if let Some(missing) = &missing {
+            say(&format!("network namespaces were not tried: {missing}"));
         }
-        for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
-            if run(tool, &["-V"]).is_err() {
-                return Some(format!("`{tool}` is missing: apt-get install -y {package}"));
-            }
+        missing.is_none()
+    })
+}
+
+/// What is missing for namespaces, and how to get it. What dead processes left is removed on the way.
+fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(
+            "they need root; run the tests as root, or in a container with CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned(),
+        );
+    }
+    for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+        if run(tool, &["-V"]).is_err() {
+            return Some(format!("`{tool}` is missing: apt-get install -y {package}"));
         }
-        sweep();
-        let probe = format!("{PREFIX}{}-probe", std::process::id());
-        let made = run("ip", &["netns", "add", &probe]).and_then(|_| {
-            run("ip", &["-n", &probe, "link", "add", "port", "type", "veth", "peer", "name", "eth0"])?;
-            run("ip", &["-n", &probe, "link", "add", "bridge", "type", "bridge"])?;
-            filter(&probe, FILTER)?;
-            filter(&probe, "add rule inet faults loss numgen random mod 100 < 1 drop")
-        });
-        if Path::new(NAMESPACES).join(&probe).exists() {
-            remove(&probe);
-        }
-        made.err().map(|why| format!("this system does not allow or have them: {why}"))
-    };
-    MISSING.get_or_init(find).as_deref()
+    }
+    sweep();
+    let probe = format!("{PREFIX}{}-probe", std::process::id());
+    let made = run("ip", &["netns", "add", &probe]).and_then(|_| {
+        run("ip", &["-n", &probe, "link", "add", "port", "type", "veth", "peer", "name", "eth0"])?;
+        run("ip", &["-n", &probe, "link", "add", "bridge", "type", "bridge"])?;
+        filter(&probe, FILTER)?;
+        filter(&probe, "add rule inet faults loss numgen random mod 100 < 1 drop")
+    });
+    if Path::new(NAMESPACES).join(&probe).exists() {
+        remove(&probe);
+    }
+    made.err().map(|why| format!("this system does not allow or have them: {why}"))
 }
 
 /// Removes what was left by processes that are gone.
@@ -231,6 +250,13 @@ fn sweep() {
             remove(&name);
         }
     }
+}
+
+/// The number that follows a word in a tool's output.
+fn number_after(word: &str, output: &str) -> u64 {
+    let mut words = output.split_whitespace().skip_while(|found| *found != word);
+    let number = words.nth(1).unwrap_or_else(|| panic!("no {word} in {output}"));
+    number.parse().unwrap_or_else(|_| panic!("{word} {number} in {output}"))
 }
 
 /// Runs a tool; its output, or what it complained of.

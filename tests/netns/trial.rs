@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use outrigger::client::Client;
 
 use crate::common::{Cluster, Node, Signal};
-use crate::load::{COUNTERS, Load, Outcome, REGISTERS, Told, now};
+use crate::linearizable::check;
+use crate::load::{End, KEYS, Load, Told, now};
 use crate::network::Network;
 
 /// Clients of each node.
@@ -61,7 +62,7 @@ impl Trial {
     /// Waits until each of these nodes has carried out operations that began after this call; how long that took.
     pub(crate) async fn work_goes_on(&self, nodes: &[usize]) -> Duration {
         let since = now();
-        let done = |node: &usize| self.load.count(*node, since, Outcome::Done) >= PROGRESS_OPERATIONS;
+        let done = |node: &usize| self.load.count(*node, since, End::Done) >= PROGRESS_OPERATIONS;
         if !within(PROGRESS_WITHIN, async || nodes.iter().all(done)).await {
             let stuck: Vec<_> = nodes.iter().filter(|node| !done(node)).collect();
             let told: Vec<_> = stuck.iter().map(|node| self.load.failures(**node, since)).collect();
@@ -77,7 +78,7 @@ impl Trial {
     /// Waits until each of these nodes refuses what it is asked.
     pub(crate) async fn work_is_refused(&self, nodes: &[usize]) {
         let since = now();
-        let refused = |node: &usize| self.load.count(*node, since, Outcome::Refused) >= REFUSALS;
+        let refused = |node: &usize| self.load.count(*node, since, End::Refused) >= REFUSALS;
         let noticed = within(NOTICED_WITHIN, async || nodes.iter().all(refused)).await;
         assert!(noticed, "{nodes:?} do not say that they have no quorum{}", self.logs());
     }
@@ -85,7 +86,7 @@ impl Trial {
     /// Nothing that these nodes were asked since then was answered as if a quorum had agreed.
     pub(crate) fn nothing_was_done(&self, nodes: &[usize], since: Instant) {
         for node in nodes {
-            let done = self.load.count(*node, since, Outcome::Done);
+            let done = self.load.count(*node, since, End::Done);
             assert_eq!(done, 0, "n{node} answered {done} operations without a quorum{}", self.logs());
         }
     }
@@ -112,11 +113,20 @@ impl Trial {
         assert!(within(NOTICED_WITHIN, all).await, "{} does not stop", node.name);
     }
 
-    /// Lets the load run for so long; all nodes make progress all the while.
-    pub(crate) async fn endure(&self, time: Duration) {
-        let began = now();
-        while began.elapsed() < time {
-            self.everybody_works().await;
+    /// Waits for `trouble` to end; these nodes make progress all the while.
+    pub(crate) async fn endure(&self, nodes: &[usize], trouble: impl Future<Output = ()>) {
+        let mut trouble = std::pin::pin!(trouble);
+        let mut is_over = false;
+        while !is_over {
+            let over = async {
+                (&mut trouble).await;
+                is_over = true;
+            };
+            // Progress is asked for again and again until the trouble is over.
+            tokio::select! {
+                () = over => {}
+                _ = self.work_goes_on(nodes) => {}
+            }
         }
     }
 
@@ -127,18 +137,27 @@ impl Trial {
         }
     }
 
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, node: usize) {
+        self.cluster.nodes[node].kill();
+        self.load.on_killed(node);
+    }
+
     /// The end of every trial, once all faults are healed and all nodes run: all get ready, all work, all agree, and
     /// what the clients were told is linearizable.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(mut self) {
         self.everybody_is_ready().await;
         self.everybody_works().await;
+        self.load.stop().await;
+        self.load.read_all(&self.cluster.nodes).await;
+        agreed(&self.cluster.nodes).await;
         let Self { load, cluster, network } = self;
-        let told = load.stop().await;
-        agreed(&cluster.nodes).await;
-        let count = |outcome| told.iter().filter(|told: &&Told| told.outcome == outcome).count();
-        let (done, refused, unknown) = (count(Outcome::Done), count(Outcome::Refused), count(Outcome::Unknown));
-        let slowest = told.iter().map(|told| told.ended - told.began).max().unwrap_or_default();
+        let (history, told) = load.take();
+        let count = |end| told.iter().filter(|told: &&Told| told.ended(end)).count();
+        let (done, refused, unknown) = (count(End::Done), count(End::Refused), count(End::Unknown));
+        let slowest = told.iter().map(|told| told.took).max().unwrap_or_default();
         eprintln!("{done} done, {refused} refused, {unknown} unknown, the slowest after {slowest:?}");
+        check(&history).unwrap_or_else(|story| panic!("{story}"));
         drop(cluster);
         drop(network);
     }
@@ -158,7 +177,7 @@ pub(crate) async fn ready(node: &Node) {
 /// Waits until all nodes' own copies are the same.
 async fn agreed(nodes: &[Node]) {
     let clients: Vec<Client> = nodes.iter().map(Node::client).collect();
-    for key in REGISTERS.iter().chain(&COUNTERS) {
+    for key in KEYS {
         let mut copies = Vec::new();
         let same = within(AGREED_WITHIN, async || {
             copies.clear();
