@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use outrigger::client::Client;
+use parking_lot::Mutex;
 
 use crate::common::{Cluster, Node, Signal};
 use crate::linearizable::check;
@@ -14,10 +15,11 @@ use crate::network::Network;
 /// Clients of each node.
 const CLIENTS_PER_NODE: usize = 2;
 /// How long a side with a majority may take to go on with its work, whatever happens to the rest.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(8);
-/// How long a side without a majority may take to notice, and to refuse at once.
-const NOTICED_WITHIN: Duration = Duration::from_secs(10);
-/// How long a node may take to be ready once nothing keeps it from it.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
+/// How long a side without a majority may take to notice, and to refuse at once. A node that hears others but is not
+/// heard needs twice the idle timeout and more: theirs has to pass before its own begins.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+/// How long a node may take to have what all others have once nothing keeps it from it.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long the nodes' own copies may differ once there is nothing more to write.
 const AGREED_WITHIN: Duration = Duration::from_secs(20);
@@ -33,6 +35,8 @@ pub(crate) struct Trial {
     load: Load,
     pub(crate) cluster: Cluster,
     pub(crate) network: Network,
+    /// The longest time that progress took.
+    longest: Mutex<Duration>,
 }
 
 impl Trial {
@@ -54,13 +58,13 @@ impl Trial {
             ready(node).await;
         }
         let load = Load::start(&cluster.nodes, CLIENTS_PER_NODE);
-        let trial = Self { load, cluster, network };
+        let trial = Self { load, cluster, network, longest: Mutex::default() };
         trial.everybody_works().await;
         Some(trial)
     }
 
-    /// Waits until each of these nodes has carried out operations that began after this call; how long that took.
-    pub(crate) async fn work_goes_on(&self, nodes: &[usize]) -> Duration {
+    /// Waits until each of these nodes has carried out operations that began after this call.
+    pub(crate) async fn work_goes_on(&self, nodes: &[usize]) {
         let since = now();
         let done = |node: &usize| self.load.count(*node, since, End::Done) >= PROGRESS_OPERATIONS;
         if !within(PROGRESS_WITHIN, async || nodes.iter().all(done)).await {
@@ -68,11 +72,12 @@ impl Trial {
             let told: Vec<_> = stuck.iter().map(|node| self.load.failures(**node, since)).collect();
             panic!("no progress on {stuck:?} in {PROGRESS_WITHIN:?}: {told:#?}{}", self.logs());
         }
-        since.elapsed()
+        let mut longest = self.longest.lock();
+        *longest = longest.max(since.elapsed());
     }
 
-    pub(crate) async fn everybody_works(&self) -> Duration {
-        self.work_goes_on(&(0..self.cluster.nodes.len()).collect::<Vec<_>>()).await
+    pub(crate) async fn everybody_works(&self) {
+        self.work_goes_on(&(0..self.cluster.nodes.len()).collect::<Vec<_>>()).await;
     }
 
     /// Waits until each of these nodes refuses what it is asked.
@@ -130,7 +135,7 @@ impl Trial {
         }
     }
 
-    /// Waits until each node says that it has what the others have.
+    /// Waits until each node says that it has what all others have.
     pub(crate) async fn everybody_is_ready(&self) {
         for node in &self.cluster.nodes {
             ready(node).await;
@@ -151,12 +156,15 @@ impl Trial {
         self.load.stop().await;
         self.load.read_all(&self.cluster.nodes).await;
         agreed(&self.cluster.nodes).await;
-        let Self { load, cluster, network } = self;
+        let Self { load, cluster, network, longest } = self;
         let (history, told) = load.take();
         let count = |end| told.iter().filter(|told: &&Told| told.ended(end)).count();
         let (done, refused, unknown) = (count(End::Done), count(End::Refused), count(End::Unknown));
         let slowest = told.iter().map(|told| told.took).max().unwrap_or_default();
-        eprintln!("{done} done, {refused} refused, {unknown} unknown, the slowest after {slowest:?}");
+        let longest = longest.into_inner();
+        eprintln!(
+            "{done} done, {refused} refused, {unknown} unknown, the slowest after {slowest:.1?}; went on within {longest:.1?}"
+        );
         check(&history).unwrap_or_else(|story| panic!("{story}"));
         drop(cluster);
         drop(network);
@@ -167,10 +175,14 @@ impl Trial {
     }
 }
 
-/// Waits until the node says that it is ready, over its socket: its admin port is in its own namespace.
-pub(crate) async fn ready(node: &Node) {
+/// Waits until the node is ready and in step with every other, not just with a majority. It is asked over its socket:
+/// its admin port is in its own namespace.
+async fn ready(node: &Node) {
     let client = node.client();
-    let is_ready = async || client.cluster().await.is_ok_and(|status| status.unready.is_none());
+    let is_ready = async || {
+        let status = client.cluster().await;
+        status.is_ok_and(|status| status.unready.is_none() && status.nodes.iter().all(|node| node.me || node.in_step))
+    };
     assert!(within(READY_WITHIN, is_ready).await, "{} does not get ready:\n{}", node.name, node.log());
 }
 
