@@ -232,8 +232,9 @@ fn bind(state: State, told: Option<i64>) -> Option<State> {
     match (upd, told) {
         (_, None) => Some(state),
         (Upd::Known(upd), Some(told)) => (upd == told).then_some(state),
-        (Upd::Hidden, Some(told)) => above(state.high, told)
-            .then(|| State { row: Some((value, Upd::Known(told))), high: state.high.max(told) }),
+        (Upd::Hidden, Some(told)) => {
+            above(state.high, told).then(|| State { row: Some((value, Upd::Known(told))), high: state.high.max(told) })
+        }
     }
 }
 
@@ -247,7 +248,13 @@ fn holds(state: State, when: When) -> Option<State> {
         When::Always => Some(state),
         When::Absent => state.row.is_none().then_some(state),
         // No row ever has a shared version.
-        When::UpdIs(upd) => if is_shared(upd) { None } else { bind(state, Some(upd)) },
+        When::UpdIs(upd) => {
+            if is_shared(upd) {
+                None
+            } else {
+                bind(state, Some(upd))
+            }
+        }
     }
 }
 
@@ -515,7 +522,8 @@ impl Search {
         };
         let values = &mut self.values.borrow_mut();
         // What could come before the next told write. What finds its version, or a later one, cannot.
-        let comes_later = |act: &Act| act.finds().zip(low).is_some_and(|(finds, low)| !is_shared(finds) && finds >= low);
+        let comes_later =
+            |act: &Act| act.finds().zip(low).is_some_and(|(finds, low)| !is_shared(finds) && finds >= low);
         let is_candidate = |at: &usize| {
             let act = &self.musts[*at].act;
             if act.writes().is_some() { next_told.contains(at) } else { !comes_later(act) }
@@ -566,9 +574,8 @@ impl Search {
         let (stuck, until) = self.enabled(best);
         let stuck: HashSet<usize> = stuck.iter().map(|at| self.musts[*at].entry).collect();
         let from = stuck.iter().map(|at| entries[*at].called_ns).min().unwrap_or_default();
-        let mut before: Vec<usize> = (0..entries.len())
-            .filter(|at| !stuck.contains(at) && entries[*at].called_ns <= until)
-            .collect();
+        let mut before: Vec<usize> =
+            (0..entries.len()).filter(|at| !stuck.contains(at) && entries[*at].called_ns <= until).collect();
         // The ends closest to the failure tell most; unknown ones may matter wherever they began.
         let end = |at: usize| entries[at].returned.as_ref().map_or(from, |(_, end)| *end);
         before.sort_by_key(|at| (std::cmp::Reverse(end(*at)), *at));
