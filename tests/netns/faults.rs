@@ -40,6 +40,16 @@ async fn a_node_cut_off() {
     trial.end().await;
 }
 
+/// The check itself: had the node that is cut off answered from its own copy, it would be noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_read_would_be_noticed() {
+    let Some(trial) = Trial::start(3).await else { return };
+    trial.network.part(&[0], &[1, 2]);
+    trial.work_goes_on(&[1, 2]).await;
+    let violation = trial.check_with_local_reads(0, &[1]).await.unwrap_err();
+    assert!(!violation.undecided, "{violation}");
+}
+
 /// Between two of three nothing gets through one way, then the other, then either. Each still has a majority: with the
 /// third.
 #[tokio::test(flavor = "multi_thread")]

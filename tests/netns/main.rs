@@ -7,6 +7,9 @@
 //! Needs Linux, root, iproute2 and nftables; where something is missing one line says what, and the rest is skipped.
 
 #![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -8,7 +8,7 @@ use outrigger::client::Client;
 use parking_lot::Mutex;
 
 use crate::common::{Cluster, Node, Signal};
-use crate::linearizable::check;
+use crate::linearizable::{Finals, Stats, Violation, check, check_final};
 use crate::load::{End, KEYS, Load, Told, now};
 use crate::network::Network;
 
@@ -154,8 +154,11 @@ impl Trial {
         self.everybody_is_ready().await;
         self.everybody_works().await;
         self.load.stop().await;
-        self.load.read_all(&self.cluster.nodes).await;
-        agreed(&self.cluster.nodes).await;
+        for (number, node) in self.cluster.nodes.iter().enumerate() {
+            self.load.read_all(number, &node.quorum_reader()).await;
+        }
+        let finals = agreed(&self.cluster.nodes).await;
+        let logs = self.logs();
         let Self { load, cluster, network, longest } = self;
         let (history, told) = load.take();
         let count = |end| told.iter().filter(|told: &&Told| told.ended(end)).count();
@@ -165,9 +168,20 @@ impl Trial {
         eprintln!(
             "{done} done, {refused} refused, {unknown} unknown, the slowest after {slowest:.1?}; went on within {longest:.1?}"
         );
-        check(&history).unwrap_or_else(|story| panic!("{story}"));
+        check_final(&history, &finals).unwrap_or_else(|violation| panic!("{violation}{logs}"));
         drop(cluster);
         drop(network);
+    }
+
+    /// What a node's clients would be told if it answered quorum reads from its own copy, as part of what all were told.
+    pub(crate) async fn check_with_local_reads(mut self, node: usize, others: &[usize]) -> Result<Stats, Violation> {
+        self.load.stop().await;
+        for other in others {
+            self.load.read_all(*other, &self.cluster.nodes[*other].quorum_reader()).await;
+        }
+        self.load.read_all(node, &self.cluster.nodes[node].client()).await;
+        let (history, _) = self.load.take();
+        check(&history)
     }
 
     fn logs(&self) -> String {
@@ -186,9 +200,10 @@ async fn ready(node: &Node) {
     assert!(within(READY_WITHIN, is_ready).await, "{} does not get ready:\n{}", node.name, node.log());
 }
 
-/// Waits until all nodes' own copies are the same.
-async fn agreed(nodes: &[Node]) {
+/// Waits until all nodes' own copies are the same; these.
+async fn agreed(nodes: &[Node]) -> Finals {
     let clients: Vec<Client> = nodes.iter().map(Node::client).collect();
+    let mut finals = Finals::new();
     for key in KEYS {
         let mut copies = Vec::new();
         let same = within(AGREED_WITHIN, async || {
@@ -199,7 +214,12 @@ async fn agreed(nodes: &[Node]) {
             copies.iter().all(|copy| copy.is_ok() && *copy == copies[0])
         });
         assert!(same.await, "the nodes' copies of {key} differ: {copies:?}");
+        for (node, copy) in nodes.iter().zip(copies) {
+            let rows = finals.entry(node.name.clone()).or_default();
+            rows.extend(copy.unwrap().map(|row| (key.to_owned(), (row.value.to_vec(), row.upd.0))));
+        }
     }
+    finals
 }
 
 /// Looks again and again until it is so; false where it never was.
