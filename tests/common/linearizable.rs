@@ -531,11 +531,17 @@ impl Search {
         let mut candidates: Vec<usize> = enabled.into_iter().filter(is_candidate).collect();
         self.keep_most_urgent(&mut candidates);
         let mut later = Vec::new();
+        // Absence comes of a deletion alone; what it overwrites was not needed, unless the deletion asks for its version.
         let mut needed = false;
+        let asks = |class: &Class| class.effect == Effect::Delete && class.when != When::Always;
+        let mut more_than_absence = self.classes.iter().any(asks);
         for at in &candidates {
             let act = self.musts[*at].act;
             let after = step(values, config.state, act);
-            needed |= !act.is_blind() && (after.is_none() || act.finds().is_some() || act.is_read());
+            let lacks = !act.is_blind() && (after.is_none() || act.finds().is_some() || act.is_read());
+            let wants_absence = matches!(act, Act::Absent | Act::Write(When::Absent, ..));
+            needed |= lacks;
+            more_than_absence |= lacks && !wants_absence;
             if config.after_unknown && act.is_blind() {
                 continue;
             }
@@ -549,7 +555,8 @@ impl Search {
         for (n, class) in self.classes.iter().enumerate() {
             let used = usize::from(config.used[n]);
             let act = Act::Write(class.when, class.effect, None);
-            let may = needed && class.calls.get(used).is_some_and(|call| *call <= until);
+            let serves = needed && (more_than_absence || class.effect == Effect::Delete);
+            let may = serves && class.calls.get(used).is_some_and(|call| *call <= until);
             if !may || config.after_unknown && act.is_blind() {
                 continue;
             }
