@@ -33,8 +33,7 @@ fn directory() -> tempfile::TempDir {
 #[divan::bench(args = BATCHES, sample_count = 50)]
 fn append(bencher: Bencher, entries: usize) {
     let dir = directory();
-    let config =
-        JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 64 << 20, durability: Durability::Fsync };
+    let config = JournalConfig { segment_bytes: 64 << 20, ..JournalConfig::at(dir.path()) };
     let (mut journal, _) = Journal::open(config, 1).unwrap();
     let batch: Vec<Entry> = (0..entries).map(|n| entry(n as i64)).collect();
     bencher.counter(entries).bench_local(|| journal.append(&batch, Lsn(1)).unwrap());

@@ -37,7 +37,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config =
-            JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 16, durability: Durability::Os };
+            JournalConfig { segment_bytes: 1 << 16, durability: Durability::Os, ..JournalConfig::at(dir.path()) };
         let (mut journal, _) = Journal::open(config, 1).unwrap();
         let durable = journal.append(&[], Lsn(u64::MAX)).unwrap();
         let clock = HybridClock::new(Slot::new(0).unwrap(), Duration::from_secs(10), Ballot::ZERO);

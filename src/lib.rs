@@ -42,6 +42,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod blocking;
 pub mod client;
 pub mod clock;
 pub mod cluster;

@@ -47,21 +47,21 @@ async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), 
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let peer = node.peer_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
+    let peer = node.member().peer_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
     info!(node = %name, socket = %socket.display(), peer, admin = %node.admin_addr(), "started");
 
     let mut ready = false;
     tokio::pin!(parent);
     let failed = loop {
         tokio::select! {
-            () = node.wait_ready(), if !ready => {
+            () = node.member().wait_ready(), if !ready => {
                 ready = true;
                 info!(node = %name, "ready");
             }
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
             () = &mut parent => break None,
-            reason = node.failed() => break Some(reason),
+            reason = node.member().failed() => break Some(reason),
         }
     };
     if let Some(reason) = &failed {

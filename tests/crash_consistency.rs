@@ -37,7 +37,7 @@ fn acknowledged(rests_on: &str) {
 
 fn journal_workload(dir: &Path) {
     let open = || {
-        let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes: 16_384, durability: Durability::Fsync };
+        let config = JournalConfig { segment_bytes: 16_384, ..JournalConfig::at(dir) };
         Journal::open(config, 1).unwrap().0
     };
     let mut journal = open();

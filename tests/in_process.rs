@@ -10,7 +10,7 @@ use std::time::Duration;
 use outrigger::client::{Client, Consistency, Error, Written};
 use outrigger::clock::{Clock, Now, OsClock};
 use outrigger::config::{Config, Environment, Overrides};
-use outrigger::node::Node;
+use outrigger::node::{Node, Surroundings};
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
 /// How long anything may take before a test calls it lost.
@@ -34,7 +34,7 @@ fn config(dir: &Path, name: &str, seeds: &[String]) -> Config {
 }
 
 async fn ready(node: &Node) {
-    assert!(tokio::time::timeout(PATIENCE, node.wait_ready()).await.is_ok(), "never ready");
+    assert!(tokio::time::timeout(PATIENCE, node.member().wait_ready()).await.is_ok(), "never ready");
 }
 
 fn client(dir: &Path, name: &str) -> Client {
@@ -47,7 +47,7 @@ async fn three_nodes_agree_over_quic_and_outlive_one() {
     let dir = dir.path();
     let a = Node::start(config(dir, "a", &[])).await.unwrap();
     // One seed is enough: b and c hear of each other by gossip.
-    let seeds = [a.peer_addr().unwrap().to_string()];
+    let seeds = [a.member().peer_addr().unwrap().to_string()];
     let b = Node::start(config(dir, "b", &seeds)).await.unwrap();
     let c = Node::start(config(dir, "c", &seeds)).await.unwrap();
     for node in [&a, &b, &c] {
@@ -64,7 +64,7 @@ async fn three_nodes_agree_over_quic_and_outlive_one() {
     assert!(tokio::time::timeout(PATIENCE, all_live).await.is_ok(), "b and c never met");
 
     // The seed leaves; the others go on, and it finds them again on another port.
-    let others = [b.peer_addr().unwrap().to_string(), c.peer_addr().unwrap().to_string()];
+    let others = [b.member().peer_addr().unwrap().to_string(), c.member().peer_addr().unwrap().to_string()];
     a.drain().await;
     for n in 0..20 {
         client(dir, "b").put("k", format!("{n}")).await.unwrap();
@@ -106,8 +106,9 @@ async fn rejected_and_busy_over_the_socket() {
     let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
     let dir = dir.path();
     let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
-    let a = Node::start_with_clock(config(dir, "a", &[]), clock.clone()).await.unwrap();
-    let b = Node::start(config(dir, "b", &[a.peer_addr().unwrap().to_string()])).await.unwrap();
+    let surroundings = Surroundings { clock: clock.clone(), ..Surroundings::default() };
+    let a = Node::start_in(config(dir, "a", &[]), surroundings).await.unwrap();
+    let b = Node::start(config(dir, "b", &[a.member().peer_addr().unwrap().to_string()])).await.unwrap();
     ready(&a).await;
     ready(&b).await;
     let writer = client(dir, "a");

@@ -22,7 +22,7 @@ const STOREYS: &[&[&str]] = &[
     &["replication"],
     &["cluster"],
     &["store", "transport"],
-    &["clock", "messagepack", "telemetry"],
+    &["blocking", "clock", "disk", "messagepack", "telemetry"],
     &["types"],
 ];
 /// The map of the house: it names every room.

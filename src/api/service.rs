@@ -291,7 +291,7 @@ impl Service {
             let _permit = permit;
             job()
         };
-        match tokio::task::spawn_blocking(run).await {
+        match crate::blocking::spawn(run).await {
             Ok(ended) => ended.map_err(|error| ApiError::from_store(error, Written::No)),
             Err(panicked) => Err(internal(format!("a job of the store ended early: {panicked}"))),
         }

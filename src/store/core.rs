@@ -184,7 +184,7 @@ impl Core {
         self.reserve(opener)?;
         let shard = Shard::open(self, &state).map(Arc::new).map_err(|error| {
             self.release();
-            match Fault::of(&error) {
+            match Fault::of(&*self.config.disk, &error) {
                 Fault::Full if opener == Opener::Client => Rejection::DiskFull(error.to_string()).into(),
                 _ => error,
             }

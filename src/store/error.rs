@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::replicator::Rejection;
-use super::writer::Fault;
 use crate::types::InvalidInput;
 
 /// An error of the store. Cheap to clone: a poisoned shard repeats its first one to every later caller.
@@ -69,13 +68,4 @@ pub enum Error {
         "the list ended before its last row, as its rows were not taken within {0:?}: read faster, or page by page"
     )]
     Stalled(std::time::Duration),
-}
-
-impl Error {
-    /// True where nothing is broken and the same may succeed later: no room, too much at once, or another program's
-    /// lock.
-    #[must_use]
-    pub fn is_passing(&self) -> bool {
-        Fault::of(self) != Fault::Fatal
-    }
 }

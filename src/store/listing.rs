@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinHandle;
 
 use super::error::Error;
 use super::rows::Item;
+use crate::blocking;
 use crate::clock::Clock;
 use crate::types::Key;
 
@@ -26,6 +28,9 @@ pub const LIST_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
 pub(super) const LIST_PORTION_BYTES: usize = 256 * 1024;
 /// The most rows of a portion.
 pub(super) const LIST_PORTION_ITEMS: usize = 4_096;
+
+/// How many portions a list in a simulation may have.
+const INLINE_PORTIONS_MAX: usize = 1_024;
 
 /// Which rows a list has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,11 +64,16 @@ impl Rows {
         clock: Arc<dyn Clock>,
         walk: impl FnOnce(&mut dyn FnMut(Vec<Item>) -> Result<(), Error>) -> Result<(), Error> + Send + 'static,
     ) -> Self {
-        let (sender, portions) = mpsc::channel(1);
+        // Without a thread that could wait there is room for all that a simulation lists.
+        let (sender, portions) = mpsc::channel(if blocking::is_inline() { INLINE_PORTIONS_MAX } else { 1 });
         let runtime = tokio::runtime::Handle::current();
-        let walk = spawn_blocking(move || {
+        let walk = blocking::spawn(move || {
             let mut pace = Pace { sender, clock, left: LIST_WAIT_MAX };
-            walk(&mut |portion| runtime.block_on(pace.send(portion)))
+            walk(&mut |portion| match pace.sender.try_send(portion) {
+                Ok(()) => Ok(()),
+                Err(TrySendError::Closed(_)) => Err(Error::Closed),
+                Err(TrySendError::Full(portion)) => runtime.block_on(pace.send(portion)),
+            })
         });
         Self { portions, walk: Some(walk) }
     }

@@ -2,11 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::task::spawn_blocking;
 
 use super::applier;
 use super::core::{Core, Opener};
@@ -15,7 +13,10 @@ use super::files;
 use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscriber};
 use super::shard::Shard;
 use super::state::ShardState;
+use super::writer::Fault;
+use crate::blocking::{self, Worker};
 use crate::clock::{Clock, OsClock};
+use crate::disk::{self, Disk, OsDisk};
 use crate::types::{Key, Org, ShardId};
 
 /// How long a shard may sit unused before it is closed, by default.
@@ -36,6 +37,8 @@ pub struct StoreConfig {
     pub key_bytes_max: usize,
     /// The largest value, in bytes.
     pub value_bytes_max: usize,
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl StoreConfig {
@@ -47,6 +50,7 @@ impl StoreConfig {
             idle_evict_after: IDLE_EVICT_AFTER,
             key_bytes_max: KEY_BYTES_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
+            disk: OsDisk::shared(),
         }
     }
 }
@@ -55,7 +59,7 @@ impl StoreConfig {
 /// committed frame.
 pub struct Manager {
     core: Arc<Core>,
-    appliers: Mutex<Vec<JoinHandle<()>>>,
+    appliers: Mutex<Vec<Worker>>,
     closing: tokio::sync::Mutex<()>,
 }
 
@@ -74,7 +78,7 @@ impl Manager {
     /// Opens a store.
     pub fn with_config(config: StoreConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         let root = &config.root_dir;
-        files::create_directory(root).map_err(|source| Error::io("creating", root, source))?;
+        disk::create_directory(&*config.disk, root).map_err(|source| Error::io("creating", root, source))?;
         let core = Arc::new(Core::new(config, clock));
         let appliers = Mutex::new(applier::start(&core)?);
         Ok(Arc::new(Self { core, appliers, closing: tokio::sync::Mutex::default() }))
@@ -87,7 +91,7 @@ impl Manager {
             return Ok(open);
         }
         let (core, shard) = (Arc::clone(&self.core), shard.clone());
-        spawn_blocking(move || core.open(&shard, Opener::Client)).await.unwrap_or(Err(Error::Closed))
+        blocking::spawn(move || core.open(&shard, Opener::Client)).await.unwrap_or(Err(Error::Closed))
     }
 
     /// The blocking twin of [`Manager::get`].
@@ -106,7 +110,7 @@ impl Manager {
     pub fn exists(&self, shard: &ShardId) -> bool {
         let in_memory = || self.core.known(shard).is_some_and(|state| has_content(&state));
         // What cannot be told counts as there: opening it then says what is wrong, where "absent" would be a lie.
-        in_memory() || self.shard_path(shard).try_exists().unwrap_or(true)
+        in_memory() || !matches!(self.core.config.disk.kind(&self.shard_path(shard)), Ok(None))
     }
 
     /// Like [`Manager::get`], but creates nothing: for reads.
@@ -118,7 +122,7 @@ impl Manager {
     /// The orgs that have a shard, sorted.
     pub fn orgs(&self) -> Result<Vec<Org>, Error> {
         self.core.check_open()?;
-        let mut orgs = files::orgs(self.root_dir())?;
+        let mut orgs = files::orgs(&*self.core.config.disk, self.root_dir())?;
         orgs.extend(self.core.states().iter().filter(|state| has_content(state)).map(|state| state.id.org.clone()));
         orgs.sort();
         orgs.dedup();
@@ -128,7 +132,7 @@ impl Manager {
     /// The shards of an org, sorted.
     pub fn shards_of(&self, org: &Org) -> Result<Vec<ShardId>, Error> {
         self.core.check_open()?;
-        let mut shards = files::shards_of(self.root_dir(), org)?;
+        let mut shards = files::shards_of(&*self.core.config.disk, self.root_dir(), org)?;
         let states = self.core.states();
         shards.extend(states.iter().filter(|state| state.id.org == *org && has_content(state)).map(|s| s.id.clone()));
         shards.sort();
@@ -211,6 +215,13 @@ impl Manager {
         self.core.states().iter().find_map(|state| state.poisoned().err())
     }
 
+    /// True where nothing is broken and the same may succeed later: no room, too much at once, or another program's
+    /// lock.
+    #[must_use]
+    pub fn is_passing(&self, error: &Error) -> bool {
+        Fault::of(&*self.core.config.disk, error) != Fault::Fatal
+    }
+
     /// Marks a key whose last write before a restart may or may not have been acknowledged: local reads of it fail
     /// with [`Error::Unsettled`] until [`Manager::settle`]. Opens no file.
     pub fn unsettle(&self, shard: &ShardId, key: &Key) {
@@ -239,7 +250,7 @@ impl Manager {
             return Ok(());
         }
         let (core, appliers) = (Arc::clone(&self.core), std::mem::take(&mut *self.appliers.lock()));
-        spawn_blocking(move || close_all(&core, appliers)).await.unwrap_or(Err(Error::Closed))
+        blocking::spawn(move || close_all(&core, appliers)).await.unwrap_or(Err(Error::Closed))
     }
 
     /// Evaluates a proposal on this node alone, at Unix time `wall` in nanoseconds, and commits what it writes: here,
@@ -286,7 +297,8 @@ fn has_content(state: &ShardState) -> bool {
     state.current.read().is_some() || !state.overlay.is_empty()
 }
 
-fn sync_all(core: &Core) -> Result<(), Error> {
+fn sync_all(core: &Arc<Core>) -> Result<(), Error> {
+    applier::run_inline(core);
     let number = core.backlog.arrived.load(std::sync::atomic::Ordering::SeqCst);
     for state in core.states() {
         state.overlay.wait_past(number, || {
@@ -309,11 +321,11 @@ fn sync_all(core: &Core) -> Result<(), Error> {
     Ok(())
 }
 
-fn close_all(core: &Core, appliers: Vec<JoinHandle<()>>) -> Result<(), Error> {
+fn close_all(core: &Arc<Core>, appliers: Vec<Worker>) -> Result<(), Error> {
     core.queue.stop();
-    for thread in appliers {
-        let _ = thread.join();
-    }
+    // Each ends once it has nothing left to apply.
+    drop(appliers);
+    applier::run_inline(core);
     let mut first = Ok(());
     for state in core.states() {
         let closed = core.close_shard(&state, |_| true).map(drop).and_then(|()| state.poisoned());

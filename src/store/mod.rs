@@ -37,7 +37,7 @@ mod tests;
 pub use self::core::{APPLY_BACKLOG_BYTES_MAX, APPLY_BACKLOG_FRAMES_MAX, OPEN_SHARDS_MAX};
 pub use applier::{APPLIERS, APPLY_BATCH_BYTES_SOFT_MAX, APPLY_BATCH_FRAMES_MAX};
 pub use error::Error;
-pub use files::{copy_file, create_directory};
+pub use files::copy_file;
 pub use keys::{CANONICAL_KINDS, CROSS_NAMESPACE_KINDS, is_cross_namespace_prefix, ns_from_key, split_prefix};
 pub use listing::{LIST_STALL_MAX, LIST_WAIT_MAX, ListQuery, Rows};
 pub use manager::{IDLE_EVICT_AFTER, KEY_BYTES_MAX, Manager, StoreConfig, VALUE_BYTES_MAX};

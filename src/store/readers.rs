@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::error::Error;
 use super::schema;
+use crate::disk::Disk;
 
 /// The most connections that read one shard at a time; further readers wait for one.
 pub(super) const READERS_MAX: usize = 4;
@@ -17,6 +18,7 @@ pub(super) const LIST_READERS_MAX: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Readers {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     pool: Mutex<Pool>,
     returned: Condvar,
@@ -38,9 +40,9 @@ pub(super) struct Reader<'a> {
 }
 
 impl Readers {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
         let lists = Arc::new(Semaphore::new(LIST_READERS_MAX));
-        Self { path, pool: Mutex::default(), returned: Condvar::new(), lists }
+        Self { disk, path, pool: Mutex::default(), returned: Condvar::new(), lists }
     }
 
     /// Lends a connection; blocks only while [`READERS_MAX`] are lent.
@@ -61,7 +63,7 @@ impl Readers {
         }
         drop(pool);
         let mut reader = Reader { readers: self, conn: None };
-        reader.conn = Some(schema::open_reader(&self.path)?);
+        reader.conn = Some(schema::open_reader(&*self.disk, &self.path)?);
         Ok(reader)
     }
 

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::error::Error;
 use super::files;
+use crate::disk::Disk;
 use crate::types::Ballot;
 
 /// How long SQLite waits for a lock that another program holds.
@@ -36,14 +37,14 @@ pub(super) struct Meta {
 
 /// Opens the one connection that writes, creating file, directories and tables as needed. Tables that are there, be
 /// they another program's, stay as they are.
-pub(super) fn open_writer(root: &Path, path: &Path) -> Result<(Connection, Meta), Error> {
-    let fresh = !path.exists();
+pub(super) fn open_writer(disk: &dyn Disk, root: &Path, path: &Path) -> Result<(Connection, Meta), Error> {
+    let fresh = matches!(disk.kind(path), Ok(None));
     let directory = path.parent().unwrap_or(root);
     if fresh {
-        std::fs::create_dir_all(directory).map_err(|source| Error::io("creating", directory, source))?;
+        disk.create_directories(directory).map_err(|source| Error::io("creating", directory, source))?;
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut conn = connect(path, flags)?;
+    let mut conn = connect(disk, path, flags)?;
     create_tables(&mut conn).map_err(Error::sqlite("creating the tables of", path))?;
     check_format(&conn, path)?;
     let meta = Meta {
@@ -51,23 +52,26 @@ pub(super) fn open_writer(root: &Path, path: &Path) -> Result<(Connection, Meta)
         batch: u64::try_from(meta(&conn, "batch").map_err(Error::sqlite("reading", path))?).unwrap_or(0),
     };
     if fresh {
-        files::sync_directory(directory)?;
-        files::sync_directory(root)?;
+        files::sync_directory(disk, directory)?;
+        files::sync_directory(disk, root)?;
     }
     conn.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT).map_err(Error::sqlite("opening", path))?;
     Ok((conn, meta))
 }
 
 /// Opens a connection that only reads. It never checkpoints, so it never waits for the writer nor makes it wait.
-pub(super) fn open_reader(path: &Path) -> Result<Connection, Error> {
-    let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+pub(super) fn open_reader(disk: &dyn Disk, path: &Path) -> Result<Connection, Error> {
+    let conn = connect(disk, path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.pragma_update(None, "query_only", true).map_err(Error::sqlite("opening", path))?;
     Ok(conn)
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+fn connect(disk: &dyn Disk, path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     let open = || {
-        let conn = Connection::open_with_flags(path, flags)?;
+        let conn = match disk.sqlite_vfs() {
+            Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
+            None => Connection::open_with_flags(path, flags)?,
+        };
         conn.busy_timeout(BUSY_TIMEOUT)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::task::spawn_blocking;
 
+use super::applier;
 use super::core::Core;
 use super::error::Error;
 use super::files;
@@ -25,6 +25,8 @@ use super::schema;
 use super::state::ShardState;
 use super::update::{Change, Outcome, Row, Update, Verdict};
 use super::writer::{Fault, Writer};
+use crate::blocking;
+use crate::disk::Disk;
 use crate::types::{Ballot, InvalidInput, Key, Namespace, Org, ShardId, Value};
 
 /// How long a write waits for its shard file where the replicator leaves durability to it and the caller names no limit.
@@ -43,6 +45,7 @@ pub struct Shard {
 pub(super) struct Inner {
     pub(super) state: Arc<ShardState>,
     core: Weak<Core>,
+    disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     readers: Readers,
     writer: Mutex<Option<Writer>>,
@@ -61,14 +64,15 @@ impl fmt::Debug for Shard {
 impl Shard {
     /// Opens the file of `state`, creating it where there is none.
     pub(super) fn open(core: &Arc<Core>, state: &Arc<ShardState>) -> Result<Self, Error> {
-        let path = core.shard_path(&state.id);
-        let (conn, meta) = schema::open_writer(&core.config.root_dir, &path)?;
+        let (disk, path) = (Arc::clone(&core.config.disk), core.shard_path(&state.id));
+        let (conn, meta) = schema::open_writer(&*disk, &core.config.root_dir, &path)?;
         state.overlay.resume_batches(meta.batch);
         let inner = Inner {
             state: Arc::clone(state),
             core: Arc::downgrade(core),
-            readers: Readers::new(path.clone()),
-            writer: Mutex::new(Some(Writer::new(conn, path.clone()))),
+            readers: Readers::new(Arc::clone(&disk), path.clone()),
+            writer: Mutex::new(Some(Writer::new(conn, Arc::clone(&disk), path.clone()))),
+            disk,
             path,
             gc_floor: meta.gc_floor,
             is_closed: AtomicBool::new(false),
@@ -274,7 +278,7 @@ impl Shard {
     pub fn stats(&self) -> Result<ShardStats, Error> {
         let range = Range::new("", None);
         let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, |snapshot| snapshot.count())?;
-        Ok(ShardStats { keys, bytes: files::bytes_on_disk(&self.inner.path), last_upd })
+        Ok(ShardStats { keys, bytes: files::bytes_on_disk(&*self.inner.disk, &self.inner.path), last_upd })
     }
 
     /// What is absent and not above this was deleted, and the deletion has been forgotten.
@@ -296,7 +300,7 @@ impl Shard {
     /// Empties the write-ahead log into the file, with everything committed before the call.
     pub async fn checkpoint(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || {
+        unblocked(move || {
             inner.check()?;
             inner.flush()?;
             let mut writer = inner.writer.lock();
@@ -313,7 +317,7 @@ impl Shard {
     /// Writes out everything committed before the call, syncs it and closes the file. Safe to call twice.
     pub async fn close(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || {
+        unblocked(move || {
             let Some(core) = inner.core.upgrade() else { return Ok(()) };
             if inner.is_closed.load(Ordering::Acquire) || core.is_closed() {
                 return Ok(());
@@ -374,8 +378,8 @@ fn change_bytes(change: &Change) -> usize {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    spawn_blocking(work).await.unwrap_or(Err(Error::Closed))
+async fn unblocked<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    blocking::spawn(work).await.unwrap_or(Err(Error::Closed))
 }
 
 impl Inner {
@@ -413,7 +417,7 @@ impl Inner {
         }
         // Where this file is all there is, better refuse now than leave the write in memory, its outcome unknown.
         let bytes = change_bytes(&update.change);
-        if core.files_carry_durability() && files::is_out_of_room(&self.path, bytes) {
+        if core.files_carry_durability() && files::is_out_of_room(&*self.disk, &self.path, bytes) {
             return Err(Rejection::DiskFull(format!("no room in {} for {bytes} bytes more", self.path.display())));
         }
         if core.is_overloaded() {
@@ -429,7 +433,7 @@ impl Inner {
     /// What a read error means for the shard: a disk that cannot be read is not asked again.
     pub(super) fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error @ (Error::Sqlite { .. } | Error::Io { .. })) = &result
-            && Fault::of(error) == Fault::Fatal
+            && Fault::of(&*self.disk, error) == Fault::Fatal
         {
             self.state.poison(error);
         }
@@ -515,6 +519,9 @@ impl Inner {
 
     /// Waits until everything committed before the call is in the file.
     fn flush(&self) -> Result<(), Error> {
+        if let Some(core) = self.core.upgrade() {
+            applier::run_inline(&core);
+        }
         self.state.overlay.wait_past(self.state.overlay.last(), || {
             self.state.poisoned()?;
             match self.state.stuck() {

@@ -1,6 +1,7 @@
 //! The one connection that writes a shard file: frames in, one transaction per batch; all checkpoints.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 
@@ -9,6 +10,7 @@ use super::overlay::{Batch, Pending};
 use super::replicator::Op;
 use super::rows::supersedes;
 use super::{files, queries, schema};
+use crate::disk::Disk;
 use crate::types::{Ballot, Key};
 
 /// After about this many bytes of log it is copied back into the file. Its length would not tell: it is used anew from
@@ -32,13 +34,13 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) fn of(error: &Error) -> Self {
+    pub(super) fn of(disk: &dyn Disk, error: &Error) -> Self {
         match error {
-            Error::Sqlite { source, path, .. } => Self::of_sqlite(source, path),
+            Error::Sqlite { source, path, .. } => Self::of_sqlite(disk, source, path),
             Error::Io { source, path, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full,
                 _ if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => Self::Passing,
-                _ if files::is_out_of_room(path, 0) => Self::Full,
+                _ if files::is_out_of_room(disk, path, 0) => Self::Full,
                 _ => Self::Fatal,
             },
             Error::Rejected(_) => Self::Passing,
@@ -46,14 +48,16 @@ impl Fault {
         }
     }
 
-    fn of_sqlite(error: &rusqlite::Error, path: &Path) -> Self {
+    fn of_sqlite(disk: &dyn Disk, error: &rusqlite::Error, path: &Path) -> Self {
         let Some(error) = error.sqlite_error() else { return Self::Fatal };
         match (error.code, error.extended_code) {
             (ErrorCode::DiskFull, _) => Self::Full,
             (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory, _) => Self::Passing,
             // A failed sync leaves pages marked clean that are not on the disk, whatever its reason.
             (_, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => Self::Fatal,
-            (ErrorCode::SystemIoFailure | ErrorCode::CannotOpen, _) if files::is_out_of_room(path, 0) => Self::Full,
+            (ErrorCode::SystemIoFailure | ErrorCode::CannotOpen, _) if files::is_out_of_room(disk, path, 0) => {
+                Self::Full
+            }
             (ErrorCode::CannotOpen, _) => Self::Passing,
             _ => Self::Fatal,
         }
@@ -63,6 +67,7 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Writer {
     conn: Connection,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     syncs_commits: bool,
     /// Something was written since the last [`Writer::sync`].
@@ -74,9 +79,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(conn: Connection, path: PathBuf) -> Self {
+    pub(super) fn new(conn: Connection, disk: Arc<dyn Disk>, path: PathBuf) -> Self {
         // What an earlier process left in the log was perhaps never synced.
-        Self { conn, path, syncs_commits: false, is_unsynced: true, is_entered: false, logged: 0 }
+        Self { conn, disk, path, syncs_commits: false, is_unsynced: true, is_entered: false, logged: 0 }
     }
 
     /// Applies a batch in one transaction; durable on return if `durable`.
@@ -115,7 +120,7 @@ impl Writer {
         self.logged = 0;
         let done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         match done.map_err(Error::sqlite("checkpointing", &self.path)) {
-            Err(error) if Fault::of(&error) == Fault::Fatal => Err(error),
+            Err(error) if Fault::of(&*self.disk, &error) == Fault::Fatal => Err(error),
             _ => Ok(()),
         }
     }
@@ -135,7 +140,7 @@ impl Writer {
             return Ok(());
         }
         self.checkpoint_passive()?;
-        files::sync_wal(&self.path)?;
+        files::sync_wal(&*self.disk, &self.path)?;
         self.enter()?;
         self.is_unsynced = false;
         Ok(())
@@ -145,7 +150,7 @@ impl Writer {
     fn enter(&mut self) -> Result<(), Error> {
         if !self.is_entered {
             for directory in self.path.ancestors().skip(1).take(2) {
-                files::sync_directory(directory)?;
+                files::sync_directory(&*self.disk, directory)?;
             }
             self.is_entered = true;
         }

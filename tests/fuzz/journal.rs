@@ -44,7 +44,7 @@ const FILE_BYTES_MAX: usize = 256 * 1024;
 const SLOT_BYTES: usize = 64 * 1024;
 
 fn open(dir: &Path) -> Result<(Journal, Recovered), JournalError> {
-    let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes: 4_096, durability: Durability::Os };
+    let config = JournalConfig { segment_bytes: 4_096, durability: Durability::Os, ..JournalConfig::at(dir) };
     Journal::open(config, 1)
 }
 

@@ -144,7 +144,8 @@ impl Sound {
     async fn start(network: &Arc<Network>, name: &str) -> Self {
         let (clock, dir) = (OsClock::shared(), fast_dir());
         let data_dir = dir.path().to_owned();
-        let config = JournalConfig { data_dir, segment_bytes: 64 * 1024, durability: Durability::Os };
+        let config =
+            JournalConfig { segment_bytes: 64 * 1024, durability: Durability::Os, ..JournalConfig::at(data_dir) };
         let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
         let manager = Manager::with_config(StoreConfig::at(dir.path()), clock.clone()).unwrap();
         let local = Local {

@@ -5,14 +5,14 @@
 //!   slot (64 KiB, twice):  magic · checksum · length · generation · body (MessagePack map)
 //! ```
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, disk, io};
+use super::segment::settle;
+use super::{JournalError, io};
 use crate::cluster::memory::PeerMemory;
+use crate::disk::{Disk, File};
 use crate::messagepack;
 use crate::types::{Ballot, StorageId};
 
@@ -45,28 +45,33 @@ struct Body {
 #[derive(Debug)]
 pub struct Header {
     path: PathBuf,
-    file: File,
+    file: Box<dyn File>,
     generation: u64,
     body: Body,
 }
 
 impl Header {
     /// Reads the header of `directory`, or makes one for a new disk: one without a journal.
-    pub(super) fn open(directory: &Path, fresh_storage_id: u64, has_journal: bool) -> Result<Self, JournalError> {
+    pub(super) fn open(
+        disk: &dyn Disk,
+        directory: &Path,
+        fresh_storage_id: u64,
+        has_journal: bool,
+    ) -> Result<Self, JournalError> {
         let path = directory.join("node");
-        if path.try_exists().map_err(io("look for", &path))? {
-            return Self::read(path);
+        if disk.kind(&path).map_err(io("look for", &path))?.is_some() {
+            return Self::read(disk, path);
         }
         if has_journal {
             return Err(JournalError::HeaderLost(path));
         }
-        Self::create(directory, path, fresh_storage_id)
+        Self::create(disk, directory, path, fresh_storage_id)
     }
 
-    fn read(path: PathBuf) -> Result<Self, JournalError> {
-        let file = File::options().read(true).write(true).open(&path).map_err(io("open", &path))?;
-        disk::settle(&file, &path).map_err(io("sync", &path))?;
-        match [0, 1].into_iter().filter_map(|slot| read_slot(&file, slot)).max_by_key(|(at, _)| *at) {
+    fn read(disk: &dyn Disk, path: PathBuf) -> Result<Self, JournalError> {
+        let file = disk.open(&path).map_err(io("open", &path))?;
+        settle(&*file).map_err(io("sync", &path))?;
+        match [0, 1].into_iter().filter_map(|slot| read_slot(&*file, slot)).max_by_key(|(at, _)| *at) {
             Some((_, body)) if body.format > FORMAT => Err(JournalError::Newer { path, what: "the node header" }),
             Some((generation, body)) => Ok(Self { path, file, generation, body }),
             None => Err(JournalError::HeaderLost(path)),
@@ -74,11 +79,11 @@ impl Header {
     }
 
     /// Under another name until it is whole and durable: a header that is there was written once.
-    fn create(directory: &Path, path: PathBuf, fresh_storage_id: u64) -> Result<Self, JournalError> {
+    fn create(disk: &dyn Disk, directory: &Path, path: PathBuf, fresh_storage_id: u64) -> Result<Self, JournalError> {
         let unfinished = directory.join("node.new");
-        let file = disk::create(&unfinished).map_err(io("create", &unfinished))?;
+        let file = disk.create(&unfinished).map_err(io("create", &unfinished))?;
         // All of its room at once: a full disk must not keep a node from noting down that it may not vote.
-        disk::reserve(&file, &unfinished, 2 * SLOT_BYTES as u64).map_err(io("reserve room in", &unfinished))?;
+        file.reserve(2 * SLOT_BYTES as u64).map_err(io("reserve room in", &unfinished))?;
         let body = Body {
             format: FORMAT,
             storage_id: StorageId(fresh_storage_id),
@@ -93,9 +98,9 @@ impl Header {
         };
         let mut header = Self { path: unfinished, file, generation: 0, body };
         header.write()?;
-        disk::rename(&header.path, &path).map_err(io("rename", &header.path))?;
+        disk.rename(&header.path, &path).map_err(io("rename", &header.path))?;
         header.path = path;
-        disk::sync_directory(directory).map_err(io("sync", directory))?;
+        disk.sync_directory(directory).map_err(io("sync", directory))?;
         Ok(header)
     }
 
@@ -205,8 +210,8 @@ impl Header {
         slot.extend_from_slice(&self.generation.to_le_bytes());
         slot.extend_from_slice(body);
         let at = (self.generation % 2) * SLOT_BYTES as u64;
-        disk::write_at(&self.file, &self.path, &slot, at).map_err(io("write", &self.path))?;
-        disk::sync(&self.file, &self.path).map_err(io("sync", &self.path))
+        self.file.write_at(&slot, at).map_err(io("write", &self.path))?;
+        self.file.sync().map_err(io("sync", &self.path))
     }
 }
 
@@ -214,10 +219,10 @@ fn checksum(generation: u64, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&generation.to_le_bytes()), body)
 }
 
-fn read_slot(file: &File, slot: u64) -> Option<(u64, Body)> {
+fn read_slot(file: &dyn File, slot: u64) -> Option<(u64, Body)> {
     let mut prefix = [0; PREFIX_BYTES];
     let at = slot * SLOT_BYTES as u64;
-    file.read_exact_at(&mut prefix, at).ok()?;
+    file.read_at(&mut prefix, at).ok()?;
     let (magic, rest) = prefix.split_first_chunk::<8>()?;
     let (sum, rest) = rest.split_first_chunk::<4>()?;
     let (length, rest) = rest.split_first_chunk::<4>()?;
@@ -227,7 +232,7 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Body)> {
         return None;
     }
     let mut body = vec![0; length];
-    file.read_exact_at(&mut body, at + PREFIX_BYTES as u64).ok()?;
+    file.read_at(&mut body, at + PREFIX_BYTES as u64).ok()?;
     let generation = u64::from_le_bytes(*generation);
     if checksum(generation, &body) != u32::from_le_bytes(*sum) {
         return None;
@@ -238,13 +243,14 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Body)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
 
     fn open(dir: &tempfile::TempDir) -> Result<Header, JournalError> {
-        Header::open(dir.path(), 8, false)
+        Header::open(&OsDisk, dir.path(), 8, false)
     }
 
     fn harm(header: &Header, slot: u64) {
-        header.file.write_all_at(b"harm", slot * SLOT_BYTES as u64 + 30).unwrap();
+        header.file.write_at(b"harm", slot * SLOT_BYTES as u64 + 30).unwrap();
     }
 
     /// The last change was in one slot only: harming that one brought back what was before, such as the right to vote.
@@ -252,7 +258,7 @@ mod tests {
     fn one_harmed_slot_loses_nothing() {
         for slot in [0, 1] {
             let dir = tempfile::tempdir().unwrap();
-            let mut header = Header::open(dir.path(), 7, false).unwrap();
+            let mut header = Header::open(&OsDisk, dir.path(), 7, false).unwrap();
             header.begin_boot(Ballot(10), 1, None).unwrap();
             header.bar("its disk forgot").unwrap();
             harm(&header, slot);
@@ -271,11 +277,11 @@ mod tests {
     #[test]
     fn a_lost_header_is_not_a_new_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let header = Header::open(dir.path(), 7, false).unwrap();
-        header.file.set_len(0).unwrap();
+        let header = Header::open(&OsDisk, dir.path(), 7, false).unwrap();
+        std::fs::File::options().write(true).truncate(true).open(&header.path).unwrap();
         assert!(matches!(open(&dir), Err(JournalError::HeaderLost(_))));
         std::fs::remove_file(&header.path).unwrap();
-        assert!(matches!(Header::open(dir.path(), 8, true), Err(JournalError::HeaderLost(_))));
+        assert!(matches!(Header::open(&OsDisk, dir.path(), 8, true), Err(JournalError::HeaderLost(_))));
     }
 
     /// The first write of all was in place: one torn by a crash left a node that could not start until someone came.

@@ -21,7 +21,6 @@
 //! After a failed write or sync the journal is poisoned, and the header says so: what the page cache now claims to hold
 //! may not be on the disk, and no later process can tell.
 
-mod disk;
 mod header;
 mod segment;
 mod writer;
@@ -30,7 +29,6 @@ mod writer;
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +36,7 @@ pub use header::Header;
 pub use writer::{JournalWriter, Submission, WriterEvent};
 
 use super::register::{Address, Durable, Entry, Lsn, Record, Restored};
+use crate::disk::{self, Disk, Lock, OsDisk};
 use crate::types::Ballot;
 
 /// The directory within the data directory that is this room's; no org can be called so.
@@ -55,6 +54,9 @@ pub enum Durability {
     Os,
 }
 
+/// Bytes preallocated for each segment, by default.
+pub const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+
 /// How a journal behaves.
 #[derive(Debug, Clone)]
 pub struct JournalConfig {
@@ -64,6 +66,17 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// What an append waits for.
     pub durability: Durability,
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl JournalConfig {
+    /// The defaults, at `data_dir`.
+    #[must_use]
+    pub fn at(data_dir: impl AsRef<Path>) -> Self {
+        let data_dir = data_dir.as_ref().to_owned();
+        Self { data_dir, segment_bytes: SEGMENT_BYTES, durability: Durability::Fsync, disk: OsDisk::shared() }
+    }
 }
 
 /// Why the journal cannot go on.
@@ -136,18 +149,18 @@ pub struct Journal {
     current: Option<segment::Segment>,
     next_number: u64,
     poisoned: Option<JournalError>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Journal {
     /// Opens the journal of a data directory, or makes it; reads everything back.
     pub fn open(config: JournalConfig, fresh_storage_id: u64) -> Result<(Self, Recovered), JournalError> {
         let directory = config.data_dir.join(DIRECTORY);
-        disk::create_directory(&directory).map_err(io("create", &directory))?;
-        let lock = lock(&directory, &config.data_dir)?;
-        let files = segment::find(&directory)?;
-        let mut header = Header::open(&directory, fresh_storage_id, !files.is_empty())?;
-        let found = read_needed(&directory, files, &header)?;
+        disk::create_directory(&*config.disk, &directory).map_err(io("create", &directory))?;
+        let lock = lock(&*config.disk, &directory, &config.data_dir)?;
+        let files = segment::find(&*config.disk, &directory)?;
+        let mut header = Header::open(&*config.disk, &directory, fresh_storage_id, !files.is_empty())?;
+        let found = read_needed(&*config.disk, &directory, files, &header)?;
         let mut damage = header.barred().map(str::to_owned);
         if let Some(found) = find_damage(&directory, &found, &header) {
             damage.get_or_insert(found);
@@ -234,7 +247,7 @@ impl Journal {
 
     fn create_segment(&mut self, room: usize) -> Result<segment::Segment, JournalError> {
         let bytes = self.config.segment_bytes.max(room as u64);
-        let create = |bytes| segment::Segment::create(&self.directory, self.next_number, bytes);
+        let create = |bytes| segment::Segment::create(&*self.config.disk, &self.directory, self.next_number, bytes);
         let created = match create(bytes) {
             // What little room there is does for a while, and leaves some to the shard files.
             Err(JournalError::Full { .. }) => create(SEGMENT_BYTES_MIN.min(bytes).max(room as u64)),
@@ -255,10 +268,10 @@ impl Journal {
         // Noted first: of files being removed, a crash may bring back any.
         self.header.keep_from(kept.or(current).unwrap_or(self.next_number))?;
         while let Some(closed) = self.segments.first().filter(|closed| closed.first < number) {
-            disk::remove(&closed.path).map_err(io("remove", &closed.path))?;
+            self.config.disk.remove(&closed.path).map_err(io("remove", &closed.path))?;
             self.segments.remove(0);
         }
-        disk::sync_directory(&self.directory).map_err(io("sync", &self.directory))
+        self.config.disk.sync_directory(&self.directory).map_err(io("sync", &self.directory))
     }
 
     /// The number that the next batch will have.
@@ -270,6 +283,7 @@ impl Journal {
 
 /// Reads the segments that are still needed. The others were given up, and came back in a crash or were never removed.
 fn read_needed(
+    disk: &dyn Disk,
     directory: &Path,
     files: Vec<(u64, PathBuf)>,
     header: &Header,
@@ -277,12 +291,12 @@ fn read_needed(
     let kept_from = header.kept_from().unwrap_or(0);
     let (given_up, needed): (Vec<_>, Vec<_>) = files.into_iter().partition(|(first, _)| *first < kept_from);
     for (_, path) in &given_up {
-        disk::remove(path).map_err(io("remove", path))?;
+        disk.remove(path).map_err(io("remove", path))?;
     }
     if !given_up.is_empty() {
-        disk::sync_directory(directory).map_err(io("sync", directory))?;
+        disk.sync_directory(directory).map_err(io("sync", directory))?;
     }
-    needed.into_iter().map(|(first, path)| segment::read(path, first)).collect()
+    needed.into_iter().map(|(first, path)| segment::read(disk, path, first)).collect()
 }
 
 /// What is missing of a journal, or spoilt.
@@ -350,12 +364,7 @@ impl Replay {
     }
 }
 
-fn lock(directory: &Path, data_dir: &Path) -> Result<File, JournalError> {
+fn lock(disk: &dyn Disk, directory: &Path, data_dir: &Path) -> Result<Lock, JournalError> {
     let path = directory.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(JournalError::Locked(data_dir.to_owned())),
-        Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
-    }
+    disk.lock(&path).map_err(io("lock", &path))?.ok_or_else(|| JournalError::Locked(data_dir.to_owned()))
 }

@@ -7,12 +7,11 @@
 //!
 //! The checksum covers number and entries. Integers are little-endian.
 
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Durability, JournalError, disk, io};
+use super::{Durability, JournalError, io};
+use crate::disk::{self, Disk, File};
 use crate::messagepack;
 use crate::replication::register::Entry;
 
@@ -35,7 +34,7 @@ pub(super) struct Closed {
 #[derive(Debug)]
 pub(super) struct Segment {
     path: PathBuf,
-    file: File,
+    file: Box<dyn File>,
     first: u64,
     end: u64,
     capacity: u64,
@@ -43,17 +42,17 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes a segment whose first batch will be `first`, with `capacity` bytes of disk reserved.
-    pub(super) fn create(directory: &Path, first: u64, capacity: u64) -> Result<Self, JournalError> {
+    pub(super) fn create(disk: &dyn Disk, directory: &Path, first: u64, capacity: u64) -> Result<Self, JournalError> {
         let path = directory.join(file_name(first));
         // One of this name can only be left from a start that wrote no batch.
-        let file = disk::create(&path).map_err(|error| full_or_io("create", &path, error))?;
-        if let Err(error) = disk::reserve(&file, &path, capacity) {
+        let file = disk.create(&path).map_err(|error| full_or_io("create", &path, error))?;
+        if let Err(error) = file.reserve(capacity) {
             // Best effort: what remains is an empty file, reused by the next try.
-            let _ = disk::remove(&path);
+            let _ = disk.remove(&path);
             return Err(full_or_io("reserve room in", &path, error));
         }
-        disk::sync(&file, &path).map_err(io("sync", &path))?;
-        disk::sync_directory(directory).map_err(io("sync", directory))?;
+        file.sync().map_err(io("sync", &path))?;
+        disk.sync_directory(directory).map_err(io("sync", directory))?;
         Ok(Self { path, file, first, end: 0, capacity })
     }
 
@@ -79,9 +78,9 @@ impl Segment {
     }
 
     pub(super) fn write(&mut self, batch: &[u8], durability: Durability) -> Result<(), JournalError> {
-        disk::write_at(&self.file, &self.path, batch, self.end).map_err(io("write", &self.path))?;
+        self.file.write_at(batch, self.end).map_err(io("write", &self.path))?;
         if durability == Durability::Fsync {
-            disk::sync(&self.file, &self.path).map_err(io("sync", &self.path))?;
+            self.file.sync().map_err(io("sync", &self.path))?;
         }
         self.end += batch.len() as u64;
         Ok(())
@@ -159,16 +158,14 @@ impl Scanned {
 }
 
 /// The segments of a directory, in order: the number of each one's first batch, and its file.
-pub(super) fn find(directory: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError> {
+pub(super) fn find(disk: &dyn Disk, directory: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(directory).map_err(io("list", directory))? {
-        let path = entry.map_err(io("list", directory))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    for name in disk.names(directory).map_err(io("list", directory))? {
         let number = name.strip_prefix("journal-").and_then(|rest| rest.strip_suffix(".log"));
         let first = number.and_then(|hex| u64::from_str_radix(hex, 16).ok());
         // One name for each number: another that reads as the same is not ours.
         if let Some(first) = first.filter(|first| *first <= NUMBER_MAX && file_name(*first) == name) {
-            paths.push((first, path));
+            paths.push((first, directory.join(name)));
         }
     }
     paths.sort();
@@ -176,12 +173,19 @@ pub(super) fn find(directory: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError
 }
 
 /// Reads a segment from the disk, what a process that died left in memory written to it first.
-pub(super) fn read(path: PathBuf, first: u64) -> Result<Scanned, JournalError> {
-    let mut file = File::open(&path).map_err(io("open", &path))?;
-    disk::settle(&file, &path).map_err(io("sync", &path))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(io("read", &path))?;
+pub(super) fn read(disk: &dyn Disk, path: PathBuf, first: u64) -> Result<Scanned, JournalError> {
+    let file = disk.open(&path).map_err(io("open", &path))?;
+    settle(&*file).map_err(io("sync", &path))?;
+    let bytes = disk::read(&*file).map_err(io("read", &path))?;
     scan(path, first, &bytes)
+}
+
+/// Makes durable what a process that died wrote to a file and perhaps never synced, and has it read from the disk
+/// next.
+pub(super) fn settle(file: &dyn File) -> std::io::Result<()> {
+    file.sync()?;
+    file.forget_cached();
+    Ok(())
 }
 
 fn scan(path: PathBuf, first: u64, bytes: &[u8]) -> Result<Scanned, JournalError> {

@@ -1,14 +1,13 @@
 //! The thread that waits for the disk, so that nobody else does. While one sync runs, entries gather for the next: that
 //! is the group commit.
 
-use std::sync::mpsc as blocking;
-use std::thread;
 use std::time::Duration;
 
 use metrics::{Gauge, Histogram};
 use tokio::sync::mpsc;
 
 use super::{Journal, JournalError};
+use crate::blocking::{self, Worker};
 use crate::clock::Clock;
 use crate::cluster::memory::PeerMemory;
 use crate::replication::register::{Durable, Entry, Lsn};
@@ -61,11 +60,12 @@ pub enum WriterEvent {
 /// How long a full disk is left alone before the next try.
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
-/// A handle on the writer thread; dropping it ends the thread after what was submitted.
+/// A handle on the writer's thread; dropping it ends the thread after what was submitted, and waits for that.
 #[derive(Debug)]
 pub struct JournalWriter {
-    submissions: blocking::Sender<Submission>,
-    thread: Option<thread::JoinHandle<()>>,
+    // Dropped first, which tells the thread to end.
+    submissions: mpsc::UnboundedSender<Submission>,
+    _thread: Worker,
 }
 
 struct Writer {
@@ -84,7 +84,7 @@ impl JournalWriter {
         clock: std::sync::Arc<dyn Clock>,
         events: mpsc::UnboundedSender<WriterEvent>,
     ) -> Result<Self, JournalError> {
-        let (submissions, inbox) = blocking::channel();
+        let (submissions, inbox) = mpsc::unbounded_channel();
         let directory = journal.directory.clone();
         let writer = Writer {
             journal,
@@ -94,9 +94,8 @@ impl JournalWriter {
             batch_entries: metrics::histogram!(telemetry::BATCH_ENTRIES),
             bytes: metrics::gauge!(telemetry::JOURNAL_BYTES),
         };
-        let thread = thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&inbox));
-        let thread = thread.map_err(super::io("start the thread of", &directory))?;
-        Ok(Self { submissions, thread: Some(thread) })
+        let thread = Worker::start("journal", writer.run(inbox));
+        Ok(Self { submissions, _thread: thread.map_err(super::io("start the thread of", &directory))? })
     }
 
     /// Asks for something; `false` where the thread has ended.
@@ -105,28 +104,20 @@ impl JournalWriter {
     }
 }
 
-impl Drop for JournalWriter {
-    fn drop(&mut self) {
-        let (closed, _) = blocking::channel();
-        self.submissions = closed;
-        if let Some(thread) = self.thread.take() {
-            // A panic in the thread was reported by its hook; there is nothing to add here.
-            let _ = thread.join();
-        }
-    }
-}
-
 impl Writer {
-    fn run(mut self, inbox: &blocking::Receiver<Submission>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Submission>) {
         self.bytes.set(self.journal.bytes() as f64);
-        while let Ok(submission) = inbox.recv() {
+        while let Some(submission) = inbox.recv().await {
             let done = match submission {
-                Submission::Append { entries, lsn, rotate } => self.append(&entries, lsn, rotate),
-                Submission::DropBefore(number) => self.journal.drop_before(number).map(|()| None),
-                Submission::Remember(peers) => {
-                    self.journal.header_mut().set_peers(peers).map(|()| Some(WriterEvent::Remembered))
+                Submission::Append { entries, lsn, rotate } => self.append(&entries, lsn, rotate).await,
+                Submission::DropBefore(number) => {
+                    blocking::timed(|| self.journal.drop_before(number)).await.map(|()| None)
                 }
-                Submission::Bar(why) => self.journal.header_mut().bar(&why).map(|()| None),
+                Submission::Remember(peers) => {
+                    let noted = blocking::timed(|| self.journal.header_mut().set_peers(peers)).await;
+                    noted.map(|()| Some(WriterEvent::Remembered))
+                }
+                Submission::Bar(why) => blocking::timed(|| self.journal.header_mut().bar(&why)).await.map(|()| None),
             };
             self.bytes.set(self.journal.bytes() as f64);
             match done {
@@ -146,11 +137,11 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, entries: &[Entry], lsn: Lsn, rotate: bool) -> Result<Option<WriterEvent>, JournalError> {
+    async fn append(&mut self, entries: &[Entry], lsn: Lsn, rotate: bool) -> Result<Option<WriterEvent>, JournalError> {
         let started = self.clock.now().monotonic;
         let mut was_full = false;
         let (durable, rotated_at) = loop {
-            match self.try_append(entries, lsn, rotate) {
+            match blocking::timed(|| self.try_append(entries, lsn, rotate)).await {
                 Ok(done) => break done,
                 Err(error @ JournalError::Full { .. }) => {
                     if !was_full {
@@ -160,7 +151,7 @@ impl Writer {
                     if self.events.is_closed() {
                         return Ok(None);
                     }
-                    thread::sleep(FULL_RETRY);
+                    tokio::time::sleep(FULL_RETRY).await;
                 }
                 Err(error) => return Err(error),
             }

@@ -242,5 +242,5 @@ async fn say(call: &Call, answer: &Answer) -> Result<(), Error> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
+    crate::blocking::spawn(work).await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
 }

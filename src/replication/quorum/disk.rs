@@ -163,7 +163,7 @@ mod tests {
     fn a_compaction_that_failed_is_tried_again_with_the_segment_it_has() {
         let dir = tempfile::tempdir().unwrap();
         let config =
-            JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 16, durability: Durability::Os };
+            JournalConfig { segment_bytes: 1 << 16, durability: Durability::Os, ..JournalConfig::at(dir.path()) };
         let (journal, _) = Journal::open(config, 1).unwrap();
         let (events, _written) = tokio::sync::mpsc::unbounded_channel();
         let mut disk = Disk::new(JournalWriter::spawn(journal, OsClock::shared(), events).unwrap());

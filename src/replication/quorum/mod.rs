@@ -295,7 +295,7 @@ impl Driver {
         // Ending the journal's thread waits for the disk; but not for room on a full one, once nobody listens.
         let Self { core, written, .. } = self;
         drop(written);
-        let _ = tokio::task::spawn_blocking(move || core.finish()).await;
+        let _ = crate::blocking::spawn(move || core.finish()).await;
     }
 
     fn now(&mut self) -> Now {

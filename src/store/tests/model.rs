@@ -248,7 +248,7 @@ fn a_snapshot_newer_than_its_excerpt_is_opened_again() {
     let shard = manager.open(&id("", "a")).unwrap();
     commit(&manager, &put(&id("", "a"), "k", "v", 1));
     shard.wait_applied();
-    let conn = schema::open_reader(shard.path()).unwrap();
+    let conn = schema::open_reader(&crate::disk::OsDisk, shard.path()).unwrap();
     let range = Range::new("", None);
     let mut tries = 0;
     let snapshot = Snapshot::open(&conn, shard.path(), || {

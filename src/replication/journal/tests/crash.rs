@@ -2,7 +2,7 @@
 //! written is not, and nothing is called damage that a crash alone did. And the reverse: whatever happens to what was
 //! synced is reported.
 //!
-//! The workload runs on a real directory while [`disk`] writes down what it does. That is replayed on a model of a disk
+//! The workload runs on a real directory while [`recorder`](super::recorder) writes down what it does. That is replayed on a model of a disk
 //! that keeps its promises and no more: a file's bytes are there after its sync, a directory's entries after its own;
 //! before that each block of 512 bytes, each size and each entry may or may not have got there, in any order, and one
 //! block may be half written.
@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::recorder::{Did, recorded};
 use super::*;
 use crate::cluster::memory::{Figures, PeerMemory};
-use crate::replication::journal::disk::Did;
 use crate::types::{NodeId, StorageId};
 
 const BLOCK: usize = 512;
@@ -231,13 +231,13 @@ impl Run {
     fn start() -> Self {
         let state = State { next: 1, ..State::default() };
         let mut run = Self { dir: fast_dir(), journal: None, state, steps: Vec::new() };
-        disk::recorded();
+        recorded();
         run.open();
         run
     }
 
     fn done(&mut self) {
-        self.steps.push((disk::recorded(), self.state.clone()));
+        self.steps.push((recorded(), self.state.clone()));
     }
 
     fn open(&mut self) {
@@ -497,10 +497,10 @@ fn what_opening_relies_on_is_synced() {
 #[test]
 fn the_way_to_the_journal_is_synced() {
     let dir = fast_dir();
-    disk::recorded();
+    recorded();
     let data = dir.path().join("var").join("data");
     drop(open(&data));
-    let done = disk::recorded();
+    let done = recorded();
     let synced = |path: &Path| done.iter().any(|did| matches!(did, Did::SyncDirectory(of) if of == path));
     for path in [dir.path(), &dir.path().join("var"), &data] {
         assert!(synced(path), "{}: {done:?}", path.display());

@@ -1,9 +1,12 @@
 //! The journal's behaviour; what crashes leave of it is in [`crash`].
 
 mod crash;
+mod recorder;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+
+use recorder::Recorder;
 
 use super::*;
 use crate::replication::register::Lineage;
@@ -11,7 +14,7 @@ use crate::store::replicator::Op;
 use crate::types::{Key, ShardId, Value};
 
 fn config(dir: &Path) -> JournalConfig {
-    JournalConfig { data_dir: dir.to_owned(), segment_bytes: 16 * 1024, durability: Durability::Fsync }
+    JournalConfig { segment_bytes: 16 * 1024, disk: Arc::new(Recorder), ..JournalConfig::at(dir) }
 }
 
 fn address(key: &str) -> Address {

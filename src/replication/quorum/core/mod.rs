@@ -348,10 +348,11 @@ impl Core {
     /// Syncs the shard files, so that the journal can give up what is before that batch.
     fn sync_files(&self, before: u64) {
         let (manager, inputs) = (self.rooms.manager.clone(), self.rooms.inputs.clone());
-        tokio::task::spawn_blocking(move || {
-            let result = manager.sync_all();
+        tokio::spawn(async move {
+            let synced = crate::blocking::spawn(move || manager.sync_all()).await;
             // Nobody listens any more only while the node stops.
-            let _ = inputs.blocking_send(Input::Synced { before, result });
+            let _ =
+                inputs.send(Input::Synced { before, result: synced.unwrap_or(Err(crate::store::Error::Closed)) }).await;
         });
     }
 

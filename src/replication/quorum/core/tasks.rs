@@ -50,7 +50,7 @@ impl Core {
         match self.stored(task.address()) {
             Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
             Ok(None) => self.park(task),
-            Err(error) if error.is_passing() => self.put_off(task, &error),
+            Err(error) if self.rooms.manager.is_passing(&error) => self.put_off(task, &error),
             Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
         }
     }
@@ -99,7 +99,9 @@ impl Core {
         match result {
             Ok(()) => tasks.into_iter().for_each(|task| self.run(now, task)),
             Err(store::Error::Closed) => {}
-            Err(error) if error.is_passing() => tasks.into_iter().for_each(|task| self.put_off(task, &error)),
+            Err(error) if self.rooms.manager.is_passing(&error) => {
+                tasks.into_iter().for_each(|task| self.put_off(task, &error));
+            }
             Err(error) => self.bar(format!("cannot open {shard}: {error}")),
         }
     }

@@ -79,7 +79,7 @@ impl Node {
     ) -> Self {
         let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         let segment_bytes = 64 * 1024;
-        let config = JournalConfig { data_dir: dir.to_owned(), segment_bytes, durability: Durability::Fsync };
+        let config = JournalConfig { segment_bytes, ..JournalConfig::at(dir) };
         let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
         let manager = Manager::with_config(StoreConfig::at(dir), clock.clone()).unwrap();
         let membership = Membership::epoch_one(voters.iter().map(|name| node(name)).collect()).unwrap();

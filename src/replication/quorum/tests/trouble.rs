@@ -14,7 +14,7 @@ async fn what_the_shard_file_holds_is_not_pending_after_a_restart() {
         lineage: Lineage::default(),
     };
     let address = |n: i64| Address { shard: shard(), key: key(&format!("k{n}")) };
-    let config = JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 20, durability: Durability::Os };
+    let config = JournalConfig { segment_bytes: 1 << 20, durability: Durability::Os, ..JournalConfig::at(dir.path()) };
     let (mut journal, _) = Journal::open(config, 7).unwrap();
     let entries: Vec<_> = (1..600).map(|n| Entry::Accepted(address(n), record(n))).collect();
     journal.append(&entries, Lsn(600)).unwrap();
@@ -186,7 +186,7 @@ async fn rows_are_not_compared_with_who_has_not_noticed_us() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_alone_follows_its_own_clock() {
     let dir = tempfile::tempdir().unwrap();
-    let config = JournalConfig { data_dir: dir.path().to_owned(), segment_bytes: 1 << 20, durability: Durability::Os };
+    let config = JournalConfig { segment_bytes: 1 << 20, durability: Durability::Os, ..JournalConfig::at(dir.path()) };
     let (mut journal, _) = Journal::open(config, 7).unwrap();
     let hour = i64::try_from(Duration::from_secs(3600).as_nanos()).unwrap();
     journal.append(&[Entry::Ceiling(Ballot(OsClock::shared().now().wall + hour))], Lsn(1)).unwrap();

@@ -1,0 +1,135 @@
+//! What the doors of a node show of it, put together from every room.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cluster::gossip::{self, Card, Gossip};
+use crate::cluster::hello::PROTOCOL_VERSIONS;
+use crate::cluster::membership::Membership;
+use crate::cluster::status::{ClusterStatus, NodeStatus, Observe, Role};
+use crate::replication::QuorumReplicator;
+use crate::replication::quorum::{Greeter, PeerStatus, QuorumStatus};
+use crate::store::Manager;
+use crate::transport::{self, Transport};
+use crate::types::{NodeId, Slot};
+
+/// All that is needed for it.
+pub(super) struct View {
+    pub(super) cluster: String,
+    pub(super) membership: Membership,
+    pub(super) node: NodeId,
+    pub(super) slot: Slot,
+    pub(super) advertise: SocketAddr,
+    pub(super) greeter: Arc<Greeter>,
+    pub(super) manager: Arc<Manager>,
+    pub(super) replicator: Arc<QuorumReplicator>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) gossip: parking_lot::RwLock<Option<Arc<Gossip>>>,
+    pub(super) draining: AtomicBool,
+}
+
+impl View {
+    pub(super) fn card(&self) -> Card {
+        let figures = self.greeter.figures();
+        Card {
+            address: self.advertise,
+            storage_id: figures.storage_id,
+            slot: self.slot,
+            epoch: self.membership.epoch(),
+            run: figures.run,
+            ceiling: figures.ceiling,
+            position: figures.position,
+            protocol: PROTOCOL_VERSIONS.max,
+            boot: self.greeter.boot(),
+            open_shards: self.manager.open_shard_count() as u64,
+            pending_frames: self.replicator.status().pending as u64,
+            lag_frames: self.manager.apply_backlog(),
+            ready: self.ready().is_ok(),
+        }
+    }
+
+    fn me(&self, status: &QuorumStatus) -> NodeStatus {
+        NodeStatus {
+            node: self.node.clone(),
+            me: true,
+            live: true,
+            role: if status.barred.is_some() { Role::Barred } else { Role::Voter },
+            storage_id: Some(self.greeter.figures().storage_id),
+            address: Some(self.advertise.to_string()),
+            round_trip_us: None,
+            epoch: Some(self.membership.epoch()),
+            open_shards: Some(self.manager.open_shard_count() as u64),
+            pending_frames: Some(status.pending as u64),
+            clock_skew_us: Some(-status.clock_correction_us).filter(|skew| *skew != 0),
+            in_step: status.ready().is_ok(),
+            lag_frames: Some(self.manager.apply_backlog()),
+        }
+    }
+
+    fn peer(&self, peer: &PeerStatus, links: &[transport::Link], gossiped: &[gossip::Peer]) -> NodeStatus {
+        let link = links.iter().find(|link| link.node == peer.node);
+        let card = gossiped.iter().find(|gossiped| gossiped.node == peer.node).map(|gossiped| &gossiped.card);
+        NodeStatus {
+            node: peer.node.clone(),
+            me: false,
+            live: peer.live,
+            role: if peer.forgot { Role::Barred } else { Role::Voter },
+            storage_id: peer.storage_id.or(card.map(|card| card.storage_id)),
+            address: card.map(|card| card.address).or(link.map(|link| link.addr)).map(|addr| addr.to_string()),
+            round_trip_us: link.map(|link| u64::try_from(link.round_trip.as_micros()).unwrap_or(u64::MAX)),
+            epoch: card.map(|card| card.epoch),
+            open_shards: card.map(|card| card.open_shards),
+            pending_frames: card.map(|card| card.pending_frames),
+            clock_skew_us: peer.clock_skew_us,
+            in_step: peer.in_step,
+            lag_frames: card.map(|card| card.lag_frames),
+        }
+    }
+}
+
+/// Who, where it is known, and why.
+fn refused(refusal: &transport::Refusal) -> String {
+    let node = refusal.node.as_ref().map_or_else(String::new, |node| format!("{node} at "));
+    format!("{node}{}: {}", refusal.addr, refusal.reason)
+}
+
+impl Observe for View {
+    fn cluster(&self) -> ClusterStatus {
+        let status = self.replicator.status();
+        let links = self.transport.links();
+        let gossiped = self.gossip.read().as_ref().map(|gossip| gossip.peers()).unwrap_or_default();
+        let mut nodes: Vec<_> = status.peers.iter().map(|peer| self.peer(peer, &links, &gossiped)).collect();
+        nodes.push(self.me(&status));
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        ClusterStatus {
+            cluster: self.cluster.clone(),
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.membership.epoch(),
+            voters: self.membership.voters().to_vec(),
+            nodes,
+            open_shards: self.manager.open_shard_count() as u64,
+            decisions: status.decisions,
+            pending_frames: status.pending as u64,
+            unready: self.ready().err(),
+            refusals: self.transport.refusals().iter().map(refused).collect(),
+        }
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.replicator.status().health()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("this node is shutting down".to_owned());
+        }
+        self.replicator.status().ready()
+    }
+
+    fn in_step(&self) -> Vec<NodeId> {
+        let peers = self.replicator.status().peers;
+        peers.into_iter().filter(|peer| peer.in_step).map(|peer| peer.node).collect()
+    }
+}
