@@ -30,4 +30,5 @@ mod machine;
 #[path = "../common/monotone.rs"]
 mod monotone;
 mod network;
+mod random;
 mod trial;

@@ -127,6 +127,11 @@ impl Network {
 
     /// Nothing is cut, nothing is lost. Panics where nothing was since the last time: such a fault proves nothing.
     pub(crate) fn heal(&self) {
+        assert!(self.mend() > 0, "no packet was dropped");
+    }
+
+    /// Likewise; how many packets were dropped since the last time.
+    pub(crate) fn mend(&self) -> u64 {
         let mut dropped = 0;
         for host in 0..self.hosts {
             let namespace = self.namespace(host);
@@ -134,7 +139,7 @@ impl Network {
             let exec = ["netns", "exec", &namespace, "nft", "reset", "counter", "inet", "faults", "dropped"];
             dropped += number_after("packets", &run("ip", &exec).unwrap());
         }
-        assert!(dropped > 0, "no packet was dropped");
+        dropped
     }
 
     /// Takes the host's cable out: it sees that, and its sends fail.
