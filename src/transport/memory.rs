@@ -30,8 +30,8 @@ use super::{
 };
 use crate::types::NodeId;
 use link::{MemoryLink, Wire, carry, run};
-pub use weather::{Fate, KEEP_ALIVE, Weather};
 use weather::{Fair, pass};
+pub use weather::{Fate, KEEP_ALIVE, Weather};
 
 /// Nobody needs to be spared here, and a test should not wait.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
@@ -369,4 +369,3 @@ impl Drop for MemoryTransport {
         self.shut();
     }
 }
-

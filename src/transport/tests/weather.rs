@@ -165,7 +165,10 @@ fn a_link_cut_one_way_loses_in_silence_then_breaks_and_is_not_made_again() {
     pass(&mut [&mut a, &mut b], IDLE - 800 * MS);
     assert_eq!((a.events(), b.events()), (vec!["heard".to_owned()], vec![]));
     pass(&mut [&mut a, &mut b], 900 * MS);
-    assert_eq!((a.events(), b.events()), (vec!["b down: it is silent".to_owned()], vec!["a down: it is silent".into()]));
+    assert_eq!(
+        (a.events(), b.events()),
+        (vec!["b down: it is silent".to_owned()], vec!["a down: it is silent".into()])
+    );
     // Both ways are needed for another, whoever dials.
     dial(&b, &a);
     pass(&mut [&mut a, &mut b], 4 * IDLE);
