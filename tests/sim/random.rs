@@ -26,6 +26,16 @@ pub(crate) fn drawn() -> u64 {
     DRAWN.load(Ordering::Relaxed)
 }
 
+/// Whether both ways to the system's randomness, the linked one and the one that is looked up by name, end here. Called
+/// first of all, as each thread asks but once.
+pub(crate) fn is_ours() -> bool {
+    let before = drawn();
+    let _ = std::hash::RandomState::new();
+    let linked = drawn();
+    let _ = rand::random::<u64>();
+    before < linked && linked < drawn()
+}
+
 /// The world's own stream for one purpose.
 pub(crate) fn stream(seed: u64, purpose: &str) -> StdRng {
     let folded = purpose.bytes().fold(seed, |folded, byte| mixed(folded ^ u64::from(byte)));

@@ -42,6 +42,9 @@ pub(crate) struct World {
 pub(crate) fn live(seed: u64, aloud: bool) -> Report {
     random::seed(seed);
     story::begin(aloud);
+    if !random::is_ours() {
+        story::fail("the operating system's randomness was asked: is getrandom exported (build.rs)?".to_owned());
+    }
     let mut world = World::new(seed);
     world.trouble();
     world.recovery();
