@@ -417,6 +417,11 @@ impl FileBody {
         self.count();
     }
 
+    /// Whether any of it on the platter was ever written.
+    pub(super) fn is_written(&self) -> bool {
+        !self.durable.pages.is_empty()
+    }
+
     /// A place that was written once, and a bit of it: for rot.
     pub(super) fn somewhere(&self, rng: &mut StdRng) -> Option<(u64, u32)> {
         let written = self.durable.pages.len();

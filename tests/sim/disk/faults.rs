@@ -162,13 +162,15 @@ impl SimDisk {
 
     /// Flips a bit of what was once written to a file of this class, and says which; none where there is no such file.
     pub(crate) fn rot(&self, class: Class) -> Option<String> {
+        let now = self.now();
         let mut state = self.shared.state.lock();
         let state = &mut *state;
+        state.advance(now);
         state.settle();
         let candidates: Vec<(String, Ino)> = files(&state.inodes, |directory| &directory.seen)
             .files
             .into_iter()
-            .filter(|(path, ino)| class.holds(path) && file_of(state, *ino).is_some_and(|file| file.durable.size > 0))
+            .filter(|(path, ino)| class.holds(path) && file_of(state, *ino).is_some_and(FileBody::is_written))
             .collect();
         let (path, ino) = candidates.get(state.rng.random_range(0..candidates.len().max(1)))?;
         let Some(Body::File(file)) = state.inodes.get_mut(ino).map(|inode| &mut inode.body) else { return None };
