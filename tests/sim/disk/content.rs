@@ -1,5 +1,7 @@
 //! One file: what processes see of it, what is on the platter for good, and the changes in between.
 
+#![allow(clippy::indexing_slicing, reason = "parts() keeps ranges within what it is given, and within() within a page")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;

@@ -318,7 +318,8 @@ impl File for SimFile {
             // What fails may have been done in part.
             let (written, outcome) = state.fail_write_of(self.ino, bytes.len(), at)?;
             if written > 0 {
-                state.change(self.ino, |file| file.write(round, &bytes[..written], at))?;
+                let bytes = bytes.get(..written).unwrap_or(bytes);
+                state.change(self.ino, |file| file.write(round, bytes, at))?;
             }
             outcome
         })

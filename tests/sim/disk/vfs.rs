@@ -216,7 +216,7 @@ fn code(outcome: io::Result<()>, failed: c_int) -> c_int {
     }
 }
 
-fn locked(outcome: io::Result<Result<(), Busy>>, failed: c_int) -> c_int {
+fn locked(outcome: &io::Result<Result<(), Busy>>, failed: c_int) -> c_int {
     match outcome {
         Ok(Ok(())) => ffi::SQLITE_OK,
         Ok(Err(Busy)) => ffi::SQLITE_BUSY,
@@ -472,7 +472,7 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, want: c_int) -> c_int {
     // SAFETY: the file is open.
     let SimFile { mounted, ino, number } = unsafe { &ours(file).file };
     let outcome = mounted.with(Doing::Look, |state| Ok(state.sqlite.lock(*ino, *number, level(want))));
-    locked(outcome, ffi::SQLITE_IOERR_LOCK)
+    locked(&outcome, ffi::SQLITE_IOERR_LOCK)
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, to: c_int) -> c_int {
@@ -536,7 +536,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, first: c_int, count:
         return ffi::SQLITE_IOERR_SHMLOCK;
     };
     // SAFETY: the file is open.
-    locked(unsafe { ours(file) }.lock_slots(first..first + count, flags), ffi::SQLITE_IOERR_SHMLOCK)
+    locked(&unsafe { ours(file) }.lock_slots(first..first + count, flags), ffi::SQLITE_IOERR_SHMLOCK)
 }
 
 unsafe extern "C" fn shm_barrier(_: *mut ffi::sqlite3_file) {

@@ -176,7 +176,7 @@ fn a_snapshot_is_what_is_durable_and_comes_back() {
     let world = World::new(1);
     let file = durable(&world, "/d/a", b"1");
     file.write_at(b"2", 0).unwrap();
-    let snapshot = world.disk.snapshot();
+    let snapshot: Snapshot = world.disk.snapshot();
     file.sync().unwrap();
     drop(durable(&world, "/d/b", b"b"));
     world.disk.restore(&snapshot);
