@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use divan::Bencher;
-use outrigger::replication::journal::{Durability, Journal, JournalConfig};
+use outrigger::replication::journal::{Journal, JournalConfig};
 use outrigger::replication::register::{Address, Entry, Lineage, Lsn, Record};
 use outrigger::store::replicator::Op;
 use outrigger::types::{Ballot, Key, ShardId, Value};

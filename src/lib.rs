@@ -40,6 +40,8 @@
 //! # Ok(()) }
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod api;
 pub mod blocking;

@@ -1,5 +1,7 @@
 //! The `outrigger` program. This file is the boot story of `serve`: configuration, node, signal, drain.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 
 use std::process::ExitCode;

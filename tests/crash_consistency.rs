@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use outrigger::replication::journal::{Durability, Journal, JournalConfig};
+use outrigger::replication::journal::{Journal, JournalConfig};
 use outrigger::replication::local::LocalReplicator;
 use outrigger::replication::register::{Address, Entry, Lineage, Lsn, Record};
 use outrigger::store::Manager;

@@ -1,39 +1,57 @@
-//! The transport within one process, for tests: no sockets, no TLS, but the same hellos, bounds and events, and wires
-//! that can be cut.
+//! The transport within one process, for tests and simulation: no sockets, no TLS, but the same hellos, bounds and
+//! events, wires that can be cut, and [`Weather`].
 //!
 //! Each end of a link pulls from the other end's queues, so that what a peer sent waits where it would with QUIC: with
-//! its sender.
+//! its sender. All that a node does here, its own runtime does: nodes of one network may live on runtimes of their own,
+//! with clocks of their own, stand still with them, and die with them.
+
+mod link;
+mod weather;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::dialer::{Connector, Dialer, Outcome};
-use super::queue::Queue;
 use super::refusal::{Refusals, Stage};
-use super::registry::{Admission, Registry, Standing};
+use super::registry::{Admission, Registry};
 use super::{
-    CALL_ANSWERS_MAX, CALLS_PER_PEER_MAX, Call, CallError, Event, Greeter, HELLO_BYTES_MAX, Inbox, InboxSender, Lane,
-    Link, REQUEST_BYTES_MAX, Refusal, SendError, Transport,
+    CALL_ANSWERS_MAX, CallError, Greeter, HELLO_BYTES_MAX, Inbox, InboxSender, Lane, Link, REQUEST_BYTES_MAX, Refusal,
+    SendError, Transport,
 };
 use crate::types::NodeId;
+use link::{MemoryLink, Wire, carry, run};
+use weather::{Fair, pass};
+pub use weather::{Fate, KEEP_ALIVE, Weather};
 
 /// Nobody needs to be spared here, and a test should not wait.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// A peer that has not answered a handshake by then does not answer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What connects the nodes of one test.
-#[derive(Default)]
 pub struct Network {
+    weather: Arc<dyn Weather>,
     world: Mutex<World>,
+}
+
+/// How the peers of a killed node come to know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Its links break at once, as when its host answers for it with stateless resets.
+    Reset,
+    /// Its peers find it silent, after [`Weather::idle_limit`]; at once where there is none.
+    Silent,
 }
 
 #[derive(Default)]
@@ -51,6 +69,10 @@ pub struct MemoryTransport {
 
 struct Shared {
     network: Arc<Network>,
+    /// Runs all that this node does here.
+    handle: Handle,
+    /// Killed: nothing that still happens to it concerns its peers.
+    dead: AtomicBool,
     node: NodeId,
     run: u64,
     addr: SocketAddr,
@@ -61,50 +83,32 @@ struct Shared {
     inbox: InboxSender,
 }
 
-/// One end of a link, named after the other.
-struct MemoryLink {
-    node: NodeId,
-    addr: SocketAddr,
-    run: u64,
-    token: u64,
-    protocol: Queue,
-    gossip: Queue,
-    calls: Arc<Semaphore>,
-    /// Set once the peer has taken all that was queued before the queues were closed.
-    flushed: CancellationToken,
-    over: CancellationToken,
-    wire: Arc<Wire>,
-    peer: Weak<Shared>,
-}
-
-/// What both ends of a link share: it is cut for both at once.
-#[derive(Default)]
-struct Wire {
-    cut: CancellationToken,
-    reason: OnceLock<String>,
-}
-
-impl Wire {
-    fn cut(&self, reason: &str) {
-        let _ = self.reason.set(reason.to_owned());
-        self.cut.cancel();
-    }
-}
-
 impl Network {
-    /// A network without nodes.
+    /// A network without nodes, where everything arrives at once and in order.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        Self::under(Arc::new(Fair))
     }
 
-    /// Adds a node. A name keeps its address once its former holder is gone.
+    /// A network without nodes, under this weather.
+    #[must_use]
+    pub fn under(weather: Arc<dyn Weather>) -> Arc<Self> {
+        Arc::new(Self { weather, world: Mutex::default() })
+    }
+
+    /// Adds a node, which lives on the runtime that this is called on. A name keeps its address once its former holder is
+    /// gone.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn join(self: &Arc<Self>, node: NodeId, greeter: Arc<dyn Greeter>) -> (Arc<MemoryTransport>, Inbox) {
         let (to_inbox, inbox) = Inbox::channel();
         let mut world = self.world.lock();
         let addr = world.address_for(&node);
         let shared = Arc::new(Shared {
             network: Arc::clone(self),
+            handle: Handle::current(),
+            dead: AtomicBool::new(false),
             node,
             run: rand::random(),
             addr,
@@ -134,6 +138,24 @@ impl Network {
     /// Mends what [`Self::cut`] cut.
     pub fn heal(&self, a: &NodeId, b: &NodeId) {
         self.world.lock().cuts.remove(&pair(a, b));
+    }
+
+    /// Ends what the nodes of that name do here, before their runtime is dropped: what they had yet to send is lost, their
+    /// open calls break, and whoever takes the name next is another process.
+    pub fn kill(&self, node: &NodeId, ending: Ending) {
+        let mut world = self.world.lock();
+        let held: Vec<_> = world.nodes.values().filter_map(Weak::upgrade).filter(|held| held.node == *node).collect();
+        for killed in held {
+            killed.dead.store(true, Ordering::Release);
+            killed.dialer.close();
+            world.nodes.remove(&killed.addr);
+            for link in killed.registry.all() {
+                link.abandon();
+                if ending == Ending::Reset || self.weather.idle_limit().is_none() {
+                    link.wire.cut("its process is gone");
+                }
+            }
+        }
     }
 
     fn reach(&self, from: &NodeId, addr: SocketAddr) -> Option<Arc<Shared>> {
@@ -170,79 +192,11 @@ fn pair(a: &NodeId, b: &NodeId) -> (NodeId, NodeId) {
     (a.min(b).clone(), a.max(b).clone())
 }
 
-impl Standing for MemoryLink {
-    fn node(&self) -> &NodeId {
-        &self.node
-    }
-    fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-    fn run(&self) -> u64 {
-        self.run
-    }
-    fn token(&self) -> u64 {
-        self.token
-    }
-    fn is_closed(&self) -> bool {
-        self.wire.cut.is_cancelled()
-    }
-    fn replace(&self) {
-        self.wire.cut("a newer connection took its place");
-    }
-}
-
-impl MemoryLink {
-    fn to(peer: &Arc<Shared>, token: u64, wire: &Arc<Wire>) -> Arc<Self> {
-        let dropped = metrics::counter!(crate::telemetry::MESSAGES_DROPPED);
-        Arc::new(Self {
-            node: peer.node.clone(),
-            addr: peer.addr,
-            run: peer.run,
-            token,
-            protocol: Queue::new(dropped.clone()),
-            gossip: Queue::new(dropped),
-            calls: Arc::new(Semaphore::new(CALLS_PER_PEER_MAX)),
-            flushed: CancellationToken::new(),
-            over: CancellationToken::new(),
-            wire: Arc::clone(wire),
-            peer: Arc::downgrade(peer),
-        })
-    }
-
-    fn queue(&self, lane: Lane) -> &Queue {
-        match lane {
-            Lane::Protocol => &self.protocol,
-            Lane::Gossip => &self.gossip,
-        }
-    }
-
-    fn finish(&self) {
-        self.protocol.close();
-        self.gossip.close();
-    }
-
-    fn broken(&self) -> CallError {
-        let reason = self.wire.reason.get().cloned().unwrap_or_else(|| "it gave the call up".to_owned());
-        CallError::Broken(self.node.clone(), reason)
-    }
-}
-
 impl Connector for Shared {
     type Link = MemoryLink;
 
     async fn attempt(self: Arc<Self>, addr: SocketAddr) -> Outcome {
-        let Some(peer) = self.network.reach(&self.node, addr) else { return Outcome::Failed };
-        if peer.run == self.run {
-            return Outcome::Myself;
-        }
-        self.registry.found(addr, &peer.node);
-        let (to_peer, to_us) = (self.greeter.hello(&peer.node), peer.greeter.hello(&self.node));
-        let ours = self.judge(&peer, &to_us);
-        let theirs = peer.judge(&self, &to_peer);
-        if !(ours && theirs) {
-            return Outcome::Refused;
-        }
-        if peer.node < self.node { meet(&peer, to_peer, &self, to_us) } else { meet(&self, to_us, &peer, to_peer) }
+        timeout(HANDSHAKE_TIMEOUT, self.shake_hands(addr)).await.unwrap_or(Outcome::Failed)
     }
 
     fn registry(&self) -> &Registry<MemoryLink> {
@@ -251,6 +205,41 @@ impl Connector for Shared {
 }
 
 impl Shared {
+    fn weather(&self) -> &dyn Weather {
+        &*self.network.weather
+    }
+
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    async fn shake_hands(self: Arc<Self>, addr: SocketAddr) -> Outcome {
+        let Some(peer) = self.network.reach(&self.node, addr) else { return Outcome::Failed };
+        if peer.run == self.run {
+            return Outcome::Myself;
+        }
+        // One round trip for TLS, one for the hellos.
+        for _ in 0..2 {
+            pass(self.weather(), &self.node, &peer.node).await;
+            pass(self.weather(), &peer.node, &self.node).await;
+        }
+        self.registry.found(addr, &peer.node);
+        let to_peer = self.greeter.hello(&peer.node);
+        // A peer that stands still does not answer.
+        let answer = peer.handle.spawn(Arc::clone(&peer).answer(Arc::clone(&self), to_peer.clone()));
+        let Ok((theirs, to_us)) = answer.await else { return Outcome::Failed };
+        let ours = self.judge(&peer, &to_us);
+        if !(ours && theirs) {
+            return Outcome::Refused;
+        }
+        if peer.node < self.node { meet(&peer, to_peer, &self, to_us) } else { meet(&self, to_us, &peer, to_peer) }
+    }
+
+    /// Whether the hello of one who dials is welcome here, and what to say to it.
+    async fn answer(self: Arc<Self>, dialer: Arc<Self>, hello: Bytes) -> (bool, Bytes) {
+        (self.judge(&dialer, &hello), self.greeter.hello(&dialer.node))
+    }
+
     fn judge(&self, peer: &Self, hello: &[u8]) -> bool {
         let verdict = if peer.node == self.node {
             Err(format!("two nodes are called {}", self.node))
@@ -274,7 +263,7 @@ fn meet(smaller: &Arc<Shared>, to_smaller: Bytes, larger: &Arc<Shared>, to_large
     let (down, up) = (MemoryLink::to(larger, token, &wire), MemoryLink::to(smaller, token, &wire));
     // One meeting at a time, or two could cross between the two registries.
     let world = smaller.network.world.lock();
-    if world.cuts.contains(&pair(&smaller.node, &larger.node)) {
+    if smaller.is_dead() || larger.is_dead() || world.cuts.contains(&pair(&smaller.node, &larger.node)) {
         return Outcome::Failed;
     }
     let known = larger.registry.knowledge(&smaller.node);
@@ -289,59 +278,17 @@ fn meet(smaller: &Arc<Shared>, to_smaller: Bytes, larger: &Arc<Shared>, to_large
         return Outcome::Refused;
     };
     drop(world);
-    tokio::spawn(run(Arc::clone(smaller), Arc::clone(&down), Arc::clone(&up), to_smaller, before));
-    tokio::spawn(run(Arc::clone(larger), up, down, to_larger, before_larger));
+    smaller.handle.spawn(run(Arc::clone(smaller), Arc::clone(&down), Arc::clone(&up), to_smaller, before));
+    larger.handle.spawn(run(Arc::clone(larger), up, down, to_larger, before_larger));
     Outcome::Connected
-}
-
-/// Runs one end, `link`, which takes what the `opposite` end has queued.
-async fn run(
-    shared: Arc<Shared>,
-    link: Arc<MemoryLink>,
-    opposite: Arc<MemoryLink>,
-    hello: Bytes,
-    before: Option<Arc<MemoryLink>>,
-) {
-    if let Some(before) = before {
-        before.over.cancelled().await;
-    }
-    shared.refusals.clear(&link.node, link.addr);
-    let _ = shared.inbox.events.send(Event::Up { node: link.node.clone(), hello }).await;
-    let receive = async {
-        tokio::join!(receive_protocol(&shared, &link, &opposite), receive_gossip(&shared, &link, &opposite));
-        opposite.flushed.cancel();
-    };
-    link.wire.cut.run_until_cancelled(receive).await;
-    link.wire.cut.cancelled().await;
-    shared.registry.remove(&link);
-    link.finish();
-    let reason = link.wire.reason.get().cloned().unwrap_or_default();
-    let _ = shared.inbox.events.send(Event::Down { node: link.node.clone(), reason }).await;
-    link.over.cancel();
-    shared.registry.over(&link);
-}
-
-async fn receive_protocol(shared: &Shared, link: &MemoryLink, opposite: &MemoryLink) {
-    let mut batch = Vec::new();
-    while opposite.protocol.take(&mut batch).await {
-        for message in batch.drain(..) {
-            let _ = shared.inbox.events.send(Event::Message { node: link.node.clone(), message }).await;
-        }
-    }
-}
-
-async fn receive_gossip(shared: &Shared, link: &MemoryLink, opposite: &MemoryLink) {
-    let mut batch = Vec::new();
-    while opposite.gossip.take(&mut batch).await {
-        for message in batch.drain(..) {
-            let _ = shared.inbox.gossip.try_send((link.addr, message));
-        }
-    }
 }
 
 impl MemoryTransport {
     fn shut(&self) {
         self.shared.dialer.close();
+        if self.shared.is_dead() {
+            return;
+        }
         self.shared.network.leave(&self.shared);
         for link in self.shared.registry.all() {
             link.wire.cut("leaving");
@@ -384,9 +331,8 @@ impl Transport for MemoryTransport {
             permit = Arc::clone(&link.calls).acquire_owned() => permit.map_err(|_| link.broken())?,
             () = link.wire.cut.cancelled() => return Err(link.broken()),
         };
-        let peer = link.peer.upgrade().ok_or_else(not_connected)?;
         let (to_caller, answers) = mpsc::channel(CALL_ANSWERS_MAX);
-        tokio::spawn(carry(link, peer.inbox.calls.clone(), self.shared.node.clone(), request, to_caller, permit));
+        self.shared.handle.spawn(carry(Arc::clone(&self.shared), link, request, to_caller, permit));
         Ok(answers)
     }
 
@@ -421,36 +367,5 @@ impl Transport for MemoryTransport {
 impl Drop for MemoryTransport {
     fn drop(&mut self) {
         self.shut();
-    }
-}
-
-/// Carries one call: the request there, the answers back, until either end lets go or the wire is cut.
-async fn carry(
-    link: Arc<MemoryLink>,
-    calls: mpsc::Sender<Call>,
-    node: NodeId,
-    request: Bytes,
-    to_caller: mpsc::Sender<Result<Bytes, CallError>>,
-    _permit: OwnedSemaphorePermit,
-) {
-    let (answers, mut from_handler) = mpsc::channel(CALL_ANSWERS_MAX);
-    let work = async {
-        if calls.send(Call { node, request, answers }).await.is_err() {
-            return false;
-        }
-        while let Some(answer) = from_handler.recv().await {
-            if to_caller.send(Ok(answer)).await.is_err() {
-                break;
-            }
-        }
-        true
-    };
-    let complete = tokio::select! {
-        complete = work => complete,
-        () = to_caller.closed() => true,
-        () = link.wire.cut.cancelled() => false,
-    };
-    if !complete {
-        let _ = to_caller.send(Err(link.broken())).await;
     }
 }

@@ -59,6 +59,14 @@ impl Queue {
         self.filled.notify_one();
     }
 
+    /// Takes no more, and drops what waits.
+    pub(super) fn abandon(&self) {
+        let mut waiting = self.waiting.lock();
+        *waiting = Waiting { closed: true, ..Waiting::default() };
+        drop(waiting);
+        self.filled.notify_one();
+    }
+
     /// Waits for messages and moves a batch of them into `batch`; false once closed and empty. For one reader.
     pub(super) async fn take(&self, batch: &mut Vec<Bytes>) -> bool {
         loop {

@@ -1,6 +1,7 @@
 //! One suite that every transport passes, and the nodes it is run with.
 
 mod conformance;
+mod weather;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -2,6 +2,7 @@
 //! have left.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ pub(super) enum Did {
 
 thread_local! {
     static DONE: RefCell<Option<Vec<Did>>> = const { RefCell::new(None) };
+    /// What a file is called now that was opened under another name.
+    static RENAMED: RefCell<BTreeMap<PathBuf, PathBuf>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Writes down what this thread does from now on; returns what it did since the last time.
@@ -51,9 +54,16 @@ impl Recorder {
     }
 }
 
+impl Recorded {
+    fn name(&self) -> PathBuf {
+        RENAMED.with_borrow(|renamed| renamed.get(&self.path).unwrap_or(&self.path).clone())
+    }
+}
+
 impl Disk for Recorder {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = OsDisk.create(path)?;
+        RENAMED.with_borrow_mut(|renamed| renamed.remove(path));
         note(|| Did::Create(path.to_owned()));
         Ok(Self::watch(path, file))
     }
@@ -81,6 +91,7 @@ impl Disk for Recorder {
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         OsDisk.rename(from, to)?;
+        RENAMED.with_borrow_mut(|renamed| renamed.insert(from.to_owned(), to.to_owned()));
         note(|| Did::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
@@ -104,17 +115,17 @@ impl File for Recorded {
     }
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.file.write_at(bytes, at)?;
-        note(|| Did::Write(self.path.clone(), at, bytes.to_owned()));
+        note(|| Did::Write(self.name(), at, bytes.to_owned()));
         Ok(())
     }
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         self.file.reserve(bytes)?;
-        note(|| Did::Resize(self.path.clone(), bytes));
+        note(|| Did::Resize(self.name(), bytes));
         Ok(())
     }
     fn sync(&self) -> io::Result<()> {
         self.file.sync()?;
-        note(|| Did::Sync(self.path.clone()));
+        note(|| Did::Sync(self.name()));
         Ok(())
     }
     fn forget_cached(&self) {

@@ -1,0 +1,44 @@
+//! States that a run of many seeds must have seen: a world in which nothing ever goes wrong proves nothing.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+/// All that must be seen at least once in a whole run; nothing else may be counted.
+pub(crate) const DECLARED: &[&str] = &[
+    "a message was lost",
+    "a message came twice",
+    "a message overtook another",
+    "a direction was cut",
+    "a clock was set back",
+    "a host stood still until its peers gave it up",
+    "a host was killed and its peers were told",
+    "a host was killed in silence",
+    "a host was started again",
+];
+
+static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+/// Counts `state`, which is a declared one.
+pub(crate) fn seen(state: &'static str) {
+    assert!(DECLARED.contains(&state), "{state:?} is not declared in sometimes.rs");
+    *SEEN.lock().entry(state).or_default() += 1;
+}
+
+/// `sometimes!("the log was full")`: this was seen; with a condition before it, only if that holds.
+macro_rules! sometimes {
+    ($state:literal) => {
+        $crate::sometimes::seen($state)
+    };
+    ($condition:expr, $state:literal) => {
+        if $condition {
+            $crate::sometimes::seen($state);
+        }
+    };
+}
+pub(crate) use sometimes;
+
+/// How often each state was seen.
+pub(crate) fn counted() -> BTreeMap<String, u64> {
+    SEEN.lock().iter().map(|(state, times)| ((*state).to_owned(), *times)).collect()
+}
