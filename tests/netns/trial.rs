@@ -17,7 +17,7 @@ const CLIENTS_PER_NODE: usize = 2;
 /// How long a side with a majority may take to go on with its work, whatever happens to the rest.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a side without a majority may take to notice, and to refuse at once. A node that hears others but is not
-/// heard needs twice the idle timeout and more: theirs has to pass before its own begins.
+/// heard was seen to need more than twice the idle timeout of 3 seconds.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node may take to have what all others have once nothing keeps it from it.
 const READY_WITHIN: Duration = Duration::from_secs(20);
