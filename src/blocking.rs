@@ -27,9 +27,9 @@ pub fn is_inline() -> bool {
     IS_INLINE.get()
 }
 
-/// A simulated disk says that what it has just done takes this long.
+/// A simulated disk says that what it has done is complete only after so long from now.
 pub fn owe(time: Duration) {
-    OWED.set(OWED.get() + time);
+    OWED.set(OWED.get().max(time));
 }
 
 /// Does some work where it may block, from now on, whether or not anybody waits for it.

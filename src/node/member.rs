@@ -97,6 +97,7 @@ impl Member {
         let ceiling = recovered.restored.ceiling;
         let run = rand::random();
         let greeter = Arc::new(Greeter::new(local, slot, journal.header(), ceiling, run, clock.clone()));
+        let is_reached_within = matches!(network, Network::Memory(_));
         let (transport, inbox) = connect(config, network, &greeter)?;
         if !is_marked {
             mark(&*disk, data_dir, node);
@@ -124,9 +125,10 @@ impl Member {
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
 
-        let advertise = match config.is_alone() {
-            true => transport.local_addr(),
-            false => resolve(config, transport.local_addr()).await?,
+        let advertise = if is_reached_within || config.is_alone() {
+            transport.local_addr()
+        } else {
+            resolve(config, transport.local_addr()).await?
         };
         let view = Arc::new(View {
             cluster: config.cluster.id.clone(),

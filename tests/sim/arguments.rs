@@ -16,15 +16,17 @@ const VALUED: &[&str] = &["--test-threads", "--format", "--color", "--logfile", 
 pub(crate) enum Check {
     Seeds,
     Determinism,
+    Bugs,
 }
 
 impl Check {
-    const ALL: [Self; 2] = [Self::Determinism, Self::Seeds];
+    const ALL: [Self; 3] = [Self::Determinism, Self::Bugs, Self::Seeds];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Seeds => "seeds",
             Self::Determinism => "determinism",
+            Self::Bugs => "bugs",
         }
     }
 }

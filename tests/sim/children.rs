@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::bugs;
 use crate::report::Report;
 
 /// The argument by which a child knows what it is for.
@@ -36,12 +37,12 @@ pub(crate) fn tell_parent(report: &Report) {
 }
 
 /// Lives through all of `seeds`, as many at a time as there are processors; the reports, in the seeds' order.
-pub(crate) fn live_through(seeds: &[u64]) -> Vec<Report> {
+pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(Vec::new());
     let work = || {
         while let Some((place, seed)) = next_of(seeds, &next) {
-            let report = one(seed);
+            let report = one(seed, bug);
             reports.lock().push((place, report));
         }
     };
@@ -60,14 +61,15 @@ fn next_of(seeds: &[u64], next: &AtomicUsize) -> Option<(usize, u64)> {
     seeds.get(place).map(|seed| (place, *seed))
 }
 
-fn one(seed: u64) -> Report {
-    run(seed).unwrap_or_else(|failure| Report { seed, failure: Some(failure), ..Report::default() })
+fn one(seed: u64, bug: Option<&str>) -> Report {
+    run(seed, bug).unwrap_or_else(|failure| Report { seed, failure: Some(failure), ..Report::default() })
 }
 
-fn run(seed: u64) -> Result<Report, String> {
+fn run(seed: u64, bug: Option<&str>) -> Result<Report, String> {
     let program = std::env::current_exe().map_err(|error| format!("this program's own file: {error}"))?;
     let mut child = Command::new(program)
         .args([CHILD, &seed.to_string()])
+        .env(bugs::WANTED, bug.unwrap_or_default())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

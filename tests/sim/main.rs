@@ -5,6 +5,7 @@
 //! cargo test --test sim                                # the seeds of every run, and that they repeat
 //! cargo test --test sim -- seeds --seeds 5000 --from 1000
 //! SEED=7 cargo test --test sim                         # one world, with its story
+//! BUG=local-reads SEED=7 cargo test --test sim         # one with something wrong in it (bugs.rs)
 //! ```
 
 #![allow(
@@ -16,9 +17,23 @@
 )]
 
 mod arguments;
-mod chatter;
+mod bugs;
 mod children;
+mod clients;
+#[allow(dead_code, reason = "its own tests use all of it")]
+mod disk;
+mod faults;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../common/history.rs"]
+mod history;
 mod host;
+mod invariants;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../common/linearizable.rs"]
+mod linearizable;
+#[path = "../common/monotone.rs"]
+mod monotone;
+mod program;
 mod random;
 mod report;
 mod sometimes;
@@ -36,6 +51,9 @@ use report::Report;
 
 /// How many failed seeds are shown with their stories.
 const STORIES_MAX: usize = 3;
+/// How many seeds a bug may need until it is found, and how many are tried together.
+const BUG_SEEDS_MAX: u64 = 100;
+const BUG_SEEDS_AT_ONCE: usize = 4;
 
 fn main() -> ExitCode {
     match arguments::read() {
@@ -46,7 +64,7 @@ fn main() -> ExitCode {
         Ok(Task::Nothing) => ExitCode::SUCCESS,
         Ok(Task::Child(seed)) => {
             children::limit_memory();
-            children::tell_parent(&world::live(seed, false));
+            children::tell_parent(&world::live(seed, bugs::wanted(), false));
             ExitCode::SUCCESS
         }
         Ok(Task::Replay(seed)) => replay(seed),
@@ -59,7 +77,7 @@ fn main() -> ExitCode {
 }
 
 fn replay(seed: u64) -> ExitCode {
-    let report = world::live(seed, true);
+    let report = world::live(seed, bugs::wanted(), true);
     println!("hash {:016x}, {} lines, {} ms", report.hash, report.lines, report.simulated_ms);
     match report.failure {
         None => ExitCode::SUCCESS,
@@ -74,6 +92,7 @@ fn check_one(check: Check, arguments: &Arguments) -> bool {
     let (passed, took) = timed(|| match check {
         Check::Seeds => seeds(arguments),
         Check::Determinism => determinism(arguments),
+        Check::Bugs => every_bug_is_found(),
     });
     println!("test {} ... {} ({:.1} s)\n", check.name(), if passed { "ok" } else { "FAILED" }, took.as_secs_f64());
     passed
@@ -88,7 +107,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 /// Every seed's world holds what it promises, and all of them together saw what is to be seen.
 fn seeds(arguments: &Arguments) -> bool {
     let seeds: Vec<u64> = arguments.seeds(Check::Seeds).collect();
-    let (reports, took) = timed(|| children::live_through(&seeds));
+    let (reports, took) = timed(|| children::live_through(&seeds, None));
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let mut counted: BTreeMap<&str, u64> = sometimes::DECLARED.iter().map(|state| (*state, 0)).collect();
     for (state, times) in reports.iter().flat_map(|report| &report.sometimes) {
@@ -117,10 +136,33 @@ fn seeds(arguments: &Arguments) -> bool {
     failed.is_empty()
 }
 
+/// Worlds with something wrong in them are told apart from those without: the first seed that tells, for each bug.
+fn every_bug_is_found() -> bool {
+    let mut found_all = true;
+    for (name, _) in bugs::ALL {
+        let found = (0..BUG_SEEDS_MAX).step_by(BUG_SEEDS_AT_ONCE).find_map(|from| {
+            let seeds: Vec<u64> = (from..from + BUG_SEEDS_AT_ONCE as u64).collect();
+            children::live_through(&seeds, Some(name)).into_iter().find(|report| report.failure.is_some())
+        });
+        match found {
+            Some(report) => {
+                let failure = report.failure.unwrap_or_default();
+                let first = failure.lines().next().unwrap_or_default();
+                println!("{name}: found by BUG={name} SEED={}: {first}", report.seed);
+            }
+            None => {
+                println!("{name}: not found in {BUG_SEEDS_MAX} seeds");
+                found_all = false;
+            }
+        }
+    }
+    found_all
+}
+
 /// A seed is a world: two processes that live through the same one tell the same story.
 fn determinism(arguments: &Arguments) -> bool {
     let twice: Vec<u64> = arguments.seeds(Check::Determinism).flat_map(|seed| [seed, seed]).collect();
-    let reports = children::live_through(&twice);
+    let reports = children::live_through(&twice, None);
     let mut same = true;
     for pair in reports.chunks_exact(2) {
         let [one, other] = pair else { continue };

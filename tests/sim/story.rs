@@ -64,6 +64,11 @@ pub(crate) fn set_time(now: Duration) {
     STORY.lock().now = now;
 }
 
+/// The world's time.
+pub(crate) fn now() -> Duration {
+    STORY.lock().now
+}
+
 /// What follows happens on `host`, until what is given back is dropped.
 pub(crate) fn on(host: &str) -> OnHost {
     let mut story = STORY.lock();

@@ -1,16 +1,23 @@
-//! One world: hosts, the network between them, and what befalls them, all from one seed.
+//! One world: machines with a node each, the network between them, and what befalls them, all from one seed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger::cluster::status::Role;
 use outrigger::transport::memory::{Ending, Network};
 use outrigger::types::NodeId;
-use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 
-use crate::chatter;
+use crate::bugs::Bug;
+use crate::clients::{ANSWERED_WITHIN, Log};
+use crate::disk::{SimDisk, Snapshot, seed_sqlite};
+use crate::faults;
 use crate::host::Host;
+use crate::invariants::{converged, linearizable, progress, votes};
+use crate::program::{Program, Shared};
 use crate::random;
 use crate::report::Report;
 use crate::sometimes::{self, sometimes};
@@ -18,38 +25,61 @@ use crate::story::{self, tell};
 use crate::time::{TICK, Wall};
 use crate::weather::{IDLE_LIMIT, SeededWeather};
 
-const HOSTS: usize = 3;
+/// One world in so many has five machines, the others three.
+const FIVE_ONE_IN: u32 = 4;
 /// How long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(30);
-/// How long what went wrong may be felt.
-const RECOVERY_MAX: Duration = Duration::from_secs(20);
+/// How long all is well at first.
+const PEACE: Duration = Duration::from_secs(3);
+/// How long after everything was put right a node may serve nothing.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+/// How long after the last request the nodes may differ.
+const CONVERGED_WITHIN: Duration = Duration::from_secs(20);
 /// The pause between two events, at most.
 const EVENT_EVERY_MS_MAX: u64 = 2_000;
+/// How long a disk is full, or slow, at most.
+const RELIEF_MS_MAX: u64 = 4_000;
 const DRIFT_PPM_MAX: i64 = 500;
-const CLOCK_JUMP_MS_MAX: i64 = 60_000;
+/// How often the state of the nodes is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) struct Machine {
+    pub(crate) host: Host,
+    pub(crate) disk: SimDisk,
+    pub(crate) shared: Shared,
+    /// What was on its disk some time ago.
+    pub(crate) snapshot: Option<Snapshot>,
+    boots: u64,
+    harmed: bool,
+    relieved_at: Option<Duration>,
+}
 
 pub(crate) struct World {
-    random: StdRng,
+    pub(crate) random: StdRng,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) weather: Arc<SeededWeather>,
+    pub(crate) faults: u64,
     now: Duration,
-    hosts: Vec<Host>,
     network: Arc<Network>,
-    weather: Arc<SeededWeather>,
-    heard: chatter::Heard,
-    faults: u64,
+    log: Log,
+    bug: Option<Bug>,
 }
 
 /// Lives through the world of `seed`.
-pub(crate) fn live(seed: u64, aloud: bool) -> Report {
+pub(crate) fn live(seed: u64, bug: Option<Bug>, aloud: bool) -> Report {
     random::seed(seed);
+    seed_sqlite(1 + (seed % 1_000_000_007) as i32);
     story::begin(aloud);
+    outrigger::blocking::run_inline();
     if !random::is_ours() {
         story::fail("the operating system's randomness was asked: is getrandom exported (build.rs)?".to_owned());
     }
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, bug);
     world.trouble();
     world.recovery();
-    let (simulated, operations, faults) = (world.now, world.heard.operations(), world.faults);
-    drop(world);
+    let operations = world.log.with(|log| log.history.entries().len()) as u64;
+    let (simulated, faults) = (world.now, world.faults);
+    world.end();
     tell!("{} bytes of randomness drawn", random::drawn());
     let ending = story::end();
     let story = if ending.failure.is_some() { ending.last } else { Vec::new() };
@@ -67,127 +97,236 @@ pub(crate) fn live(seed: u64, aloud: bool) -> Report {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut random = random::stream(seed, "world");
         let weather = Arc::new(SeededWeather::new(seed));
         let network = Network::under(weather.clone());
-        let mut hosts = Vec::new();
-        for n in 0..HOSTS {
-            let name = NodeId::parse(&format!("host-{n}")).expect("a fine name");
+        let count = if random.random_ratio(1, FIVE_ONE_IN) { 5 } else { 3 };
+        sometimes!(count == 5, "five nodes");
+        let mut machines = Vec::new();
+        for n in 0..count {
+            let name = NodeId::parse(&format!("n{n}")).expect("a fine name");
             let drift_ppm = random.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX);
-            hosts.push(Host::new(name, drift_ppm, Wall::off_by(random.random_range(0..1_000_000))));
+            let host = Host::new(name, drift_ppm, Wall::off_by(random.random_range(0..1_000_000)));
+            let disk = SimDisk::new(random.random(), Arc::new(story::now));
+            disk.lie(bug == Some(Bug::LyingDisks));
+            let shared = Shared::default();
+            machines.push(Machine { host, disk, shared, snapshot: None, boots: 0, harmed: false, relieved_at: None });
         }
-        let mut world =
-            Self { random, now: Duration::ZERO, hosts, network, weather, heard: chatter::Heard::default(), faults: 0 };
-        (0..HOSTS).for_each(|host| world.boot(host));
+        let log = Log::default();
+        log.with(|log| log.bug = bug);
+        let mut world = Self { random, machines, weather, faults: 0, now: Duration::ZERO, network, log, bug };
+        (0..count).for_each(|machine| world.boot(machine));
         world
     }
 
-    /// Every host has one turn, in an order that the seed decides.
+    /// Every machine has one turn, in an order that the seed decides.
     fn step(&mut self) {
         self.now += TICK;
         story::set_time(self.now);
-        let mut order: Vec<usize> = (0..self.hosts.len()).collect();
+        let mut order: Vec<usize> = (0..self.machines.len()).collect();
         order.shuffle(&mut self.random);
-        for host in order {
-            self.hosts[host].pass();
+        for place in order {
+            let machine = &mut self.machines[place];
+            machine.host.pass();
+            if machine.disk.is_cut() {
+                sometimes!("the power failed in the middle of the node's work");
+                self.kill(place, true, Ending::Silent);
+            } else if self.now.as_millis() % LOOK_EVERY.as_millis() == 0 {
+                self.look_at(place);
+            }
         }
     }
 
-    fn boot(&mut self, host: usize) {
-        let names: Vec<NodeId> = self.hosts.iter().map(|host| host.name.clone()).collect();
-        let (network, heard) = (Arc::clone(&self.network), self.heard.clone());
-        let name = names[host].clone();
-        tell!("{name} boots");
-        self.hosts[host].boot(|clock| chatter::run(network, name, names, clock, heard));
+    fn look_at(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        if machine.relieved_at.is_some_and(|at| at <= self.now) {
+            machine.relieve();
+        }
+        if machine.harmed {
+            let handle = machine.shared.handle.lock().clone();
+            let barred = |handle: &crate::program::Handle| {
+                handle.view.cluster().nodes.iter().any(|node| node.me && node.role == Role::Barred)
+            };
+            sometimes!(handle.as_ref().is_some_and(barred), "a harmed node stopped voting");
+        } else if self.bug.is_none() {
+            votes::hold(machine.host.name.as_str(), &machine.shared);
+        }
+        if machine.shared.ended.lock().is_some() {
+            self.kill(place, false, Ending::Reset);
+        }
+    }
+
+    pub(crate) fn boot(&mut self, place: usize) {
+        let voters: Vec<NodeId> = self.machines.iter().map(|machine| machine.host.name.clone()).collect();
+        let machine = &mut self.machines[place];
+        machine.boots += 1;
+        machine.shared = Shared::default();
+        tell!("{} boots", machine.host.name);
+        let program = Program {
+            name: machine.host.name.clone(),
+            voters,
+            boot: machine.boots,
+            disk: machine.disk.mount(),
+            network: Arc::clone(&self.network),
+            shared: machine.shared.clone(),
+            log: self.log.clone(),
+            random: StdRng::seed_from_u64(self.random.random()),
+        };
+        machine.host.boot(|clock| program.run(clock));
+    }
+
+    /// The process is gone; with the power, so is what was never synced.
+    pub(crate) fn kill(&mut self, place: usize, power_loss: bool, ending: Ending) {
+        let machine = &mut self.machines[place];
+        if !machine.host.is_up() && !power_loss {
+            return;
+        }
+        tell!("{} {}: {ending:?}", machine.host.name, if power_loss { "loses power" } else { "is killed" });
+        // Before the process: what runs as it is torn down finds no disk and no network.
+        machine.disk.crash(power_loss);
+        self.network.kill(&machine.host.name, ending);
+        *machine.shared.handle.lock() = None;
+        machine.host.kill();
+    }
+
+    pub(crate) fn wake(&mut self, place: usize) {
+        tell!("{} goes on", self.machines[place].host.name);
+        let missed = self.machines[place].host.wake();
+        sometimes!(missed > 2 * IDLE_LIMIT, "a host stood still until its peers gave it up");
+    }
+
+    /// Whether one more disk may lose its vote.
+    pub(crate) fn may_harm(&self, place: usize) -> bool {
+        let harmed = self.machines.iter().filter(|machine| machine.harmed).count();
+        self.machines[place].harmed || harmed < (self.machines.len() - 1) / 2
+    }
+
+    pub(crate) fn harm(&mut self, place: usize, what: &str) {
+        let machine = &mut self.machines[place];
+        tell!("the disk of {}: {what}", machine.host.name);
+        machine.harmed = true;
+    }
+
+    /// What was done to the disk passes.
+    pub(crate) fn relieve_later(&mut self, place: usize) {
+        let after = Duration::from_millis(self.random.random_range(1..=RELIEF_MS_MAX));
+        self.machines[place].relieved_at = Some(self.now + after);
     }
 
     /// Events at random moments.
     fn trouble(&mut self) {
-        let mut next = self.now;
+        let mut next = PEACE;
         while self.now < TROUBLE && !story::failed() {
             if self.now >= next {
-                self.event();
+                let machine = self.random.random_range(0..self.machines.len());
+                if self.machines[machine].snapshot.is_none() && self.random.random_bool(0.2) {
+                    self.machines[machine].snapshot = Some(self.machines[machine].disk.snapshot());
+                }
+                match self.bug {
+                    Some(bug @ (Bug::MajorityRolledBack | Bug::MajorityWiped)) if self.now > TROUBLE / 2 => {
+                        self.forget_everywhere(bug);
+                        self.bug = Some(Bug::LocalReads);
+                    }
+                    _ => faults::befall(self, machine),
+                }
                 next = self.now + Duration::from_millis(self.random.random_range(1..=EVENT_EVERY_MS_MAX));
             }
             self.step();
         }
     }
 
-    fn event(&mut self) {
-        self.faults += 1;
-        let host = self.random.random_range(0..HOSTS);
-        let name = self.hosts[host].name.clone();
-        match self.random.random_range(0..8) {
-            0 if self.hosts[host].is_up() => self.kill(host),
-            0..=1 if !self.hosts[host].is_up() => {
-                sometimes!("a host was started again");
-                self.boot(host);
-            }
-            2 if self.hosts[host].is_up() && !self.hosts[host].is_stopped() => {
-                tell!("{name} stands still");
-                self.hosts[host].stop();
-            }
-            3 if self.hosts[host].is_stopped() => self.wake(host),
-            4 => {
-                let other = self.hosts[(host + self.random.random_range(1..HOSTS)) % HOSTS].name.clone();
-                tell!("nothing passes from {name} to {other}");
-                sometimes!("a direction was cut");
-                self.weather.cut(&name, &other);
-            }
-            5 => {
-                tell!("the network is mended");
-                self.weather.mend();
-            }
-            6 => {
-                let by = self.random.random_range(-CLOCK_JUMP_MS_MAX..=CLOCK_JUMP_MS_MAX);
-                tell!("the clock of {name} jumps by {by} ms");
-                sometimes!(by < 0, "a clock was set back");
-                self.hosts[host].wall.jump(by * 1_000_000);
-            }
-            _ => {}
-        }
-    }
-
-    fn kill(&mut self, host: usize) {
-        let ending = if self.random.random_bool(0.5) { Ending::Reset } else { Ending::Silent };
-        let name = self.hosts[host].name.clone();
-        tell!("{name} is killed: {ending:?}");
-        sometimes!(ending == Ending::Reset, "a host was killed and its peers were told");
-        sometimes!(ending == Ending::Silent, "a host was killed in silence");
-        self.network.kill(&name, ending);
-        self.hosts[host].kill();
-    }
-
-    fn wake(&mut self, host: usize) {
-        tell!("{} goes on", self.hosts[host].name);
-        let missed = self.hosts[host].wake();
-        sometimes!(missed > 2 * IDLE_LIMIT, "a host stood still until its peers gave it up");
-    }
-
-    /// Everything is put right, and soon everybody hears from everybody.
-    fn recovery(&mut self) {
-        tell!("everything is put right");
-        self.weather.mend();
-        self.weather.calm();
-        for host in 0..HOSTS {
-            if !self.hosts[host].is_up() {
-                self.boot(host);
-            }
-            if self.hosts[host].is_stopped() {
-                self.wake(host);
+    /// What no store survives: every disk forgets.
+    fn forget_everywhere(&mut self, bug: Bug) {
+        for place in 0..self.machines.len() {
+            self.kill(place, true, Ending::Reset);
+            let Machine { disk, snapshot, .. } = &mut self.machines[place];
+            match snapshot.take() {
+                Some(then) if bug == Bug::MajorityRolledBack => disk.restore(&then),
+                _ => disk.wipe(),
             }
         }
-        let names: Vec<NodeId> = self.hosts.iter().map(|host| host.name.clone()).collect();
-        self.heard.forget();
-        let last = self.now + RECOVERY_MAX;
+    }
+
+    fn step_until(&mut self, last: Duration, mut is_done: impl FnMut(&mut Self) -> bool) -> bool {
         while self.now < last && !story::failed() {
-            if self.heard.all(&names) {
-                tell!("everybody hears everybody");
-                return;
+            if self.now.as_millis() % LOOK_EVERY.as_millis() == 0 && is_done(self) {
+                return true;
             }
             self.step();
         }
-        story::fail(format!("{RECOVERY_MAX:?} after everything was put right, not everybody hears everybody"));
+        false
+    }
+
+    /// Everything is put right: soon all sound nodes serve, and then hold the same rows, which follow from what the
+    /// clients were told.
+    fn recovery(&mut self) {
+        if story::failed() {
+            return;
+        }
+        tell!("everything is put right");
+        self.weather.mend();
+        self.weather.calm();
+        for place in 0..self.machines.len() {
+            self.machines[place].relieve();
+            if self.machines[place].host.is_stopped() {
+                self.wake(place);
+            }
+            if !self.machines[place].host.is_up() {
+                self.boot(place);
+            }
+        }
+        let sound = self.machines.iter().filter(|machine| !machine.harmed);
+        let sound: Vec<NodeId> = sound.map(|machine| machine.host.name.clone()).collect();
+        self.log.with(|log| log.done.clear());
+        let idle = |world: &mut Self| world.log.with(|log| progress::idle(&sound, &log.done).len());
+        if !self.step_until(self.now + PROGRESS_WITHIN, |world| world.start_stopped() && idle(world) == 0) {
+            let idle = self.log.with(|log| format!("{:?}", progress::idle(&sound, &log.done)));
+            return story::fail(format!("{PROGRESS_WITHIN:?} after everything was put right, {idle} serve nothing"));
+        }
+        self.log.with(|log| log.quiet = true);
+        let answered = self.now + ANSWERED_WITHIN;
+        let mut held = Err("nothing was looked at".to_owned());
+        self.step_until(self.now + CONVERGED_WITHIN, |world| {
+            held = converged::look(&world.sound_nodes());
+            held.is_ok() && world.now > answered
+        });
+        match held {
+            Err(why) => story::fail(format!("{CONVERGED_WITHIN:?} after the last request {why}")),
+            Ok(finals) => self.log.with(|log| linearizable::hold(&log.history, &finals)),
+        }
+    }
+
+    /// Starts what was leaving when everything was put right.
+    fn start_stopped(&mut self) -> bool {
+        for place in 0..self.machines.len() {
+            if !self.machines[place].host.is_up() && !self.machines[place].harmed {
+                self.boot(place);
+            }
+        }
+        true
+    }
+
+    fn sound_nodes(&self) -> BTreeMap<String, crate::program::Handle> {
+        let sound = self.machines.iter().filter(|machine| !machine.harmed);
+        let node = |machine: &Machine| Some((machine.host.name.to_string(), machine.shared.handle.lock().clone()?));
+        sound.filter_map(node).collect()
+    }
+
+    fn end(mut self) {
+        for place in 0..self.machines.len() {
+            self.kill(place, false, Ending::Reset);
+        }
+        let digests: Vec<u64> = self.machines.iter().map(|machine| machine.disk.digest()).collect();
+        tell!("on the disks: {digests:x?}");
+    }
+}
+
+impl Machine {
+    /// There is room again, and speed.
+    fn relieve(&mut self) {
+        self.disk.set_quota(u64::MAX);
+        self.disk.slow(Duration::ZERO);
+        self.relieved_at = None;
     }
 }

@@ -189,6 +189,7 @@ impl State {
         self.issued += 1;
         self.busy_until = self.busy_until.max(now) + takes;
         self.in_flight.push_back(InFlight { number: self.issued, done_at: self.busy_until });
+        outrigger::blocking::owe(self.busy_until.saturating_sub(now));
         self.advance(now);
         self.issued
     }

@@ -1,0 +1,36 @@
+//! Faults put into a world on purpose: if its checks find none of them, they prove nothing.
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// Reads that ask this node alone are passed off as quorum reads.
+    LocalReads,
+    /// A write whose fate is unknown is written again, and the answer taken for the first one's.
+    BlindRetries,
+    /// Every disk says that a sync is done, and does nothing.
+    LyingDisks,
+    /// A majority's disks go back to what they were, all at once.
+    MajorityRolledBack,
+    /// A majority's disks are emptied, all at once.
+    MajorityWiped,
+}
+
+/// All of them, by the names under which a seed is lived through with them.
+pub(crate) const ALL: [(&str, Bug); 5] = [
+    ("local-reads", Bug::LocalReads),
+    ("blind-retries", Bug::BlindRetries),
+    ("lying-disks", Bug::LyingDisks),
+    ("majority-rolled-back", Bug::MajorityRolledBack),
+    ("majority-wiped", Bug::MajorityWiped),
+];
+
+/// The variable that names the bug of a world.
+pub(crate) const WANTED: &str = "BUG";
+
+/// The bug that this process was asked for.
+pub(crate) fn wanted() -> Option<Bug> {
+    let name = std::env::var(WANTED).unwrap_or_default();
+    let bug = ALL.iter().find(|(known, _)| *known == name).map(|(_, bug)| *bug);
+    assert!(bug.is_some() || name.is_empty(), "{name:?} is none of {ALL:?}");
+    bug
+}

@@ -1,0 +1,241 @@
+//! The clients: what they ask of the node beside them, and what they are told, in the order of real time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger::api::Service;
+use outrigger::api::command::{Address, Consistency, Get, Write};
+use outrigger::api::error::{ApiError, Written};
+use outrigger::store::update::{Change, Condition, Outcome as Told, Row, Update, Verdict};
+use outrigger::types::{Ballot, Key, NodeId, ShardId, Value};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::history::{History, Op, Outcome, When};
+use crate::invariants::monotone;
+use crate::monotone::Monotone;
+use crate::sometimes::sometimes;
+use crate::story::{self, tell};
+
+/// Clients of each node; one more reads locally.
+const CLIENTS: u32 = 2;
+const THINK_MS_MAX: u64 = 150;
+const READ_EVERY_MS_MAX: u64 = 60;
+const TIMEOUT_MS: std::ops::Range<u64> = 300..2_000;
+/// How long after the last request nobody waits for an answer any more.
+pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+/// Shards, and keys of each: few, so that clients meet.
+const SHARDS: [(&str, &str); 2] = [("acme", "payments"), ("zeta", "mail")];
+const KEYS: [&str; 4] = ["a", "b", "sum-a", "sum-b"];
+
+/// What was asked and answered in a world.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+pub(crate) struct Inner {
+    pub(crate) history: History,
+    monotone: Monotone,
+    /// Rises with every event: one order for all.
+    clock: u64,
+    clients: u32,
+    /// Quorum operations that succeeded, by node.
+    pub(crate) done: std::collections::BTreeMap<NodeId, u64>,
+    /// Nobody asks for anything more.
+    pub(crate) quiet: bool,
+    pub(crate) bug: Option<crate::bugs::Bug>,
+}
+
+impl Inner {
+    fn tick(&mut self) -> u64 {
+        self.clock = (self.clock + 1).max(story::now().as_nanos() as u64);
+        self.clock
+    }
+}
+
+impl Log {
+    pub(crate) fn with<T>(&self, see: impl FnOnce(&mut Inner) -> T) -> T {
+        see(&mut self.0.lock())
+    }
+}
+
+/// Every key, as the history names it.
+pub(crate) fn addresses() -> Vec<(String, Address)> {
+    let shards = SHARDS.iter().map(|(org, namespace)| ShardId::parse(org, namespace).expect("a shard"));
+    let address = |shard: &ShardId, key: &str| {
+        let at = Address { shard: shard.clone(), key: Key::parse(key).expect("a key") };
+        (format!("{shard}/{key}"), at)
+    };
+    shards.flat_map(|shard| KEYS.map(|key| address(&shard, key))).collect()
+}
+
+pub(crate) fn start(
+    node: &NodeId,
+    boot: u64,
+    service: &Arc<Service>,
+    log: &Log,
+    mut random: StdRng,
+) -> Vec<JoinHandle<()>> {
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let number = log.with(|log| {
+            log.clients += 1;
+            log.clients
+        });
+        let random = StdRng::seed_from_u64(random.random());
+        let client = Client { node: node.clone(), number, service: service.clone(), log: log.clone(), random, made: 0 };
+        clients.push(tokio::spawn(client.run()));
+    }
+    let random = StdRng::seed_from_u64(random.random());
+    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), log.clone(), random)));
+    clients
+}
+
+struct Client {
+    node: NodeId,
+    number: u32,
+    service: Arc<Service>,
+    log: Log,
+    random: StdRng,
+    made: u64,
+}
+
+impl Client {
+    async fn run(mut self) {
+        let addresses = addresses();
+        let mut seen: Vec<Option<i64>> = vec![None; addresses.len()];
+        loop {
+            sleep(Duration::from_millis(self.random.random_range(0..=THINK_MS_MAX))).await;
+            if self.log.with(|log| log.quiet) {
+                continue;
+            }
+            let place = self.random.random_range(0..addresses.len());
+            let (name, at) = &addresses[place];
+            let op = self.choose(name, seen[place]);
+            if let Some(upd) = self.carry_out(name, at.clone(), op).await {
+                seen[place] = upd;
+            }
+        }
+    }
+
+    fn choose(&mut self, name: &str, seen: Option<i64>) -> Op {
+        self.made += 1;
+        let value = format!("{}-{}", self.number, self.made).into_bytes();
+        if name.contains("sum") {
+            return if self.random.random_bool(0.7) { Op::Add(self.random.random_range(1..=9)) } else { Op::Get };
+        }
+        match (self.random.random_range(0..10), seen) {
+            (0..=2, _) => Op::Get,
+            (3..=5, _) => Op::Put(When::Always, value),
+            (6, _) => Op::Put(When::Absent, value),
+            (7..=8, Some(upd)) => Op::Put(When::UpdIs(upd), value),
+            (7..=8, None) => Op::Put(When::Absent, value),
+            _ => Op::Delete(When::Always),
+        }
+    }
+
+    /// Returns the version that is there now, where that was told.
+    async fn carry_out(&mut self, name: &str, at: Address, op: Op) -> Option<Option<i64>> {
+        let timeout = Some(Duration::from_millis(self.random.random_range(TIMEOUT_MS)));
+        let number = self.number;
+        let (id, bug) = self.log.with(|log| {
+            let now = log.tick();
+            (log.history.call(number, name, op.clone(), now), log.bug)
+        });
+        let told = if op == Op::Get {
+            let consistency =
+                if bug == Some(crate::bugs::Bug::LocalReads) { Consistency::Local } else { Consistency::Quorum };
+            let read = self.service.get(Get { at, consistency, timeout }).await;
+            read.map(|row| Outcome::Read(row.map(|row| (row.value.as_bytes().to_vec(), Some(row.upd.0)))))
+        } else {
+            let update = update(&op);
+            let mut written = self.service.write(Write { at: at.clone(), update: update.clone(), timeout }).await;
+            if bug == Some(crate::bugs::Bug::BlindRetries) && matches!(written, Err(ApiError::Timeout(_))) {
+                written = self.service.write(Write { at, update, timeout }).await;
+            }
+            written.map(|told| outcome(&op, told))
+        };
+        let outcome = told.unwrap_or_else(|error| self.failed(&error));
+        tell!("client {number}: {name}: {op} -> {outcome}");
+        let upd = known_version(&outcome);
+        self.log.with(|log| {
+            let now = log.tick();
+            if !matches!(outcome, Outcome::Refused | Outcome::Unknown) {
+                *log.done.entry(self.node.clone()).or_default() += 1;
+            }
+            log.history.returns(id, outcome, now);
+        });
+        upd
+    }
+
+    fn failed(&self, error: &ApiError) -> Outcome {
+        sometimes!(matches!(error, ApiError::NoQuorum(_)), "a write was refused for want of a quorum");
+        sometimes!(matches!(error, ApiError::DiskFull(_)), "a write was refused by a full disk");
+        match error.row().written {
+            Written::No => Outcome::Refused,
+            Written::Unknown => {
+                sometimes!("the fate of a write was unknown");
+                Outcome::Unknown
+            }
+        }
+    }
+}
+
+fn update(op: &Op) -> Update {
+    let condition = |when: &When| match when {
+        When::Always => Condition::Always,
+        When::Absent => Condition::Absent,
+        When::UpdIs(upd) => Condition::UpdIs(Ballot(*upd)),
+    };
+    match op {
+        Op::Get => Update::read(),
+        Op::Put(when, value) => {
+            Update { condition: condition(when), change: Change::Put(Value::from(value.clone())) }
+        }
+        Op::Delete(when) => Update { condition: condition(when), change: Change::Del },
+        Op::Add(by) => Update::always(Change::Add(*by)),
+    }
+}
+
+fn outcome(op: &Op, told: Told) -> Outcome {
+    let upd = |row: &Option<Row>| row.as_ref().map(|row| row.upd.0);
+    match (op, told.verdict) {
+        (_, Verdict::ConditionFailed) => {
+            sometimes!("a condition failed");
+            Outcome::ConditionFailed(upd(&told.before))
+        }
+        (Op::Delete(_), verdict) => Outcome::Deleted(Some(verdict == Verdict::Written)),
+        (Op::Add(_), _) => {
+            let row = told.after.expect("a sum");
+            let sum = String::from_utf8_lossy(row.value.as_bytes()).parse().expect("a number");
+            Outcome::Added(sum, Some(row.upd.0))
+        }
+        _ => Outcome::Written(upd(&told.after)),
+    }
+}
+
+fn known_version(outcome: &Outcome) -> Option<Option<i64>> {
+    match outcome {
+        Outcome::Read(row) => Some(row.as_ref().and_then(|(_, upd)| *upd)),
+        Outcome::Written(upd) | Outcome::Added(_, upd) | Outcome::ConditionFailed(upd) => Some(*upd),
+        Outcome::Deleted(_) => Some(None),
+        Outcome::Present | Outcome::Refused | Outcome::Unknown => None,
+    }
+}
+
+async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, mut random: StdRng) {
+    let addresses = addresses();
+    loop {
+        sleep(Duration::from_millis(random.random_range(1..=READ_EVERY_MS_MAX))).await;
+        let (name, at) = &addresses[random.random_range(0..addresses.len())];
+        let get = Get { at: at.clone(), consistency: Consistency::Local, timeout: None };
+        let Ok(row) = service.get(get).await else { continue };
+        log.with(|log| {
+            let now = log.tick();
+            monotone::check(&mut log.monotone, &node, boot, name, row.map(|row| row.upd.0), now);
+        });
+    }
+}

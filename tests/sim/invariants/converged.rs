@@ -1,0 +1,51 @@
+//! With nothing going wrong and nobody asking, all sound nodes hold the same rows before long, and nothing is left waiting:
+//! no vote of unknown fate, no frame without its file.
+
+use std::collections::BTreeMap;
+
+use crate::clients::addresses;
+use crate::linearizable::Finals;
+use crate::program::Handle;
+
+/// What each node holds; or what it is still waiting for.
+pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
+    let mut finals = Finals::new();
+    for (name, handle) in nodes {
+        let status = handle.view.cluster();
+        if let Some(why) = status.unready {
+            return Err(format!("{name} is not ready: {why}"));
+        }
+        if status.pending_frames > 0 || handle.manager.apply_backlog() > 0 {
+            let (pending, waiting) = (status.pending_frames, handle.manager.apply_backlog());
+            return Err(format!("{name} has {pending} votes of unknown fate and {waiting} frames for its files"));
+        }
+        let mut rows = BTreeMap::new();
+        for (key, at) in addresses() {
+            let shard = match handle.manager.exists(&at.shard) {
+                true => handle.manager.open(&at.shard).map_err(|error| format!("{name}: {key}: {error}"))?,
+                false => continue,
+            };
+            let row = shard.read(&at.key).map_err(|error| format!("{name}: {key}: {error}"))?;
+            rows.extend(row.map(|row| (key, (row.value.as_bytes().to_vec(), row.upd.0))));
+        }
+        finals.insert(name.clone(), rows);
+    }
+    let mut all = finals.values();
+    let first = all.next();
+    match all.all(|rows| Some(rows) == first) {
+        true => Ok(finals),
+        false => Err(format!("they hold different rows: {}", differences(&finals))),
+    }
+}
+
+fn differences(finals: &Finals) -> String {
+    let held = |rows: &BTreeMap<String, (Vec<u8>, i64)>, key: &str| rows.get(key).map(|(_, upd)| *upd);
+    let mut differing = Vec::new();
+    for (key, _) in addresses() {
+        let versions: Vec<_> = finals.iter().map(|(node, rows)| (node, held(rows, &key))).collect();
+        if versions.windows(2).any(|pair| pair[0].1 != pair[1].1) {
+            differing.push(format!("{key}: {versions:?}"));
+        }
+    }
+    differing.join("; ")
+}

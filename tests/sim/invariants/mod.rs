@@ -1,0 +1,15 @@
+//! What always holds, one file each.
+//!
+//! | invariant | when it is looked at |
+//! | --- | --- |
+//! | [`linearizable`] | at the end: every key's history, and that what is stored everywhere is its last state |
+//! | [`monotone`] | with every local read |
+//! | [`votes`] | in every turn: no node whose disk was not harmed stops voting, or ends |
+//! | [`progress`] | after everything was put right: every node serves again, within a bound |
+//! | [`converged`] | after that: all nodes hold the same rows, within a bound, and nothing is left waiting |
+
+pub(crate) mod converged;
+pub(crate) mod linearizable;
+pub(crate) mod monotone;
+pub(crate) mod progress;
+pub(crate) mod votes;

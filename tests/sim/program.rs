@@ -1,0 +1,100 @@
+//! What runs on a host: a whole node, and the clients beside it, which end with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger::clock::Clock;
+use outrigger::cluster::status::Observe;
+use outrigger::config::{Config, Environment, Overrides};
+use outrigger::disk::Disk;
+use outrigger::node::{Member, Network, Surroundings};
+use outrigger::store::Manager;
+use outrigger::transport::memory;
+use outrigger::types::NodeId;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use tokio::sync::Notify;
+
+use crate::clients::{self, Log};
+use crate::sometimes::sometimes;
+use crate::story::tell;
+
+/// So small that segments are given up within a world's life.
+const SEGMENT_BYTES: u64 = 24 * 1024;
+const DATA_DIR: &str = "/data";
+
+/// Through what the world sees a node that runs, and stops it.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) view: Arc<dyn Observe>,
+    pub(crate) manager: Arc<Manager>,
+}
+
+/// What a host and its process share; the world looks into it between turns.
+#[derive(Clone, Default)]
+pub(crate) struct Shared {
+    pub(crate) handle: Arc<Mutex<Option<Handle>>>,
+    /// Why the node did not start, or ended.
+    pub(crate) ended: Arc<Mutex<Option<String>>>,
+    /// Asks the node to leave, as SIGTERM does.
+    pub(crate) leave: Arc<Notify>,
+}
+
+pub(crate) struct Program {
+    pub(crate) name: NodeId,
+    pub(crate) voters: Vec<NodeId>,
+    pub(crate) boot: u64,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) network: Arc<memory::Network>,
+    pub(crate) shared: Shared,
+    pub(crate) log: Log,
+    pub(crate) random: StdRng,
+}
+
+fn config(name: &NodeId, voters: &[NodeId]) -> Config {
+    // Addresses are given in the order of joining, whatever the names.
+    let seeds = (1..=voters.len()).map(|n| format!("10.0.0.{n}:7117")).collect();
+    let overrides = Overrides::default()
+        .text("node.name", Some(name.to_string()))
+        .text("node.data_dir", Some(PathBuf::from(DATA_DIR).display().to_string()))
+        .list("peer.seeds", seeds)
+        .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())
+        .text("cluster.key_file", Some("/key".to_owned()));
+    Config::load(None, &Environment::default(), overrides).expect("a configuration")
+}
+
+impl Program {
+    pub(crate) async fn run(self, clock: Arc<dyn Clock>) {
+        let Self { name, voters, boot, disk, network, shared, log, random } = self;
+        let surroundings =
+            Surroundings { clock, disk, network: Network::Memory(network), segment_bytes: SEGMENT_BYTES };
+        let member = match Box::pin(Member::start(&config(&name, &voters), surroundings)).await {
+            Ok(member) => member,
+            Err(error) => {
+                tell!("does not start: {error}");
+                *shared.ended.lock() = Some(error.to_string());
+                return;
+            }
+        };
+        *shared.handle.lock() = Some(Handle { view: member.view(), manager: member.manager().clone() });
+        let clients = clients::start(&name, boot, &member.service(), &log, random);
+        tokio::select! {
+            () = shared.leave.notified() => {
+                tell!("leaves");
+                sometimes!("a node left in good order");
+                member.leave().await;
+                clients.iter().for_each(tokio::task::JoinHandle::abort);
+                *shared.handle.lock() = None;
+                member.close().await;
+                // The journal's last words.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                *shared.ended.lock() = Some("left".to_owned());
+            }
+            why = member.failed() => {
+                tell!("ends: {why}");
+                *shared.ended.lock() = Some(why);
+            }
+        }
+    }
+}
