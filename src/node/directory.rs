@@ -13,10 +13,11 @@ use crate::types::NodeId;
 /// only by taking that node's votes away for good.
 pub(super) fn is_marked(disk: &dyn Disk, data_dir: &Path, node: &NodeId) -> Result<bool, Error> {
     let owner = disk.open(&name_file(data_dir)).and_then(|file| disk::read(&*file)).unwrap_or_default();
-    match String::from_utf8_lossy(&owner).trim() {
-        "" => Ok(false),
-        owner if owner == node.as_str() => Ok(true),
-        owner => Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_owned(), node: node.clone() }),
+    // What is no name is what a loss of power left of one.
+    match NodeId::parse(String::from_utf8_lossy(&owner).trim()) {
+        Err(_) => Ok(false),
+        Ok(owner) if owner == *node => Ok(true),
+        Ok(owner) => Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_string(), node: node.clone() }),
     }
 }
 
@@ -24,7 +25,12 @@ pub(super) fn is_marked(disk: &dyn Disk, data_dir: &Path, node: &NodeId) -> Resu
 pub(super) fn mark(disk: &dyn Disk, data_dir: &Path, node: &NodeId) {
     let path = name_file(data_dir);
     // A precaution is no reason not to start: a full disk, for one, must not keep a node from serving reads.
-    if let Err(error) = disk.create(&path).and_then(|file| file.write_at(format!("{node}\n").as_bytes(), 0)) {
+    let write = || {
+        let file = disk.create(&path)?;
+        file.write_at(format!("{node}\n").as_bytes(), 0)?;
+        file.sync()
+    };
+    if let Err(error) = write() {
         tracing::warn!(path = %path.display(), %error, "cannot mark the data directory as this node's");
     }
 }
@@ -46,4 +52,27 @@ pub(super) fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
     let written = options.open(&path).and_then(|mut file| file.write_all(&key));
     written.map_err(|source| Error::ResetKey { path, source })?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+
+    /// The name was never synced: a loss of power left zeros in its place, which were taken for another node's name, and
+    /// the node refused to start on its own data.
+    #[test]
+    fn what_is_left_of_a_name_is_nobodys() {
+        let (dir, a) = (tempfile::tempdir().unwrap(), NodeId::parse("a").unwrap());
+        std::fs::create_dir(dir.path().join(journal::DIRECTORY)).unwrap();
+        assert!(!is_marked(&OsDisk, dir.path(), &a).unwrap());
+        for torn in [&b"\0\0"[..], b"", b"\xff\xfe"] {
+            std::fs::write(name_file(dir.path()), torn).unwrap();
+            assert!(!is_marked(&OsDisk, dir.path(), &a).unwrap());
+        }
+        mark(&OsDisk, dir.path(), &a);
+        assert!(is_marked(&OsDisk, dir.path(), &a).unwrap());
+        let other = is_marked(&OsDisk, dir.path(), &NodeId::parse("b").unwrap());
+        assert!(matches!(other, Err(Error::ForeignData { owner, .. }) if owner == "a"));
+    }
 }

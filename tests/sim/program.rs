@@ -58,6 +58,7 @@ fn config(name: &NodeId, voters: &[NodeId]) -> Config {
     let overrides = Overrides::default()
         .text("node.name", Some(name.to_string()))
         .text("node.data_dir", Some(PathBuf::from(DATA_DIR).display().to_string()))
+        .text("peer.listen", Some("127.0.0.1:0".to_owned()))
         .list("peer.seeds", seeds)
         .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())
         .text("cluster.key_file", Some("/key".to_owned()));

@@ -269,6 +269,7 @@ impl World {
         self.weather.calm();
         for place in 0..self.machines.len() {
             self.machines[place].relieve();
+            self.machines[place].host.wall.correct();
             if self.machines[place].host.is_stopped() {
                 self.wake(place);
             }
