@@ -105,23 +105,21 @@ fn problem(error: Error) -> (u16, String, Option<Written>) {
 async fn rejected_and_busy_over_the_socket() {
     let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
     let dir = dir.path();
-    let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
-    let surroundings = Surroundings { clock: clock.clone(), ..Surroundings::default() };
+    let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(600_000_000_000) });
+    let surroundings = Surroundings { clock, ..Surroundings::default() };
     let a = Node::start_in(config(dir, "a", &[]), surroundings).await.unwrap();
     let b = Node::start(config(dir, "b", &[a.member().peer_addr().unwrap().to_string()])).await.unwrap();
     ready(&a).await;
     ready(&b).await;
+    client(dir, "b").put("k", "1").await.unwrap();
     let writer = client(dir, "a");
-    writer.put("k", "1").await.unwrap();
-
-    clock.off.store(600_000_000_000, Ordering::Relaxed);
     let (status, kind, written) = problem(writer.put("new", "2").await.unwrap_err());
     assert_eq!((status, written), (409, Some(Written::No)), "{kind}");
     assert!(kind.contains("frame-rejected"), "{kind}");
-    clock.off.store(0, Ordering::Relaxed);
     assert_eq!(client(dir, "b").get("new").await.unwrap(), None, "nothing was written");
 
-    let draining = tokio::spawn(a.drain());
+    let writer = client(dir, "b");
+    let draining = tokio::spawn(b.drain());
     let refused = loop {
         if let Err(error) = writer.put("other", "3").await {
             break problem(error);
@@ -130,5 +128,5 @@ async fn rejected_and_busy_over_the_socket() {
     assert_eq!((refused.0, refused.2), (503, Some(Written::No)));
     assert!(refused.1.contains("busy"), "{}", refused.1);
     draining.await.unwrap();
-    b.drain().await;
+    a.drain().await;
 }

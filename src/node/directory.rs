@@ -17,7 +17,9 @@ pub(super) fn is_marked(disk: &dyn Disk, data_dir: &Path, node: &NodeId) -> Resu
     match NodeId::parse(String::from_utf8_lossy(&owner).trim()) {
         Err(_) => Ok(false),
         Ok(owner) if owner == *node => Ok(true),
-        Ok(owner) => Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_string(), node: node.clone() }),
+        Ok(owner) => {
+            Err(Error::ForeignData { path: data_dir.to_owned(), owner: owner.to_string(), node: node.clone() })
+        }
     }
 }
 

@@ -5,11 +5,11 @@
 
 /// Names one operation of a [`History`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OpId(pub(super) usize);
+pub(crate) struct OpId(pub(super) usize);
 
 /// What must hold for a write to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum When {
+pub(crate) enum When {
     /// Nothing.
     Always,
     /// The key has no value.
@@ -20,7 +20,7 @@ pub enum When {
 
 /// What a client asks of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
+pub(crate) enum Op {
     /// A quorum read. Local reads promise less: they belong to `monotone`.
     Get,
     /// Replaces the value.
@@ -33,7 +33,7 @@ pub enum Op {
 
 /// What a client was told. A version is `None` where the dialect does not say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// A read: the value and its version, or that there is none.
     Read(Option<(Vec<u8>, Option<i64>)>),
     /// A put took effect, as this version.
@@ -56,34 +56,34 @@ pub enum Outcome {
 
 /// One operation with what came of it.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Who asked.
-    pub client: u32,
+    pub(crate) client: u32,
     /// Of which key.
-    pub key: String,
+    pub(crate) key: String,
     /// What.
-    pub op: Op,
+    pub(crate) op: Op,
     /// When it left the client.
-    pub called_ns: u64,
+    pub(crate) called_ns: u64,
     /// What the client was told, and when.
-    pub returned: Option<(Outcome, u64)>,
+    pub(crate) returned: Option<(Outcome, u64)>,
 }
 
 /// All operations of one run, in the order of their calls' recording. Append-only.
 #[derive(Debug, Clone, Default)]
-pub struct History {
+pub(crate) struct History {
     pub(super) entries: Vec<Entry>,
 }
 
 impl History {
     /// A client asks.
-    pub fn call(&mut self, client: u32, key: &str, op: Op, at_ns: u64) -> OpId {
+    pub(crate) fn call(&mut self, client: u32, key: &str, op: Op, at_ns: u64) -> OpId {
         self.entries.push(Entry { client, key: key.to_owned(), op, called_ns: at_ns, returned: None });
         OpId(self.entries.len() - 1)
     }
 
     /// A client is told. Panics where it was told before, or before it asked: the recording test is broken then.
-    pub fn returns(&mut self, id: OpId, outcome: Outcome, at_ns: u64) {
+    pub(crate) fn returns(&mut self, id: OpId, outcome: Outcome, at_ns: u64) {
         let entry = &mut self.entries[id.0];
         assert!(entry.returned.is_none(), "{entry:?} returns twice");
         assert!(entry.called_ns <= at_ns, "{entry:?} returns before its call");
@@ -92,7 +92,7 @@ impl History {
     }
 
     /// All operations so far.
-    pub fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 }
@@ -113,7 +113,7 @@ impl Outcome {
 
 impl Entry {
     /// What the client was told; [`Outcome::Unknown`] where it was told nothing.
-    pub fn outcome(&self) -> &Outcome {
+    pub(crate) fn outcome(&self) -> &Outcome {
         self.returned.as_ref().map_or(&Outcome::Unknown, |(outcome, _)| outcome)
     }
 }

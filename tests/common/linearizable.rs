@@ -24,7 +24,7 @@ use std::fmt;
 use super::history::{Entry, History, Op, Outcome, When};
 
 /// How many states of one key are looked at before it is given up as undecided.
-pub const STATES_MAX: usize = 2_000_000;
+pub(crate) const STATES_MAX: usize = 2_000_000;
 /// How many of the operations around a failure are told.
 const STORY_OPS_MAX: usize = 24;
 /// Versions are clock ticks with a proposer's slot in these low bits (`Ballot`); the highest slot is nobody's.
@@ -34,26 +34,26 @@ const UNSEEN: u32 = 0;
 
 /// What was checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// Keys.
-    pub keys: usize,
+    pub(crate) keys: usize,
     /// Operations, those refused apart.
-    pub ops: usize,
+    pub(crate) ops: usize,
     /// Of them those whose end is unknown.
-    pub unknown: usize,
+    pub(crate) unknown: usize,
     /// States that were looked at.
-    pub states: usize,
+    pub(crate) states: usize,
 }
 
 /// Why a history is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// The key.
-    pub key: String,
+    pub(crate) key: String,
     /// True where the search gave up: nothing is proven, and it counts as a failure.
-    pub undecided: bool,
+    pub(crate) undecided: bool,
     /// The operations around it in the order of their calls, one line each.
-    pub story: String,
+    pub(crate) story: String,
 }
 
 impl fmt::Display for Violation {
@@ -64,20 +64,20 @@ impl fmt::Display for Violation {
 }
 
 /// The rows of each node once all is quiet, by node and key; a key that is left out has no value.
-pub type Finals = BTreeMap<String, BTreeMap<String, (Vec<u8>, i64)>>;
+pub(crate) type Finals = BTreeMap<String, BTreeMap<String, (Vec<u8>, i64)>>;
 
 /// True for the version of what was overwritten within its round: no row ever has it.
-pub fn is_shared(upd: i64) -> bool {
+pub(crate) fn is_shared(upd: i64) -> bool {
     upd & SLOT_MASK == SLOT_MASK
 }
 
 /// Looks for an order of all operations.
-pub fn check(history: &History) -> Result<Stats, Violation> {
+pub(crate) fn check(history: &History) -> Result<Stats, Violation> {
     check_within(history, STATES_MAX)
 }
 
 /// As [`check`], giving up after `states_max` states of one key.
-pub fn check_within(history: &History, states_max: usize) -> Result<Stats, Violation> {
+pub(crate) fn check_within(history: &History, states_max: usize) -> Result<Stats, Violation> {
     let mut keys: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for entry in history.entries().iter().filter(|entry| *entry.outcome() != Outcome::Refused) {
         keys.entry(&entry.key).or_default().push(entry);
@@ -98,7 +98,7 @@ pub fn check_within(history: &History, states_max: usize) -> Result<Stats, Viola
 }
 
 /// Checks what is left once all is quiet: the same on every node, and possible as the last state of the history.
-pub fn check_final(history: &History, finals: &Finals) -> Result<Stats, Violation> {
+pub(crate) fn check_final(history: &History, finals: &Finals) -> Result<Stats, Violation> {
     let mut history = history.clone();
     let mut keys: Vec<&str> = history.entries.iter().map(|entry| entry.key.as_str()).collect();
     keys.extend(finals.values().flat_map(|rows| rows.keys().map(String::as_str)));

@@ -6,7 +6,7 @@ use super::linearizable::is_shared;
 
 /// What local reads have shown so far.
 #[derive(Debug, Clone, Default)]
-pub struct Monotone {
+pub(crate) struct Monotone {
     seen: HashMap<(String, u64, String), Seen>,
 }
 
@@ -22,7 +22,14 @@ struct Seen {
 impl Monotone {
     /// A local read of `key` on `node` in its life number `boot` found `upd`, or no value; the reads of one node and key
     /// must not overlap, and come in their order. The error is the story.
-    pub fn read(&mut self, node: &str, boot: u64, key: &str, upd: Option<i64>, at_ns: u64) -> Result<(), String> {
+    pub(crate) fn read(
+        &mut self,
+        node: &str,
+        boot: u64,
+        key: &str,
+        upd: Option<i64>,
+        at_ns: u64,
+    ) -> Result<(), String> {
         let place = (node.to_owned(), boot, key.to_owned());
         let before = self.seen.get(&place).copied();
         let Some(upd) = upd else {

@@ -11,7 +11,8 @@ use crate::sometimes::sometimes;
 use crate::story::tell;
 use crate::world::World;
 
-const CLOCK_JUMP_MS_MAX: i64 = 600_000;
+/// How wrong a clock may be set.
+const CLOCK_OFF_MS_MAX: i64 = 120_000;
 const SKEW_LIMIT_MS: i64 = 10_000;
 /// Bytes that a full disk has left.
 const ROOM_LEFT_MAX: u64 = 60_000;
@@ -107,11 +108,14 @@ fn mend(world: &mut World, _: usize) {
 }
 
 fn jump(world: &mut World, machine: usize) {
-    let by = world.random.random_range(-CLOCK_JUMP_MS_MAX..=CLOCK_JUMP_MS_MAX);
-    tell!("the clock of {} jumps by {by} ms", world.machines[machine].host.name);
-    sometimes!(by < 0, "a clock was set back");
-    sometimes!(by > SKEW_LIMIT_MS, "a clock ran ahead by more than the limit");
-    world.machines[machine].host.wall.jump(by * 1_000_000);
+    let to = world.random.random_range(-CLOCK_OFF_MS_MAX..=CLOCK_OFF_MS_MAX);
+    tell!("the clock of {} is set, wrong by {to} ms", world.machines[machine].host.name);
+    let before = world.machines[machine].host.wall.set_off(to * 1_000_000);
+    sometimes!(to * 1_000_000 < before, "a clock was set back");
+    sometimes!(to > SKEW_LIMIT_MS, "a clock ran ahead by more than the limit");
+    // A node that numbered something by a wrong clock is of no use until that time has come: of two that differ, with
+    // nobody to tell which is right.
+    world.slack = 2 * Duration::from_millis(CLOCK_OFF_MS_MAX as u64);
 }
 
 fn fill(world: &mut World, machine: usize) {

@@ -23,14 +23,9 @@ impl Wall {
         Self(Arc::new(AtomicI64::new(nanos)))
     }
 
-    /// Sets it right.
-    pub(crate) fn correct(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    /// Sets it forward, or back, by so much.
-    pub(crate) fn jump(&self, nanos: i64) {
-        self.0.fetch_add(nanos, Ordering::Relaxed);
+    /// Sets it, wrong by `nanos`; returns by how much it was wrong before.
+    pub(crate) fn set_off(&self, nanos: i64) -> i64 {
+        self.0.swap(nanos, Ordering::Relaxed)
     }
 }
 

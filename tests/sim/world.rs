@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) weather: Arc<SeededWeather>,
     pub(crate) faults: u64,
+    /// How much longer than usual things may take until they are well again.
+    pub(crate) slack: Duration,
     now: Duration,
     network: Arc<Network>,
     log: Log,
@@ -115,7 +117,17 @@ impl World {
         }
         let log = Log::default();
         log.with(|log| log.bug = bug);
-        let mut world = Self { random, machines, weather, faults: 0, now: Duration::ZERO, network, log, bug };
+        let mut world = Self {
+            random,
+            machines,
+            weather,
+            faults: 0,
+            slack: Duration::ZERO,
+            now: Duration::ZERO,
+            network,
+            log,
+            bug,
+        };
         (0..count).for_each(|machine| world.boot(machine));
         world
     }
@@ -132,7 +144,7 @@ impl World {
             if machine.disk.is_cut() {
                 sometimes!("the power failed in the middle of the node's work");
                 self.kill(place, true, Ending::Silent);
-            } else if self.now.as_millis() % LOOK_EVERY.as_millis() == 0 {
+            } else if self.now.as_millis().is_multiple_of(LOOK_EVERY.as_millis()) {
                 self.look_at(place);
             }
         }
@@ -250,7 +262,7 @@ impl World {
 
     fn step_until(&mut self, last: Duration, mut is_done: impl FnMut(&mut Self) -> bool) -> bool {
         while self.now < last && !story::failed() {
-            if self.now.as_millis() % LOOK_EVERY.as_millis() == 0 && is_done(self) {
+            if self.now.as_millis().is_multiple_of(LOOK_EVERY.as_millis()) && is_done(self) {
                 return true;
             }
             self.step();
@@ -269,7 +281,7 @@ impl World {
         self.weather.calm();
         for place in 0..self.machines.len() {
             self.machines[place].relieve();
-            self.machines[place].host.wall.correct();
+            self.machines[place].host.wall.set_off(0);
             if self.machines[place].host.is_stopped() {
                 self.wake(place);
             }
@@ -281,14 +293,15 @@ impl World {
         let sound: Vec<NodeId> = sound.map(|machine| machine.host.name.clone()).collect();
         self.log.with(|log| log.done.clear());
         let idle = |world: &mut Self| world.log.with(|log| progress::idle(&sound, &log.done).len());
-        if !self.step_until(self.now + PROGRESS_WITHIN, |world| world.start_stopped() && idle(world) == 0) {
+        if !self.step_until(self.now + PROGRESS_WITHIN + self.slack, |world| world.start_stopped() && idle(world) == 0)
+        {
             let idle = self.log.with(|log| format!("{:?}", progress::idle(&sound, &log.done)));
             return story::fail(format!("{PROGRESS_WITHIN:?} after everything was put right, {idle} serve nothing"));
         }
         self.log.with(|log| log.quiet = true);
         let answered = self.now + ANSWERED_WITHIN;
         let mut held = Err("nothing was looked at".to_owned());
-        self.step_until(self.now + CONVERGED_WITHIN, |world| {
+        self.step_until(self.now + CONVERGED_WITHIN + self.slack, |world| {
             held = converged::look(&world.sound_nodes());
             held.is_ok() && world.now > answered
         });

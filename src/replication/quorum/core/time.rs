@@ -1,6 +1,7 @@
 //! Keeping a broken clock from doing harm to its own node (rule 11). A node whose clock ran ahead would push its durable
-//! ceiling there, and be of no use to anybody until real time came by, restarts included. So a clock that a majority of
-//! the voters contradicts by more than `max_skew` is corrected by theirs, as soon as it jumps.
+//! ceiling there, and be of no use to anybody until real time came by, restarts included. So time goes on as before where
+//! a clock is set while the node runs, and a clock that a majority of the voters contradicts by more than `max_skew` is
+//! corrected by theirs.
 
 use std::time::Duration;
 
@@ -11,19 +12,22 @@ use crate::clock::{Clock, Now, correction};
 const JUMP: Duration = Duration::from_secs(1);
 
 impl Core {
-    /// Notices that the wall clock was set, and sets it right where the others say so. Cheap: called before everything.
-    /// Returns the time to go by.
+    /// Notices that the wall clock was set, and goes on as if it had not been: whether it was set right or wrong is for
+    /// the others to say. Cheap: called before everything. Returns the time to go by.
     pub(in crate::replication::quorum) fn check_time(&mut self, now: Now) -> Now {
         let offset = now.wall.saturating_sub(i64::try_from(now.monotonic.as_nanos()).unwrap_or(i64::MAX));
         let moved = offset.saturating_sub(*self.wall_offset.get_or_insert(offset));
         if Duration::from_nanos(moved.unsigned_abs()) < JUMP {
             return now;
         }
-        self.wall_offset = Some(offset);
         let seconds = moved / 1_000_000_000;
         tracing::warn!(seconds, "this machine's clock was set");
-        self.shift_skews(moved);
-        self.correct_time();
+        if self.peers.iter().flatten().next().is_none() {
+            // Alone there is nobody to say so.
+            self.wall_offset = Some(offset);
+            return now;
+        }
+        self.rooms.clock.correct(moved.saturating_neg());
         self.rooms.clock.now()
     }
 

@@ -429,15 +429,30 @@ async fn a_clock_that_jumps_does_no_harm() {
 /// With one other node there is no telling whose clock is wrong: the one that is ahead is refused, and says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_clock_against_one_is_refused() {
-    let cluster = Cluster::start().await;
+    let mut cluster = Cluster::start().await;
     cluster.isolate(2);
-    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
     cluster.nodes[0].clock.set_off(600);
+    // While it runs, time would go on as before.
+    cluster.restart(0).await;
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
     let decision = cluster.nodes[0].update("k", put("v")).await;
     assert!(matches!(&decision, Decision::Reject(Rejection::Refused(why)) if why.contains("max_skew")), "{decision:?}");
     cluster.nodes[0].clock.set_off(0);
     cluster.rejoin(2);
     cluster.nodes[1].accepted("k", put("w")).await;
+}
+
+/// With one peer in reach nobody contradicted a clock that was set while the node ran. What it issued meanwhile kept it
+/// out for as long as the jump was wide, also once the clock was right again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_with_one_peer_in_reach_does_no_harm() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(2);
+    cluster.nodes[0].status_is("two", |status| status.reachable == 2).await;
+    for seconds in [600, -3600, 0] {
+        cluster.nodes[0].clock.set_off(seconds);
+        cluster.nodes[0].accepted("k", put("v")).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

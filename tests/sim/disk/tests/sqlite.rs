@@ -1,6 +1,5 @@
 //! SQLite on the disk.
 
-use rusqlite::ffi;
 use rusqlite::{Connection, Error, OpenFlags};
 
 use super::*;
@@ -87,7 +86,7 @@ fn two_writers_take_turns() {
     let two = connect(&*disk).unwrap();
     one.execute_batch("BEGIN IMMEDIATE").unwrap();
     insert(&one, 1).unwrap();
-    assert_eq!(code(&insert(&two, 1).unwrap_err()), ffi::SQLITE_BUSY);
+    assert_eq!(code(&insert(&two, 1).unwrap_err()), rusqlite::ffi::SQLITE_BUSY);
     one.execute_batch("COMMIT").unwrap();
     insert(&two, 1).unwrap();
     assert_eq!(count(&one).unwrap(), 2);
@@ -107,7 +106,7 @@ fn a_rollback_journal_works_too() {
     reader.execute_batch("BEGIN").unwrap();
     assert_eq!(count(&reader).unwrap(), 1);
     connection.busy_timeout(Duration::ZERO).unwrap();
-    assert_eq!(code(&insert(&connection, 1).unwrap_err()), ffi::SQLITE_BUSY, "a reader is in the way");
+    assert_eq!(code(&insert(&connection, 1).unwrap_err()), rusqlite::ffi::SQLITE_BUSY, "a reader is in the way");
     drop(reader);
     insert(&connection, 1).unwrap();
 }
@@ -118,7 +117,7 @@ fn a_full_disk_is_told_and_got_over() {
     let (_disk, connection) = database(&world);
     insert(&connection, 50_000).unwrap();
     world.disk.set_free(20_000);
-    assert_eq!(code(&insert(&connection, 50_000).unwrap_err()), ffi::SQLITE_FULL);
+    assert_eq!(code(&insert(&connection, 50_000).unwrap_err()), rusqlite::ffi::SQLITE_FULL);
     assert_eq!(count(&connection).unwrap(), 1);
     world.disk.set_free(1 << 20);
     insert(&connection, 50_000).unwrap();
@@ -131,13 +130,13 @@ fn a_failed_sync_and_a_failed_write_are_told_as_what_they_are() {
     let world = World::new(1);
     let (_disk, connection) = database(&world);
     world.disk.fail_syncs(1);
-    assert_eq!(code(&insert(&connection, 1).unwrap_err()), ffi::SQLITE_IOERR_FSYNC);
+    assert_eq!(code(&insert(&connection, 1).unwrap_err()), rusqlite::ffi::SQLITE_IOERR_FSYNC);
     world.disk.fail_writes(1);
-    assert_eq!(code(&insert(&connection, 1).unwrap_err()), ffi::SQLITE_IOERR_WRITE);
+    assert_eq!(code(&insert(&connection, 1).unwrap_err()), rusqlite::ffi::SQLITE_IOERR_WRITE);
     insert(&connection, 1).unwrap();
     world.disk.fail_syncs(1);
     let failed = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap_err();
-    assert_eq!(code(&failed), ffi::SQLITE_IOERR_FSYNC);
+    assert_eq!(code(&failed), rusqlite::ffi::SQLITE_IOERR_FSYNC);
     checkpoint(&connection, "TRUNCATE");
 }
 
@@ -152,7 +151,7 @@ fn what_cannot_be_read_is_told() {
     world.disk.fail_reads(Path::new(DATABASE), 100_000..200_000).unwrap();
     let fresh = connect(&*disk).unwrap();
     let failed = fresh.query_row("SELECT sum(length(hex(v))) FROM t", [], |_| Ok(())).unwrap_err();
-    assert_eq!(code(&failed) & 0xff, ffi::SQLITE_IOERR);
+    assert_eq!(code(&failed) & 0xff, rusqlite::ffi::SQLITE_IOERR);
 }
 
 #[test]
@@ -169,7 +168,7 @@ fn the_connections_of_a_dead_process_change_nothing_and_are_closed_in_peace() {
         world.rest();
         world.disk.crash(power_loss);
         let digest = world.disk.digest();
-        assert_eq!(code(&writer.execute_batch("COMMIT").unwrap_err()) & 0xff, ffi::SQLITE_IOERR);
+        assert_eq!(code(&writer.execute_batch("COMMIT").unwrap_err()) & 0xff, rusqlite::ffi::SQLITE_IOERR);
         assert!(connect(&*dead).is_err());
         assert_eq!(world.disk.digest(), digest);
 
