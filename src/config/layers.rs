@@ -135,11 +135,16 @@ impl Raw {
             Self::List(items) => format!("{items:?}"),
             Self::Other(toml) => toml.escape_debug().to_string(),
         };
-        if full.chars().count() <= GOT_CHARS_MAX {
-            return full;
-        }
-        full.chars().take(GOT_CHARS_MAX).chain("...".chars()).collect()
+        shortened(full)
     }
+}
+
+/// As much of it as an error's line can bear.
+pub(super) fn shortened(full: String) -> String {
+    if full.chars().count() <= GOT_CHARS_MAX {
+        return full;
+    }
+    full.chars().take(GOT_CHARS_MAX).chain("...".chars()).collect()
 }
 
 /// A value and where it stands, for errors.

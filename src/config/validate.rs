@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::layers::{Layers, Placed, Raw};
+use super::layers::{Layers, Placed, Raw, shortened};
 use super::{
     AdminConfig, ClusterConfig, Config, ConfigError, Durability, Identity, NodeConfig, PeerConfig, SEEDS_MAX,
     SOCKET_PATH_BYTES_MAX, SocketConfig, StoreConfig, TimeoutConfig,
@@ -80,7 +80,8 @@ fn peer(fields: &Fields<'_>, pod_ip: Option<&str>, alone: bool) -> Result<PeerCo
     };
     let seeds = fields.list("peer.seeds", SEEDS_MAX)?;
     if let Some(bad) = seeds.iter().find(|seed| !is_host_port(seed)) {
-        return Err(fields.wrong("peer.seeds", format!("host:port in each entry, which {bad:?} is not")));
+        let bad = shortened(format!("{bad:?}"));
+        return Err(fields.wrong("peer.seeds", format!("host:port in each entry, which {bad} is not")));
     }
     Ok(PeerConfig { listen, advertise, seeds })
 }
@@ -136,7 +137,8 @@ fn voters(fields: &Fields<'_>, me: &NodeId) -> Result<Vec<NodeId>, ConfigError> 
     let mut voters: Vec<NodeId> = Vec::new();
     for name in fields.list("cluster.voters", VOTERS_MAX)? {
         let voter = NodeId::parse(&name).map_err(|_| {
-            fields.wrong("cluster.voters", format!("node names (letters, digits, . _ @ -), which {name:?} is not"))
+            let bad = shortened(format!("{name:?}"));
+            fields.wrong("cluster.voters", format!("node names (letters, digits, . _ @ -), which {bad} is not"))
         })?;
         if voters.contains(&voter) {
             return Err(fields.wrong("cluster.voters", format!("each name once, and {voter} stands twice")));

@@ -7,7 +7,7 @@ use crate::children::CHILD;
 /// How many seeds a run without arguments lives through.
 const SEEDS: u64 = 200;
 /// How many of them twice.
-const SEEDS_TWICE: u64 = 10;
+const SEEDS_TWICE: u64 = 6;
 /// The harness's flags that mean nothing here, and those of them that take a value.
 const FLAGS: &[&str] = &["--nocapture", "--no-capture", "--show-output", "--include-ignored", "-q", "--quiet"];
 const VALUED: &[&str] = &["--test-threads", "--format", "--color", "--logfile", "-Z"];

@@ -53,7 +53,7 @@ use report::Report;
 const STORIES_MAX: usize = 3;
 /// How many seeds a bug may need until it is found, and how many are tried together.
 const BUG_SEEDS_MAX: u64 = 100;
-const BUG_SEEDS_AT_ONCE: usize = 4;
+const BUG_SEEDS_AT_ONCE: usize = 2;
 
 fn main() -> ExitCode {
     match arguments::read() {

@@ -302,6 +302,7 @@ impl World {
         let answered = self.now + ANSWERED_WITHIN;
         let mut held = Err("nothing was looked at".to_owned());
         self.step_until(self.now + CONVERGED_WITHIN + self.slack, |world| {
+            world.start_stopped();
             held = converged::look(&world.sound_nodes());
             held.is_ok() && world.now > answered
         });
