@@ -170,7 +170,7 @@ async fn rows_are_not_compared_with_who_has_not_noticed_us() {
         });
         forwarded
     };
-    let slow = Node::start_behind(&network, dirs[0].path(), "a", &NAMES, late).await;
+    let slow = Node::start_behind(&network, dirs[0].path(), "a", &NAMES, 0, late).await;
     let quick = Node::start(&network, dirs[1].path(), "b", &NAMES).await;
     quick.transport.dial(slow.transport.local_addr());
     quick.status_is("connected", |status| status.peers[0].live).await;
