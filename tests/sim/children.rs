@@ -18,6 +18,8 @@ use crate::report::Report;
 pub(crate) const CHILD: &str = "--child";
 /// Stands before the line that is for the parent.
 const REPORT: &str = "REPORT ";
+/// After how many worlds a run says how far it is.
+const TOLD_EVERY: usize = 50;
 /// How long one seed may take, on the wall's clock.
 const CHILD_TAKES_MAX: Duration = Duration::from_secs(120);
 /// How much address space one seed may use, in bytes.
@@ -43,7 +45,11 @@ pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>) -> Vec<Report> {
     let work = || {
         while let Some((place, seed)) = next_of(seeds, &next) {
             let report = one(seed, bug);
-            reports.lock().push((place, report));
+            let mut reports = reports.lock();
+            reports.push((place, report));
+            if reports.len().is_multiple_of(TOLD_EVERY) && reports.len() < seeds.len() {
+                eprintln!("{} of {} worlds", reports.len(), seeds.len());
+            }
         }
     };
     thread::scope(|scope| {
