@@ -24,7 +24,7 @@ use std::fmt;
 use super::history::{Entry, History, Op, Outcome, When};
 
 /// How many states of one key are looked at before it is given up as undecided.
-pub(crate) const STATES_MAX: usize = 2_000_000;
+pub(crate) const STATES_MAX: usize = 400_000;
 /// How many of the operations around a failure are told.
 const STORY_OPS_MAX: usize = 24;
 /// Versions are clock ticks with a proposer's slot in these low bits (`Ballot`); the highest slot is nobody's.

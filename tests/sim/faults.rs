@@ -160,6 +160,7 @@ fn roll_back(world: &mut World, machine: usize) {
     sometimes!("a disk was rolled back");
     world.kill(machine, true, Ending::Reset);
     world.harm(machine, "it goes back to what it was");
+    world.machines[machine].forgets = true;
     world.machines[machine].disk.restore(&then);
 }
 
@@ -173,5 +174,6 @@ fn empty(world: &mut World, machine: usize) {
 fn lie(world: &mut World, machine: usize) {
     sometimes!("a disk lied");
     world.harm(machine, "from now on it says that it syncs, and does not");
+    world.machines[machine].forgets = true;
     world.machines[machine].disk.lie(true);
 }

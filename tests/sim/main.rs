@@ -117,6 +117,7 @@ fn seeds(arguments: &Arguments) -> bool {
     println!("{:>12} s simulated in {:.1} s", sum(|report| report.simulated_ms) / 1000, took.as_secs_f64());
     println!("{:>12} operations", sum(|report| report.operations));
     println!("{:>12} faults", sum(|report| report.faults));
+    println!("{:>12} worlds undecided: too many writes of unknown fate for the oracle", sum(|report| report.undecided));
     for (state, times) in &counted {
         println!("{times:>12} times {state}");
     }

@@ -13,6 +13,8 @@ pub(crate) struct Report {
     pub(crate) simulated_ms: u64,
     pub(crate) operations: u64,
     pub(crate) faults: u64,
+    /// Whether its history was too tangled for the oracle: 0 or 1.
+    pub(crate) undecided: u64,
     pub(crate) sometimes: BTreeMap<String, u64>,
     pub(crate) failure: Option<String>,
     /// The last lines, of a seed that failed.

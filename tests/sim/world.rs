@@ -51,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) snapshot: Option<Snapshot>,
     boots: u64,
     harmed: bool,
+    /// Its disk forgets without a trace of it: it stays down once it is, until all who may know are there to tell.
+    pub(crate) forgets: bool,
     relieved_at: Option<Duration>,
 }
 
@@ -59,11 +61,14 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) weather: Arc<SeededWeather>,
     pub(crate) faults: u64,
+    /// Everything was put right, and all sound nodes serve.
+    is_well: bool,
     /// How much longer than usual things may take until they are well again.
     pub(crate) slack: Duration,
     now: Duration,
     network: Arc<Network>,
     log: Log,
+    undecided: bool,
     bug: Option<Bug>,
 }
 
@@ -80,7 +85,7 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, aloud: bool) -> Report {
     world.trouble();
     world.recovery();
     let operations = world.log.with(|log| log.history.entries().len()) as u64;
-    let (simulated, faults) = (world.now, world.faults);
+    let (simulated, faults, undecided) = (world.now, world.faults, u64::from(world.undecided));
     world.end();
     tell!("{} bytes of randomness drawn", random::drawn());
     let ending = story::end();
@@ -92,6 +97,7 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, aloud: bool) -> Report {
         simulated_ms: simulated.as_millis() as u64,
         operations,
         faults,
+        undecided,
         sometimes: sometimes::counted(),
         failure: ending.failure,
         story,
@@ -113,7 +119,16 @@ impl World {
             let disk = SimDisk::new(random.random(), Arc::new(story::now));
             disk.lie(bug == Some(Bug::LyingDisks));
             let shared = Shared::default();
-            machines.push(Machine { host, disk, shared, snapshot: None, boots: 0, harmed: false, relieved_at: None });
+            machines.push(Machine {
+                host,
+                disk,
+                shared,
+                snapshot: None,
+                boots: 0,
+                harmed: false,
+                forgets: false,
+                relieved_at: None,
+            });
         }
         let log = Log::default();
         log.with(|log| log.bug = bug);
@@ -122,6 +137,8 @@ impl World {
             machines,
             weather,
             faults: 0,
+            is_well: false,
+            undecided: false,
             slack: Duration::ZERO,
             now: Duration::ZERO,
             network,
@@ -170,6 +187,9 @@ impl World {
     }
 
     pub(crate) fn boot(&mut self, place: usize) {
+        if self.machines[place].forgets && !self.is_well {
+            return;
+        }
         let voters: Vec<NodeId> = self.machines.iter().map(|machine| machine.host.name.clone()).collect();
         let machine = &mut self.machines[place];
         machine.boots += 1;
@@ -298,6 +318,12 @@ impl World {
             let idle = self.log.with(|log| format!("{:?}", progress::idle(&sound, &log.done)));
             return story::fail(format!("{PROGRESS_WITHIN:?} after everything was put right, {idle} serve nothing"));
         }
+        self.is_well = true;
+        for place in 0..self.machines.len() {
+            if !self.machines[place].host.is_up() {
+                self.boot(place);
+            }
+        }
         self.log.with(|log| log.quiet = true);
         let answered = self.now + ANSWERED_WITHIN;
         let mut held = Err("nothing was looked at".to_owned());
@@ -308,7 +334,7 @@ impl World {
         });
         match held {
             Err(why) => story::fail(format!("{CONVERGED_WITHIN:?} after the last request {why}")),
-            Ok(finals) => self.log.with(|log| linearizable::hold(&log.history, &finals)),
+            Ok(finals) => self.undecided = !self.log.with(|log| linearizable::hold(&log.history, &finals)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Keys that many nodes write at once (the end of rule 4): their updates go to one home proposer, where they queue and
 //! fold instead of colliding. A hint: safety never depends on who proposes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::{Core, Reply, Waiting};
@@ -14,6 +14,8 @@ use crate::types::Ballot;
 
 /// How long a key counts as contended after a round for it lost.
 const CONTENDED_FOR: Duration = Duration::from_secs(1);
+/// Forwarded updates remembered of each peer.
+const FORWARDED_MAX: usize = 4096;
 /// Keys remembered as contended.
 const CONTENDED_KEYS_MAX: usize = 4096;
 
@@ -33,6 +35,26 @@ impl Contended {
 
     fn is_marked(&self, now: Duration, address: &Address) -> bool {
         self.0.get(address).is_some_and(|until| *until > now)
+    }
+}
+
+/// The updates that peers have forwarded here, the latest of each: one that comes twice must not be made twice.
+#[derive(Debug, Default)]
+pub(super) struct Forwarded(HashMap<usize, BTreeSet<u64>>);
+
+impl Forwarded {
+    /// Whether it was not seen before. A peer's numbers rise, restarts included.
+    fn is_new(&mut self, from: usize, number: u64) -> bool {
+        let seen = self.0.entry(from).or_default();
+        if seen.len() >= FORWARDED_MAX && seen.first().is_some_and(|oldest| number < *oldest) {
+            // Older than all that is remembered: nobody waits for it any more.
+            return false;
+        }
+        let is_new = seen.insert(number);
+        if seen.len() > FORWARDED_MAX {
+            seen.pop_first();
+        }
+        is_new
     }
 }
 
@@ -70,6 +92,9 @@ impl Core {
         update: Update,
         within_ms: u32,
     ) {
+        if !self.forwarded.is_new(from, number) {
+            return;
+        }
         if let Some(rejection) = self.unfit(update.is_read()) {
             return self.decide_for(now, from, number, address, Decision::Reject(rejection), Ballot::ZERO);
         }
@@ -110,5 +135,21 @@ impl Core {
             return self.decide(now, id, decision, ballot);
         }
         self.waiting.entry(address).or_default().push(Waiting { ballot, decisions: vec![(id, decision)] });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A forwarded increment that came twice counted twice.
+    #[test]
+    fn what_comes_twice_is_new_once() {
+        let mut forwarded = Forwarded::default();
+        assert!(forwarded.is_new(1, 7) && forwarded.is_new(2, 7) && forwarded.is_new(1, 6));
+        assert!(!forwarded.is_new(1, 7) && !forwarded.is_new(1, 6));
+        assert!((10..10 + FORWARDED_MAX as u64).all(|number| forwarded.is_new(1, number)));
+        assert!(!forwarded.is_new(1, 7), "nor when it comes so late that it was forgotten");
+        assert!(forwarded.is_new(1, 100_000));
     }
 }

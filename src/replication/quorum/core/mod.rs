@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use self::homes::Contended;
+use self::homes::{Contended, Forwarded};
 use self::tasks::Task;
 use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
@@ -81,6 +81,7 @@ pub(super) struct Core {
     /// Who waits for a record that is chosen but not on this disk yet, from which ballot on.
     pulls: HashMap<Address, BTreeMap<usize, Ballot>>,
     contended: Contended,
+    forwarded: Forwarded,
     parked: HashMap<ShardId, Vec<Task>>,
     parked_tasks: usize,
     /// A chosen record was let go for want of room: rows are compared anew once there is some.
@@ -119,6 +120,7 @@ impl Core {
             waiting: HashMap::new(),
             pulls: HashMap::new(),
             contended: Contended::default(),
+            forwarded: Forwarded::default(),
             parked: HashMap::new(),
             parked_tasks: 0,
             missed: false,
