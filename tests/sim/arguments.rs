@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::children::CHILD;
 
 /// How many seeds a run without arguments lives through.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 150;
 /// How many of them twice.
 const SEEDS_TWICE: u64 = 6;
 /// The harness's flags that mean nothing here, and those of them that take a value.
