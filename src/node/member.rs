@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::Error;
 use super::directory::{is_marked, mark, reset_key};
 use super::view::View;
-use super::{Error, api};
-use crate::api::{Service, ServiceConfig};
+use crate::api::{self, Service, ServiceConfig};
 use crate::blocking;
 use crate::clock::{Clock, OsClock};
 use crate::cluster::gossip::{self, Gossip};
@@ -112,12 +112,11 @@ impl Member {
             value_bytes_max: config.store.value_size_max,
             seed: rand::random(),
         };
-        let (greeting, storing, sending) = (greeter.clone(), manager.clone(), transport.clone());
         let foundations = Foundations {
             clock,
-            greeter: greeting,
-            manager: storing,
-            transport: sending,
+            greeter: greeter.clone(),
+            manager: manager.clone(),
+            transport: transport.clone(),
             events,
             calls,
             journal,

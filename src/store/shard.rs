@@ -25,7 +25,6 @@ use super::schema;
 use super::state::ShardState;
 use super::update::{Change, Outcome, Row, Update, Verdict};
 use super::writer::{Fault, Writer};
-use crate::blocking;
 use crate::disk::Disk;
 use crate::types::{Ballot, InvalidInput, Key, Namespace, Org, ShardId, Value};
 
@@ -300,7 +299,7 @@ impl Shard {
     /// Empties the write-ahead log into the file, with everything committed before the call.
     pub async fn checkpoint(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.inner);
-        unblocked(move || {
+        blocking(move || {
             inner.check()?;
             inner.flush()?;
             let mut writer = inner.writer.lock();
@@ -317,7 +316,7 @@ impl Shard {
     /// Writes out everything committed before the call, syncs it and closes the file. Safe to call twice.
     pub async fn close(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.inner);
-        unblocked(move || {
+        blocking(move || {
             let Some(core) = inner.core.upgrade() else { return Ok(()) };
             if inner.is_closed.load(Ordering::Acquire) || core.is_closed() {
                 return Ok(());
@@ -378,8 +377,8 @@ fn change_bytes(change: &Change) -> usize {
     }
 }
 
-async fn unblocked<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    blocking::spawn(work).await.unwrap_or(Err(Error::Closed))
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    crate::blocking::spawn(work).await.unwrap_or(Err(Error::Closed))
 }
 
 impl Inner {

@@ -9,10 +9,10 @@ pub(crate) enum Bug {
     BlindRetries,
     /// Every disk says that a sync is done, and does nothing.
     LyingDisks,
-    /// A majority's disks go back to what they were, all at once.
-    MajorityRolledBack,
-    /// A majority's disks are emptied, all at once.
-    MajorityWiped,
+    /// All disks go back to what they were, at once.
+    DisksRolledBack,
+    /// All disks are emptied, at once.
+    DisksEmptied,
 }
 
 /// All of them, by the names under which a seed is lived through with them.
@@ -20,8 +20,8 @@ pub(crate) const ALL: [(&str, Bug); 5] = [
     ("local-reads", Bug::LocalReads),
     ("blind-retries", Bug::BlindRetries),
     ("lying-disks", Bug::LyingDisks),
-    ("majority-rolled-back", Bug::MajorityRolledBack),
-    ("majority-wiped", Bug::MajorityWiped),
+    ("disks-rolled-back", Bug::DisksRolledBack),
+    ("disks-emptied", Bug::DisksEmptied),
 ];
 
 /// The variable that names the bug of a world.

@@ -1,5 +1,6 @@
 //! The clients: what they ask of the node beside them, and what they are told, in the order of real time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::bugs::Bug;
 use crate::history::{History, Op, Outcome, When};
 use crate::invariants::monotone;
 use crate::linearizable::is_shared;
@@ -46,10 +48,10 @@ pub(crate) struct Inner {
     clock: u64,
     clients: u32,
     /// Quorum operations that succeeded, by node.
-    pub(crate) done: std::collections::BTreeMap<NodeId, u64>,
+    pub(crate) done: BTreeMap<NodeId, u64>,
     /// Nobody asks for anything more.
     pub(crate) quiet: bool,
-    pub(crate) bug: Option<crate::bugs::Bug>,
+    pub(crate) bug: Option<Bug>,
 }
 
 impl Inner {
@@ -153,14 +155,13 @@ impl Client {
             (log.history.call(number, name, op.clone(), now), log.bug)
         });
         let told = if op == Op::Get {
-            let consistency =
-                if bug == Some(crate::bugs::Bug::LocalReads) { Consistency::Local } else { Consistency::Quorum };
+            let consistency = if bug == Some(Bug::LocalReads) { Consistency::Local } else { Consistency::Quorum };
             let read = self.service.get(Get { at, consistency, timeout }).await;
             read.map(|row| Outcome::Read(row.map(|row| (row.value.as_bytes().to_vec(), Some(row.upd.0)))))
         } else {
             let update = update(&op);
             let mut written = self.service.write(Write { at: at.clone(), update: update.clone(), timeout }).await;
-            if bug == Some(crate::bugs::Bug::BlindRetries) && matches!(written, Err(ApiError::Timeout(_))) {
+            if bug == Some(Bug::BlindRetries) && matches!(written, Err(ApiError::Timeout(_))) {
                 written = self.service.write(Write { at, update, timeout }).await;
             }
             written.map(|told| outcome(&op, told))

@@ -1,11 +1,10 @@
 //! What runs on a host: a whole node, and the clients beside it, which end with it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger::clock::Clock;
-use outrigger::cluster::status::Observe;
+use outrigger::cluster::status::{Observe, Role};
 use outrigger::config::{Config, Environment, Overrides};
 use outrigger::disk::Disk;
 use outrigger::node::{Member, Network, Surroundings};
@@ -29,6 +28,13 @@ const DATA_DIR: &str = "/data";
 pub(crate) struct Handle {
     pub(crate) view: Arc<dyn Observe>,
     pub(crate) manager: Arc<Manager>,
+}
+
+impl Handle {
+    /// Whether the node refuses to vote.
+    pub(crate) fn is_barred(&self) -> bool {
+        self.view.cluster().nodes.iter().any(|node| node.me && node.role == Role::Barred)
+    }
 }
 
 /// What a host and its process share; the world looks into it between turns.
@@ -57,7 +63,7 @@ fn config(name: &NodeId, voters: &[NodeId]) -> Config {
     let seeds = (1..=voters.len()).map(|n| format!("10.0.0.{n}:7117")).collect();
     let overrides = Overrides::default()
         .text("node.name", Some(name.to_string()))
-        .text("node.data_dir", Some(PathBuf::from(DATA_DIR).display().to_string()))
+        .text("node.data_dir", Some(DATA_DIR.to_owned()))
         .text("peer.listen", Some("127.0.0.1:0".to_owned()))
         .list("peer.seeds", seeds)
         .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger::cluster::status::Role;
 use outrigger::transport::memory::{Ending, Network};
 use outrigger::types::NodeId;
 use rand::rngs::StdRng;
@@ -17,7 +16,7 @@ use crate::disk::{SimDisk, Snapshot, seed_sqlite};
 use crate::faults;
 use crate::host::Host;
 use crate::invariants::{converged, linearizable, progress, votes};
-use crate::program::{Program, Shared};
+use crate::program::{Handle, Program, Shared};
 use crate::random;
 use crate::report::Report;
 use crate::sometimes::{self, sometimes};
@@ -174,10 +173,7 @@ impl World {
         }
         if machine.harmed {
             let handle = machine.shared.handle.lock().clone();
-            let barred = |handle: &crate::program::Handle| {
-                handle.view.cluster().nodes.iter().any(|node| node.me && node.role == Role::Barred)
-            };
-            sometimes!(handle.as_ref().is_some_and(barred), "a harmed node stopped voting");
+            sometimes!(handle.is_some_and(|handle| handle.is_barred()), "a harmed node stopped voting");
         } else if self.bug.is_none() {
             votes::hold(machine.host.name.as_str(), &machine.shared);
         }
@@ -249,18 +245,16 @@ impl World {
     /// Events at random moments.
     fn trouble(&mut self) {
         let mut next = PEACE;
+        let mut forgetting = self.bug.filter(|bug| matches!(bug, Bug::DisksRolledBack | Bug::DisksEmptied));
         while self.now < TROUBLE && !story::failed() {
             if self.now >= next {
                 let machine = self.random.random_range(0..self.machines.len());
                 if self.machines[machine].snapshot.is_none() && self.random.random_bool(0.2) {
                     self.machines[machine].snapshot = Some(self.machines[machine].disk.snapshot());
                 }
-                match self.bug {
-                    Some(bug @ (Bug::MajorityRolledBack | Bug::MajorityWiped)) if self.now > TROUBLE / 2 => {
-                        self.forget_everywhere(bug);
-                        self.bug = Some(Bug::LocalReads);
-                    }
-                    _ => faults::befall(self, machine),
+                match forgetting.take_if(|_| self.now > TROUBLE / 2) {
+                    Some(bug) => self.forget_everywhere(bug),
+                    None => faults::befall(self, machine),
                 }
                 next = self.now + Duration::from_millis(self.random.random_range(1..=EVENT_EVERY_MS_MAX));
             }
@@ -274,7 +268,7 @@ impl World {
             self.kill(place, true, Ending::Reset);
             let Machine { disk, snapshot, .. } = &mut self.machines[place];
             match snapshot.take() {
-                Some(then) if bug == Bug::MajorityRolledBack => disk.restore(&then),
+                Some(then) if bug == Bug::DisksRolledBack => disk.restore(&then),
                 _ => disk.wipe(),
             }
         }
@@ -305,30 +299,28 @@ impl World {
             if self.machines[place].host.is_stopped() {
                 self.wake(place);
             }
-            if !self.machines[place].host.is_up() {
-                self.boot(place);
-            }
         }
+        self.boot_those(|_| true);
         let sound = self.machines.iter().filter(|machine| !machine.harmed);
         let sound: Vec<NodeId> = sound.map(|machine| machine.host.name.clone()).collect();
         self.log.with(|log| log.done.clear());
         let idle = |world: &mut Self| world.log.with(|log| progress::idle(&sound, &log.done).len());
-        if !self.step_until(self.now + PROGRESS_WITHIN + self.slack, |world| world.start_stopped() && idle(world) == 0)
-        {
+        let all_serve = |world: &mut Self| {
+            // What was leaving when everything was put right.
+            world.boot_those(|machine| !machine.harmed);
+            idle(world) == 0
+        };
+        if !self.step_until(self.now + PROGRESS_WITHIN + self.slack, all_serve) {
             let idle = self.log.with(|log| format!("{:?}", progress::idle(&sound, &log.done)));
             return story::fail(format!("{PROGRESS_WITHIN:?} after everything was put right, {idle} serve nothing"));
         }
         self.is_well = true;
-        for place in 0..self.machines.len() {
-            if !self.machines[place].host.is_up() {
-                self.boot(place);
-            }
-        }
+        self.boot_those(|_| true);
         self.log.with(|log| log.quiet = true);
         let answered = self.now + ANSWERED_WITHIN;
         let mut held = Err("nothing was looked at".to_owned());
         self.step_until(self.now + CONVERGED_WITHIN + self.slack, |world| {
-            world.start_stopped();
+            world.boot_those(|machine| !machine.harmed);
             held = converged::look(&world.sound_nodes());
             held.is_ok() && world.now > answered
         });
@@ -338,17 +330,16 @@ impl World {
         }
     }
 
-    /// Starts what was leaving when everything was put right.
-    fn start_stopped(&mut self) -> bool {
+    /// Boots those of these machines on which nothing runs.
+    fn boot_those(&mut self, which: impl Fn(&Machine) -> bool) {
         for place in 0..self.machines.len() {
-            if !self.machines[place].host.is_up() && !self.machines[place].harmed {
+            if !self.machines[place].host.is_up() && which(&self.machines[place]) {
                 self.boot(place);
             }
         }
-        true
     }
 
-    fn sound_nodes(&self) -> BTreeMap<String, crate::program::Handle> {
+    fn sound_nodes(&self) -> BTreeMap<String, Handle> {
         let sound = self.machines.iter().filter(|machine| !machine.harmed);
         let node = |machine: &Machine| Some((machine.host.name.to_string(), machine.shared.handle.lock().clone()?));
         sound.filter_map(node).collect()

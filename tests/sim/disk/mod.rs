@@ -8,8 +8,8 @@
 //!
 //! A process reads what was written. A loss of power leaves what completed syncs cover, and of the rest whatever chance
 //! gives: each block of 512 bytes, each size and each name by itself, in any order, a block perhaps torn. A sync returns
-//! at once and is done when the time that [`SimDisk::take_debt`] tells has passed. The world is to let it pass before it
-//! tells anybody of what was done since; until then a loss of power may come before it.
+//! at once and is done when the time that [`SimDisk::take_debt`] tells has passed, which `outrigger::blocking` is told too:
+//! it lets that time pass before anybody hears of what was done. Until then a loss of power may come before it.
 
 mod content;
 mod crash;

@@ -1,8 +1,6 @@
 //! One value per ballot, ceilings and floors: the program itself stops voting where one of them is broken, or where it takes
 //! a disk for damaged. No node does whose disk was not harmed.
 
-use outrigger::cluster::status::Role;
-
 use crate::program::Shared;
 use crate::story;
 
@@ -12,9 +10,8 @@ pub(crate) fn hold(name: &str, shared: &Shared) {
         story::fail(format!("{name} ended, though its disk is sound: {why}"));
     }
     let Some(handle) = shared.handle.lock().clone() else { return };
-    let status = handle.view.cluster();
-    if status.nodes.iter().any(|node| node.me && node.role == Role::Barred) {
-        let why = status.unready.unwrap_or_default();
+    if handle.is_barred() {
+        let why = handle.view.cluster().unready.unwrap_or_default();
         story::fail(format!("{name} stopped voting, though its disk is sound: {why}"));
     }
 }

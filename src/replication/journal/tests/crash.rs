@@ -2,9 +2,9 @@
 //! written is not, and nothing is called damage that a crash alone did. And the reverse: whatever happens to what was
 //! synced is reported.
 //!
-//! The workload runs on a real directory while [`recorder`](super::recorder) writes down what it does. That is replayed on a model of a disk
-//! that keeps its promises and no more: a file's bytes are there after its sync, a directory's entries after its own;
-//! before that each block of 512 bytes, each size and each entry may or may not have got there, in any order, and one
+//! The workload runs on a real directory while [`recorder`](super::recorder) writes down what it does. That is replayed
+//! on a model of a disk that keeps its promises and no more: a file's bytes are there after its sync, a directory's
+//! entries after its own; before that each block of 512 bytes, each size and each entry may or may not have got there, in any order, and one
 //! block may be half written.
 
 use std::collections::BTreeMap;
