@@ -126,6 +126,17 @@ pub fn correction(ahead: &[i64], majority: usize, max_skew: Duration) -> Option<
     off.get(off.len() / 2).copied().filter(|_| off.len() >= majority)
 }
 
+/// Whether to go back from a correction to the system's own clock: where more of the others, each `ahead` of the corrected
+/// clock by so many nanoseconds, are within `max_skew` of the system's reading than of the corrected one. So a clock that
+/// was set right while the node ran is believed as soon as one of them agrees, and one that was set wrong is not.
+#[must_use]
+pub fn is_correction_obsolete(ahead: &[i64], correction: i64, max_skew: Duration) -> bool {
+    let agreeing = |with: i64| {
+        ahead.iter().filter(|nanos| Duration::from_nanos(nanos.saturating_sub(with).unsigned_abs()) <= max_skew).count()
+    };
+    agreeing(correction.saturating_neg()) > agreeing(0)
+}
+
 /// A remote time that is too far ahead of ours to believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a clock {ahead:?} ahead of ours, more than max_skew = {max_skew:?}")]
@@ -198,6 +209,17 @@ mod tests {
         assert_eq!(correction(&[-60 * SECOND, SECOND]), None, "one of them agrees with us");
         assert_eq!(correction(&[9 * SECOND, 9 * SECOND]), None, "within what is borne");
         assert_eq!(correction(&[]), None);
+    }
+
+    #[test]
+    fn a_correction_ends_when_more_agree_with_the_system_s_clock() {
+        let obsolete = |ahead: &[i64]| is_correction_obsolete(ahead, -60 * SECOND, Duration::from_secs(10));
+        assert!(obsolete(&[60 * SECOND]), "the only one in reach agrees with the system's clock");
+        assert!(obsolete(&[55 * SECOND, 300 * SECOND]), "the other one agrees with neither");
+        assert!(!obsolete(&[SECOND]), "the only one agrees with the correction");
+        assert!(!obsolete(&[60 * SECOND, 0]), "one against one");
+        assert!(!obsolete(&[300 * SECOND]) && !obsolete(&[]), "nobody says so");
+        assert!(!is_correction_obsolete(&[SECOND, 0], -SECOND, Duration::from_secs(10)), "both are near enough");
     }
 
     #[test]

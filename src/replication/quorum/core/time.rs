@@ -1,12 +1,13 @@
 //! Keeping a broken clock from doing harm to its own node (rule 11). A node whose clock ran ahead would push its durable
 //! ceiling there, and be of no use to anybody until real time came by, restarts included. So time goes on as before where
-//! a clock is set while the node runs, and a clock that a majority of the voters contradicts by more than `max_skew` is
-//! corrected by theirs.
+//! a clock is set while the node runs, until more of the others agree with the new reading than with the old; and a clock
+//! that a majority of the voters contradicts by more than `max_skew` is corrected by theirs.
 
 use std::time::Duration;
 
 use super::Core;
-use crate::clock::{Clock, Now, correction};
+use crate::clock::{Clock, Now, correction, is_correction_obsolete};
+use crate::replication::quorum::QuorumConfig;
 
 /// A wall clock that moved this much against the monotonic one has been set, by whatever.
 const JUMP: Duration = Duration::from_secs(1);
@@ -31,20 +32,31 @@ impl Core {
         self.rooms.clock.now()
     }
 
-    /// Believes a majority rather than its own clock.
+    /// Believes a majority rather than its own clock, and its own clock again where others agree with it.
     pub(super) fn correct_time(&mut self) {
+        let QuorumConfig { membership, max_skew, .. } = &self.config;
         let skews: Vec<i64> = self.peers.iter().flatten().filter_map(|peer| peer.skew).collect();
-        let Some(by) = correction(&skews, self.config.membership.quorum(), self.config.max_skew) else { return };
+        let corrected = self.rooms.clock.correction();
+        if let Some(by) = correction(&skews, membership.quorum(), *max_skew) {
+            self.shift_time(by);
+            let seconds = self.rooms.clock.correction() / 1_000_000_000;
+            tracing::warn!(
+                seconds,
+                "this machine's clock is wrong by what a majority says; it is corrected here meanwhile"
+            );
+        } else if is_correction_obsolete(&skews, corrected, *max_skew) {
+            self.shift_time(corrected.saturating_neg());
+            tracing::warn!("others agree with this machine's clock as it is now; it is believed again");
+        }
+    }
+
+    /// Goes on by a clock that is ahead by so many nanoseconds, on purpose.
+    fn shift_time(&mut self, by: i64) {
         self.rooms.clock.correct(by);
         if let Some(offset) = &mut self.wall_offset {
             *offset = offset.saturating_add(by);
         }
         self.shift_skews(by);
-        let seconds = self.rooms.clock.correction() / 1_000_000_000;
-        tracing::warn!(
-            seconds,
-            "this machine's clock is wrong by what a majority says; it is corrected here meanwhile"
-        );
     }
 
     /// This node's clock went ahead by `nanos`: everybody's is that much less ahead of it.

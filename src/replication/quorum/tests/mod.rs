@@ -461,6 +461,25 @@ async fn a_clock_that_jumps_with_one_peer_in_reach_does_no_harm() {
     }
 }
 
+/// A clock that was set right while the node ran was held back for as long as no majority said so. With the third node
+/// away nobody could, and two nodes with the right time refused each other's numbers until one was restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_right_is_believed_once_one_peer_agrees() {
+    let mut cluster = Cluster::start().await;
+    cluster.isolate(2);
+    cluster.restart_off(0, -600).await;
+    cluster.nodes[1].status_is("two", |status| status.reachable == 2).await;
+    let refused = cluster.nodes[1].update("k", put("v")).await;
+    assert!(matches!(&refused, Decision::Reject(Rejection::Refused(why)) if why.contains("max_skew")), "{refused:?}");
+    cluster.nodes[0].clock.set_off(0);
+    until("both to agree on the time", async || {
+        matches!(cluster.nodes[1].update("k", put("v")).await, Decision::Accept(_))
+    })
+    .await;
+    cluster.nodes[0].accepted("k", put("w")).await;
+    cluster.nodes[0].status_is("uncorrected", |status| status.clock_correction_us == 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_from_a_peer_does_no_harm() {
     let cluster = Cluster::start().await;
