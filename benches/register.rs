@@ -73,7 +73,7 @@ impl World {
             let Message { address, body } = message;
             let sealed = match body {
                 Body::Prepare { ballot, holds } => {
-                    acceptor.on_prepare(self.now, &address, ballot, holds, stored.as_ref())
+                    acceptor.on_prepare(self.now, &address, ballot, holds, stored.as_ref()).unwrap()
                 }
                 Body::Accept { record, next } => {
                     acceptor.on_accept(self.now, &address, record, next, stored.as_ref()).unwrap()

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Address, Body, Refusal};
 use super::record::{Lineage, Record, Vote};
+use super::rules::BrokenRule;
 use super::sealed::{Durable, Lsn, Sealed};
 use crate::clock::Now;
 use crate::store::StoredRow;
@@ -81,16 +82,6 @@ pub struct Restored {
     pub ceiling: Ballot,
     /// Records not known to be chosen.
     pub pending: Vec<(Address, Record)>,
-}
-
-/// Two different records under one ballot: the protocol is broken, and going on would spread it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{address:?}: two different records claim ballot {ballot}; this node stops rather than vote for both")]
-pub struct ConflictingRecord {
-    /// Where.
-    pub address: Address,
-    /// Which ballot.
-    pub ballot: Ballot,
 }
 
 #[derive(Debug)]
@@ -239,9 +230,9 @@ impl Acceptor {
         ballot: Ballot,
         holds: Option<Ballot>,
         stored: Option<&StoredRow>,
-    ) -> Sealed<Body> {
+    ) -> Result<Sealed<Body>, BrokenRule> {
         if self.is_ahead(ballot, now) {
-            return self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO);
+            return Ok(self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO));
         }
         let effective = self.effective(address, stored);
         let state = self.keys.get(address);
@@ -251,12 +242,12 @@ impl Acceptor {
         }) && stored.is_none_or(|row| row.ballot < ballot)
             && ballot > self.floor;
         if ballot <= effective && !again {
-            return self.refuse(ballot, Refusal::Outbid, effective);
+            return Ok(self.refuse(ballot, Refusal::Outbid, effective));
         }
-        self.promise(address, ballot);
+        self.promise(address, ballot)?;
         let (vote, on_disk) = self.vote(address, holds, stored);
         let covered = self.cover(ballot, now);
-        Sealed::new(covered.max(on_disk), Body::Promised { ballot, vote })
+        Ok(Sealed::new(covered.max(on_disk), Body::Promised { ballot, vote }))
     }
 
     /// Rule 3, and the granting half of rule 5.
@@ -267,12 +258,12 @@ impl Acceptor {
         record: Record,
         next: Option<Ballot>,
         stored: Option<&StoredRow>,
-    ) -> Result<Sealed<Body>, ConflictingRecord> {
+    ) -> Result<Sealed<Body>, BrokenRule> {
         let ballot = record.ballot;
         if self.is_ahead(ballot, now) {
             return Ok(self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO));
         }
-        if let Some(again) = self.acknowledge_again(address, &record, stored)? {
+        if let Some(again) = self.acknowledge_again(now, address, &record, stored)? {
             return Ok(again);
         }
         let effective = self.effective(address, stored);
@@ -285,7 +276,7 @@ impl Acceptor {
         let granted = next.filter(|next| *next > ballot && !self.is_ahead(*next, now));
         self.cover(granted.unwrap_or(ballot), now);
         let lsn = self.append(Entry::Accepted(address.clone(), record.clone()));
-        self.promise(address, granted.unwrap_or(ballot));
+        self.promise(address, granted.unwrap_or(ballot))?;
         self.set_pending(address, Pending { record, lsn, chosen: false, since: now.monotonic });
         Ok(Sealed::new(lsn, Body::Accepted { ballot, granted: granted.is_some() }))
     }
@@ -402,38 +393,44 @@ impl Acceptor {
 
     fn acknowledge_again(
         &mut self,
+        now: Now,
         address: &Address,
         record: &Record,
         stored: Option<&StoredRow>,
-    ) -> Result<Option<Sealed<Body>>, ConflictingRecord> {
+    ) -> Result<Option<Sealed<Body>>, BrokenRule> {
         let again = Body::Accepted { ballot: record.ballot, granted: false };
         if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
             && pending.record.ballot == record.ballot
         {
             // Learnt from a row, a record may be here before its Accept, and without its lineage.
             if !pending.record.is_same_vote(record) {
-                return Err(ConflictingRecord { address: address.clone(), ballot: record.ballot });
+                return Err(BrokenRule::TwoRecords { address: address.clone(), ballot: record.ballot });
             }
-            return Ok(Some(Sealed::new(pending.lsn, again)));
+            let on_disk = pending.lsn;
+            return Ok(Some(Sealed::new(on_disk.max(self.cover(record.ballot, now)), again)));
         }
         let is_committed = stored.is_some_and(|row| row.ballot == record.ballot);
-        Ok(is_committed.then(|| Sealed::new(Lsn(0), again)))
+        Ok(is_committed.then(|| Sealed::new(self.cover(record.ballot, now), again)))
     }
 
     fn refuse(&self, ballot: Ballot, why: Refusal, above: Ballot) -> Sealed<Body> {
         Sealed::new(Lsn(0), Body::Refused { ballot, above, why })
     }
 
-    fn promise(&mut self, address: &Address, ballot: Ballot) {
+    fn promise(&mut self, address: &Address, ballot: Ballot) -> Result<(), BrokenRule> {
+        if ballot <= self.floor {
+            return Err(BrokenRule::BelowFloor { address: address.clone(), ballot, floor: self.floor });
+        }
         let state = self.keys.entry(address.clone()).or_default();
         if state.promised >= ballot {
-            return;
+            return Ok(());
         }
         state.promised = ballot;
         self.promises.push_back((ballot, address.clone()));
         while self.promises.len() > self.config.promises_max {
             self.forget_oldest_promise();
         }
+        Ok(())
     }
 
     /// Forgetting a promise raises the floor to it, so that it stays kept (rule 2).

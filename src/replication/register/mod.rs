@@ -27,13 +27,15 @@ mod model;
 mod proposer;
 mod record;
 mod round;
+mod rules;
 mod sealed;
 #[cfg(test)]
 mod tests;
 
-pub use acceptor::{Acceptor, AcceptorConfig, Commit, ConflictingRecord, Entry, Learned, Restored};
+pub use acceptor::{Acceptor, AcceptorConfig, Commit, Entry, Learned, Restored};
 pub use message::{Address, Body, Message, Refusal};
 pub use proposer::{Action, Proposer, ProposerConfig, ProposerCounts};
 pub use record::{LINEAGE_MAX, Lineage, Record, Vote};
 pub use round::OpId;
+pub use rules::BrokenRule;
 pub use sealed::{Durable, Lsn, Sealed, SealedQueue};

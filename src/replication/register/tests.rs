@@ -228,7 +228,7 @@ impl World {
         let Message { address, body } = message;
         let reply = match body {
             Body::Prepare { ballot, holds } => {
-                Some(node.acceptor.on_prepare(now, &address, ballot, holds, stored.as_ref()))
+                Some(node.acceptor.on_prepare(now, &address, ballot, holds, stored.as_ref()).unwrap())
             }
             Body::Accept { record, next } => {
                 Some(node.acceptor.on_accept(now, &address, record, next, stored.as_ref()).unwrap())
@@ -439,6 +439,27 @@ fn an_accept_that_arrives_after_its_row_is_no_conflict() {
     let other = Record { op: Op::Del, ..record(4096) };
     assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "what differs is still noticed");
     assert!(installed.open(durable).is_ok());
+}
+
+/// Rule 2, as it is checked where messages leave: nothing above the durable ceiling gets out, whoever forgot to wait.
+#[test]
+fn nothing_leaves_above_the_durable_ceiling() {
+    let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
+    let (mut acceptor, _) = node(0, Restored::default(), 3);
+    let promised = acceptor.on_prepare(now, &address(), Ballot(4096), None, None).unwrap();
+    let leaving = [
+        Body::Prepare { ballot: Ballot(4096), holds: None },
+        Body::Accept { record: record(4096), next: None },
+        Body::Accepted { ballot: Ballot(4096), granted: false },
+    ];
+    for body in &leaving {
+        let broken = acceptor.check_leaving(body).unwrap_err();
+        assert_eq!(broken, BrokenRule::AboveCeiling { ballot: Ballot(4096), ceiling: Ballot::ZERO });
+    }
+    let durable = Durable::synced(acceptor.take_entries().1);
+    acceptor.on_durable(durable);
+    assert_eq!(acceptor.check_leaving(&promised.open(durable).unwrap()), Ok(()));
+    assert!(leaving.iter().all(|body| acceptor.check_leaving(body).is_ok()));
 }
 
 /// A key whose round was never begun, as its shard file could not be opened, was remembered for good: its open record

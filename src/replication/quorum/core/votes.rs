@@ -19,12 +19,9 @@ impl Core {
         }
         let answer = match body {
             Body::Prepare { ballot, holds } => self.acceptor.on_prepare(now, &address, ballot, holds, stored),
-            Body::Accept { record, next } => match self.acceptor.on_accept(now, &address, record, next, stored) {
-                Ok(answer) => answer,
-                Err(conflict) => return self.bar(conflict.to_string()),
-            },
+            Body::Accept { record, next } => self.acceptor.on_accept(now, &address, record, next, stored),
             Body::Read { round, holds } if self.barred.is_none() => {
-                self.acceptor.on_read(&address, round, holds, stored)
+                Ok(self.acceptor.on_read(&address, round, holds, stored))
             }
             Body::Commit { ballot } => {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
@@ -55,6 +52,10 @@ impl Core {
             | Body::Held { .. }
             | Body::Accepted { .. }
             | Body::Refused { .. } => return,
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(broken) => return self.bar(broken.to_string()),
         };
         let answer = answer.map(|body| {
             self.metrics.clock_ahead(&body);
@@ -120,7 +121,10 @@ impl Core {
 
     pub(super) fn effect(&mut self, now: Now, effect: Effect) {
         match effect {
-            Effect::Send(to, message) => self.send(now, to, message),
+            Effect::Send(to, message) => match self.acceptor.check_leaving(&message.body) {
+                Ok(()) => self.send(now, to, message),
+                Err(broken) => self.bar(broken.to_string()),
+            },
             Effect::Commit(commit) => self.commit(now, &commit),
             Effect::Done(done) => {
                 // Whoever waited for it has gone: so be it.

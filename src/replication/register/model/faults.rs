@@ -8,7 +8,7 @@ use crate::clock::Now;
 use crate::replication::register::acceptor::{Acceptor, Pending};
 use crate::replication::register::proposer::Proposer;
 use crate::replication::register::{
-    Address, Body, Durable, Entry, Lineage, Lsn, Message, Record, Restored, Sealed, Vote,
+    Address, Body, BrokenRule, Durable, Entry, Lineage, Lsn, Message, Record, Restored, Sealed, Vote,
 };
 use crate::types::Ballot;
 
@@ -108,13 +108,13 @@ pub(super) fn prepare(
     address: &Address,
     ballot: Ballot,
     holds: Option<Ballot>,
-) -> Sealed<Body> {
+) -> Result<Sealed<Body>, BrokenRule> {
     let (now, row) = (node.now(), node.row());
-    let sealed = node.acceptor.on_prepare(now, address, ballot, holds, row.as_ref());
+    let sealed = node.acceptor.on_prepare(now, address, ballot, holds, row.as_ref())?;
     let durable = node.sealed.durable.lsn();
     let unflushed = node.acceptor.keys.get(address).and_then(|key| key.pending.as_ref());
     let unflushed = unflushed.filter(|pending| pending.lsn > durable).map(|pending| pending.record.ballot);
-    match (fault, unflushed) {
+    Ok(match (fault, unflushed) {
         (Some(Fault::OldValueWhileUnflushed), Some(hidden)) => {
             let body = match force(sealed) {
                 Body::Promised { ballot, vote } if vote.ballot() == hidden => {
@@ -131,7 +131,7 @@ pub(super) fn prepare(
         }
         (Some(Fault::CeilingAfterTheReply), None) => Sealed::new(Lsn(0), force(sealed)),
         _ => sealed,
-    }
+    })
 }
 
 pub(super) fn read(

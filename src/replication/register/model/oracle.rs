@@ -83,7 +83,7 @@ impl Oracle {
         }
     }
 
-    fn inside(&mut self, holds: bool, what: impl FnOnce() -> String) {
+    pub(super) fn inside(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if self.watches_inside && !holds {
             self.violated(what);
         }

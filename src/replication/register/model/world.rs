@@ -408,7 +408,11 @@ impl World {
 
     fn effect(&mut self, n: usize, effect: Effect) {
         match effect {
-            Effect::Send(to, message) => self.send(n, to, message),
+            Effect::Send(to, message) => {
+                let checked = self.nodes[n].acceptor.check_leaving(&message.body);
+                self.oracle().inside(checked.is_ok(), || checked.unwrap_err().to_string());
+                self.send(n, to, message);
+            }
             Effect::Commit(commit) => self.commit(n, &commit),
         }
     }
@@ -491,11 +495,8 @@ impl World {
         let Message { address, body } = message;
         let reply = match body {
             Body::Prepare { ballot, holds } => faults::prepare(fault, node, &address, ballot, holds),
-            Body::Accept { record, next } => match node.acceptor.on_accept(now, &address, record, next, row.as_ref()) {
-                Ok(reply) => reply,
-                Err(conflict) => return self.oracle().violated(|| format!("one value per ballot: {conflict}")),
-            },
-            Body::Read { round, holds } => faults::read(fault, node, &address, round, holds),
+            Body::Accept { record, next } => node.acceptor.on_accept(now, &address, record, next, row.as_ref()),
+            Body::Read { round, holds } => Ok(faults::read(fault, node, &address, round, holds)),
             Body::Commit { ballot } => {
                 return match node.acceptor.on_commit(&address, ballot, row.as_ref()) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
@@ -524,7 +525,10 @@ impl World {
                 return faults::answer(fault, &mut node.proposer, now, from, message);
             }
         };
-        self.take(to, reply.map(|body| Effect::Send(from, Message { address, body })));
+        match reply {
+            Ok(reply) => self.take(to, reply.map(|body| Effect::Send(from, Message { address, body }))),
+            Err(broken) => self.oracle().violated(|| broken.to_string()),
+        }
     }
 
     /// Power loss and restart: memory and what was not synced are gone; the clients of the node never hear.
