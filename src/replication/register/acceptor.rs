@@ -106,9 +106,10 @@ pub(super) struct KeyState {
 pub struct Acceptor {
     config: AcceptorConfig,
     pub(super) floor: Ballot,
-    /// Durable, and appended but perhaps not yet durable (at that place).
+    /// Durable.
     pub(super) ceiling: Ballot,
-    pub(super) ceiling_appended: (Ballot, Lsn),
+    /// Appended and not durable yet, with their places: both rise.
+    pub(super) ceilings_appended: VecDeque<(Ballot, Lsn)>,
     pub(super) keys: HashMap<Address, KeyState>,
     pub(super) promises: VecDeque<(Ballot, Address)>,
     pub(super) lineages: HashMap<Address, (Ballot, Lineage)>,
@@ -127,7 +128,7 @@ impl Acceptor {
             config,
             floor: restored.ceiling,
             ceiling: restored.ceiling,
-            ceiling_appended: (restored.ceiling, Lsn(0)),
+            ceilings_appended: VecDeque::new(),
             keys: HashMap::new(),
             promises: VecDeque::new(),
             lineages: HashMap::new(),
@@ -181,16 +182,16 @@ impl Acceptor {
 
     /// Learns that the journal is durable up to a place.
     pub fn on_durable(&mut self, durable: Durable) {
-        let (ceiling, lsn) = self.ceiling_appended;
-        if lsn <= durable.lsn() {
-            self.ceiling = self.ceiling.max(ceiling);
+        while let Some((ceiling, _)) = self.ceilings_appended.pop_front_if(|(_, lsn)| *lsn <= durable.lsn()) {
+            self.ceiling = ceiling;
         }
     }
 
     /// Moves the ceiling on along with a batch that is about to be written anyway, so that few ballots wait for a
     /// write of the ceiling alone.
     pub fn extend_ceiling(&mut self, now: Now) {
-        if self.ceiling_appended.0.0 < now.wall.saturating_add(nanos(self.config.ceiling_lead) / 2) {
+        let last = self.ceilings_appended.back().map_or(self.ceiling, |(ceiling, _)| *ceiling);
+        if last.0 < now.wall.saturating_add(nanos(self.config.ceiling_lead) / 2) {
             self.append_ceiling(self.led(now));
         }
     }
@@ -481,20 +482,17 @@ impl Acceptor {
 
     fn append_ceiling(&mut self, ceiling: Ballot) -> Lsn {
         let lsn = self.append(Entry::Ceiling(ceiling));
-        self.ceiling_appended = (ceiling, lsn);
+        self.ceilings_appended.push_back((ceiling, lsn));
         lsn
     }
 
     /// The place after which `ballot` is under the durable ceiling; extends the ceiling where it is not yet.
     fn cover(&mut self, ballot: Ballot, now: Now) -> Lsn {
-        let (appended, lsn) = self.ceiling_appended;
         if ballot <= self.ceiling {
-            Lsn(0)
-        } else if ballot <= appended {
-            lsn
-        } else {
-            self.append_ceiling(ballot.max(self.led(now)))
+            return Lsn(0);
         }
+        let appended = self.ceilings_appended.iter().find(|(ceiling, _)| ballot <= *ceiling).map(|(_, lsn)| *lsn);
+        appended.unwrap_or_else(|| self.append_ceiling(ballot.max(self.led(now))))
     }
 
     fn led(&self, now: Now) -> Ballot {

@@ -462,6 +462,22 @@ fn nothing_leaves_above_the_durable_ceiling() {
     assert!(leaving.iter().all(|body| acceptor.check_leaving(body).is_ok()));
 }
 
+/// Of two ceilings appended one after the other only the second was remembered, so the first did not count once it was
+/// durable: a node that checked itself by it took its own promises for broken ones.
+#[test]
+fn a_ceiling_counts_once_it_is_durable_though_a_higher_one_is_on_its_way() {
+    let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
+    let (mut acceptor, _) = node(0, Restored::default(), 3);
+    let far = now.wall + Duration::from_secs(2).as_nanos() as i64;
+    let promised = acceptor.on_prepare(now, &address(), Ballot(4096), None, None).unwrap();
+    let first = Durable::synced(acceptor.take_entries().1);
+    let higher = acceptor.on_prepare(now, &address(), Ballot(far), None, None).unwrap();
+    acceptor.on_durable(first);
+    assert!(acceptor.ceiling() >= Ballot(4096) && acceptor.ceiling() < Ballot(far));
+    assert_eq!(acceptor.check_leaving(&promised.open(first).unwrap()), Ok(()));
+    assert!(higher.open(first).is_err());
+}
+
 /// A key whose round was never begun, as its shard file could not be opened, was remembered for good: its open record
 /// was never asked about again, and under steady load none of its clients was served any more.
 #[test]

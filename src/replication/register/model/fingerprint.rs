@@ -130,8 +130,8 @@ fn stored(row: &StoredRow, into: &mut Fingerprint) {
 }
 
 fn acceptor(acceptor: &Acceptor, durable: Lsn, into: &mut Fingerprint) {
-    let (ceiling, lsn) = acceptor.ceiling_appended;
-    (acceptor.floor, acceptor.ceiling, ceiling, relative(lsn, durable)).hash(into);
+    (acceptor.floor, acceptor.ceiling).hash(into);
+    acceptor.ceilings_appended.iter().for_each(|(ceiling, lsn)| (ceiling, relative(*lsn, durable)).hash(into));
     by_key(&acceptor.keys, into, |KeyState { promised, pending }, into| {
         promised.hash(into);
         if let Some(pending) = pending {
