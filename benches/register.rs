@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use outrigger::clock::{HybridClock, Now};
+use outrigger::cluster::membership::Quorums;
 use outrigger::replication::journal::{Durability, Journal, JournalConfig};
 use outrigger::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Durable, Learned, Lsn, Message, OpId, Proposer, ProposerConfig,
@@ -41,8 +42,8 @@ impl World {
         let (mut journal, _) = Journal::open(config, 1).unwrap();
         let durable = journal.append(&[], Lsn(u64::MAX)).unwrap();
         let clock = HybridClock::new(Slot::new(0).unwrap(), Duration::from_secs(10), Ballot::ZERO);
-        let mut proposer = Proposer::new(ProposerConfig::new(0, VOTERS, 1), clock);
-        proposer.set_reachable(VOTERS);
+        let mut proposer = Proposer::new(ProposerConfig::new(0, Quorums::majority_of(0..VOTERS), 1), clock);
+        proposer.set_reachable((0..VOTERS).collect());
         let acceptor = || (Acceptor::new(AcceptorConfig::default(), Restored::default()), None);
         let address = Address { shard: ShardId::parse("acme", "orders").unwrap(), key: Key::parse("k").unwrap() };
         let now = Now { wall: 1_700_000_000_000_000_000, monotonic: Duration::ZERO };

@@ -11,6 +11,8 @@
 //!                                                      └──► home(shard, key)     whom to send a contended key to
 //! ```
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Key, NodeId, ShardId, Slot};
@@ -73,6 +75,48 @@ pub fn majority(count: usize) -> usize {
     count / 2 + 1
 }
 
+/// Which replicas decide together, each named by its slot: a majority of them, or, while a change of voters is under way, a
+/// majority of the old *and* one of the new (joint consensus; Ongaro, "Consensus: Bridging Theory and Practice", 2014,
+/// section 4.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quorums(Vec<BTreeSet<usize>>);
+
+impl Quorums {
+    /// A majority of these decides. Of nobody, nobody ever decides.
+    #[must_use]
+    pub fn majority_of(replicas: impl IntoIterator<Item = usize>) -> Self {
+        Self(vec![replicas.into_iter().collect()])
+    }
+
+    /// What decides here and what decides there, together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0.into_iter().chain(other.0).collect())
+    }
+
+    /// True where those for which `has` holds decide.
+    pub fn is_met(&self, has: impl Fn(usize) -> bool) -> bool {
+        self.0
+            .iter()
+            .all(|replicas| replicas.iter().filter(|replica| has(**replica)).count() >= majority(replicas.len()))
+    }
+
+    /// Everybody who has a vote.
+    #[must_use]
+    pub fn replicas(&self) -> BTreeSet<usize> {
+        self.0.iter().flatten().copied().collect()
+    }
+
+    /// How far those for which `has` holds are from deciding, for a person: "1 of 3 voters, 2 needed".
+    pub fn tell(&self, has: impl Fn(usize) -> bool) -> String {
+        let each = self.0.iter().map(|replicas| {
+            let there = replicas.iter().filter(|replica| has(**replica)).count();
+            format!("{there} of {} voters, {} needed", replicas.len(), majority(replicas.len()))
+        });
+        each.collect::<Vec<_>>().join(", and ")
+    }
+}
+
 impl Membership {
     /// The configuration that the `voters` list makes, in whatever order it names them.
     pub fn epoch_one(voters: Vec<NodeId>) -> Result<Self, InvalidMembership> {
@@ -129,6 +173,12 @@ impl Membership {
         majority(self.voters.len())
     }
 
+    /// Which of them decide, by their slots.
+    #[must_use]
+    pub fn quorums(&self) -> Quorums {
+        Quorums::majority_of(0..self.voters.len())
+    }
+
     /// The nodes that store `shard` and whose votes on it count, sorted: in this version every voter stores every
     /// shard. Callers count their quorum as [`majority`] of what this returns.
     #[must_use]
@@ -167,7 +217,7 @@ fn score(node: &NodeId, shard: &ShardId, key: &Key) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -223,6 +273,15 @@ mod tests {
     }
 
     #[test]
+    fn nobody_decides_for_nobody() {
+        assert!(!Quorums::majority_of([]).is_met(|_| true));
+        let joint = Quorums::majority_of(0..3).and(Quorums::majority_of([0, 1, 3, 4, 5]));
+        assert!(joint.is_met(|replica| [0, 1, 3].contains(&replica)) && !joint.is_met(|replica| replica < 3));
+        assert_eq!(joint.replicas(), (0..6).collect());
+        assert_eq!(joint.tell(|replica| replica < 3), "3 of 3 voters, 2 needed, and 2 of 5 voters, 3 needed");
+    }
+
+    #[test]
     fn homes_are_spread_and_move_little() {
         let three = membership(&["a", "b", "c"]);
         let four = membership(&["a", "b", "c", "d"]);
@@ -255,6 +314,21 @@ mod tests {
             }
             // And it is the least such number: one fewer, and two halves could each go on alone.
             prop_assert!(2 * (membership.quorum() - 1) <= size);
+        }
+
+        #[test]
+        fn what_decides_jointly_meets_both_what_decided_before_and_what_will(
+            old in prop::collection::btree_set(0_usize..6, 1..6),
+            new in prop::collection::btree_set(0_usize..6, 1..6),
+            first in 0_u8..64, second in 0_u8..64
+        ) {
+            let has = |bits: u8| move |replica: usize| bits >> replica & 1 == 1;
+            let (old, new) = (Quorums::majority_of(old), Quorums::majority_of(new));
+            let joint = old.clone().and(new.clone());
+            prop_assert_eq!(joint.is_met(has(first)), old.is_met(has(first)) && new.is_met(has(first)));
+            if joint.is_met(has(first)) && (old.is_met(has(second)) || new.is_met(has(second))) {
+                prop_assert!(first & second != 0, "two that share nobody");
+            }
         }
 
         #[test]

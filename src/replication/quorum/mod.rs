@@ -161,8 +161,7 @@ impl QuorumReplicator {
         let (writer_events, written) = mpsc::unbounded_channel();
         let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
         let voters = config.membership.voters();
-        let mut proposing = ProposerConfig::new(usize::from(slot.number()), voters.len(), config.seed);
-        proposing.quorum = config.membership.quorum();
+        let mut proposing = ProposerConfig::new(usize::from(slot.number()), config.membership.quorums(), config.seed);
         proposing.value_bytes_max = config.value_bytes_max;
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {

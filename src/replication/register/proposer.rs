@@ -1,12 +1,13 @@
 //! The asking half of a node: at most one round per key, updates that wait folded into one (rules 4-6).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
 use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
 use crate::clock::{HybridClock, Now};
+use crate::cluster::membership::Quorums;
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
 use crate::types::Ballot;
@@ -17,12 +18,10 @@ const CONTENDED_AFTER_TRIES: u32 = 2;
 /// How a proposer behaves.
 #[derive(Debug, Clone)]
 pub struct ProposerConfig {
-    /// This node's own number among the replicas.
+    /// This node's own slot, which names it among the replicas.
     pub me: usize,
-    /// How many replicas vote.
-    pub voters: usize,
-    /// How many of them decide: a majority.
-    pub quorum: usize,
+    /// Which replicas decide.
+    pub quorums: Quorums,
     /// The largest value, in bytes.
     pub value_bytes_max: usize,
     /// A step unanswered for this long is begun anew with a fresh ballot; doubles with every try.
@@ -40,13 +39,12 @@ pub struct ProposerConfig {
 }
 
 impl ProposerConfig {
-    /// Defaults for the replica numbered `me` of `voters`.
+    /// Defaults for the replica `me`.
     #[must_use]
-    pub fn new(me: usize, voters: usize, seed: u64) -> Self {
+    pub fn new(me: usize, quorums: Quorums, seed: u64) -> Self {
         Self {
             me,
-            voters,
-            quorum: voters / 2 + 1,
+            quorums,
             value_bytes_max: 1 << 20,
             step_timeout: Duration::from_millis(400),
             token_life: Duration::from_millis(250),
@@ -118,12 +116,12 @@ pub(super) struct KeyQueue {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub struct Proposer {
-    config: ProposerConfig,
+    pub(super) config: ProposerConfig,
     pub(super) clock: HybridClock,
     pub(super) keys: HashMap<Address, KeyQueue>,
     pub(super) tokens: HashMap<Address, Token>,
     token_order: VecDeque<(Duration, Address)>,
-    reachable: usize,
+    reachable: BTreeSet<usize>,
     random: u64,
     counts: ProposerCounts,
     actions: Vec<Action>,
@@ -140,7 +138,7 @@ impl Proposer {
             keys: HashMap::new(),
             tokens: HashMap::new(),
             token_order: VecDeque::new(),
-            reachable: 0,
+            reachable: BTreeSet::new(),
             random,
             counts: ProposerCounts::default(),
             actions: Vec::new(),
@@ -170,11 +168,11 @@ impl Proposer {
         !self.keys.is_empty()
     }
 
-    /// How many replicas can be asked now, this node included. With fewer than a majority nothing is begun, and what
+    /// Which replicas can be asked now, this node included. With fewer than a majority nothing is begun, and what
     /// has stored nothing yet ends at once.
-    pub fn set_reachable(&mut self, replicas: usize) {
+    pub fn set_reachable(&mut self, replicas: BTreeSet<usize>) {
         self.reachable = replicas;
-        if replicas >= self.config.quorum {
+        if self.has_quorum() {
             return;
         }
         let why = self.no_quorum();
@@ -189,9 +187,21 @@ impl Proposer {
         self.drop_idle();
     }
 
+    /// Others decide from now on: a new epoch. What was granted before is worth nothing any more, and rounds in flight begin
+    /// anew, as votes of two epochs don't add up. Whom to ask comes with [`Proposer::set_reachable`].
+    pub fn set_quorums(&mut self, now: Now, quorums: Quorums) {
+        self.config.quorums = quorums;
+        self.tokens.clear();
+        self.token_order.clear();
+        for round in self.keys.values_mut().filter_map(|queue| queue.round.as_mut()) {
+            round.recall();
+            round.step_deadline = now.monotonic;
+        }
+    }
+
     /// Takes in a client's update; its decision comes as an action, at the latest a tick after `deadline`.
     pub fn propose(&mut self, address: Address, id: OpId, update: Update, deadline: Duration) {
-        if self.reachable < self.config.quorum {
+        if !self.has_quorum() {
             let why = self.no_quorum();
             return self.actions.push(Action::Decide(id, Decision::Reject(why)));
         }
@@ -209,7 +219,7 @@ impl Proposer {
     /// Finds out what became of a record that this node accepted and never heard of again (rule 7). Nobody is told;
     /// where it was chosen, or has to be, it comes out as [`Action::Chosen`].
     pub fn settle(&mut self, address: Address, id: OpId, deadline: Duration) {
-        if self.reachable < self.config.quorum || self.keys.contains_key(&address) {
+        if !self.has_quorum() || self.keys.contains_key(&address) {
             return;
         }
         let queue = self.keys.entry(address.clone()).or_default();
@@ -265,7 +275,7 @@ impl Proposer {
             Body::Promised { ballot, vote } if ballot == round.ballot => match &mut round.phase {
                 Phase::Preparing(tally) => {
                     tally.add(voter, vote);
-                    let base = tally.base(self.config.quorum, required, round.held.as_ref());
+                    let base = tally.base(&self.config.quorums, required, round.held.as_ref());
                     base.is_none_or(|base| self.build_on(now, &address, &mut round, &base))
                 }
                 _ => true,
@@ -273,7 +283,7 @@ impl Proposer {
             Body::Held { round: asked, vote } if asked == round.ballot => match &mut round.phase {
                 Phase::Reading(tally) => {
                     tally.add(voter, vote);
-                    let base = tally.base(self.config.quorum, required, round.held.as_ref());
+                    let base = tally.base(&self.config.quorums, required, round.held.as_ref());
                     base.is_none_or(|base| self.answer_reads(now, &address, &mut round, &base))
                 }
                 _ => true,
@@ -460,16 +470,16 @@ impl Proposer {
     fn on_accepted(&mut self, now: Now, address: &Address, round: &mut Round, voter: usize, granted: bool) -> bool {
         let Phase::Accepting(ballotting) = &mut round.phase else { return true };
         ballotting.votes.insert(voter, granted);
-        if ballotting.votes.len() < self.config.quorum {
+        if !self.config.quorums.is_met(|voter| ballotting.votes.contains_key(&voter)) {
             return true;
         }
         let Phase::Accepting(done) = std::mem::replace(&mut round.phase, Phase::BackingOff) else { return true };
-        let grants = done.votes.values().filter(|granted| **granted).count();
+        let is_granted = self.config.quorums.is_met(|voter| done.votes.get(&voter) == Some(&true));
         let outcomes = match done.carried {
             Carried::Write(attempt, took_effect) => attempt.outcomes(took_effect),
             Carried::Answers(outcomes) => outcomes,
         };
-        if grants >= self.config.quorum {
+        if is_granted {
             self.keep_token(now, address, done.next, &done.record);
         }
         self.actions.push(Action::Chosen {
@@ -489,7 +499,8 @@ impl Proposer {
         };
         refused.insert(voter, why);
         // As long as those in reach that have not refused can still make a majority, the round goes on.
-        if self.reachable.saturating_sub(refused.len()) >= self.config.quorum {
+        let may_agree = |voter| self.reachable.contains(&voter) && !refused.contains_key(&voter);
+        if self.config.quorums.is_met(may_agree) {
             return true;
         }
         self.counts.refused += 1;
@@ -588,14 +599,17 @@ impl Proposer {
         });
     }
 
+    fn has_quorum(&self) -> bool {
+        self.config.quorums.is_met(|voter| self.reachable.contains(&voter))
+    }
+
     fn no_quorum(&self) -> Rejection {
-        let (reachable, voters, quorum) = (self.reachable, self.config.voters, self.config.quorum);
-        Rejection::NoQuorum(format!("{reachable} of {voters} voters in reach, {quorum} needed"))
+        Rejection::NoQuorum(format!("in reach: {}", self.config.quorums.tell(|voter| self.reachable.contains(&voter))))
     }
 
     fn no_majority_answered(&self) -> Rejection {
-        let (voters, quorum) = (self.config.voters, self.config.quorum);
-        Rejection::NoQuorum(format!("fewer than {quorum} of {voters} voters answered in time; nothing was stored"))
+        let needed = self.config.quorums.tell(|voter| self.reachable.contains(&voter));
+        Rejection::NoQuorum(format!("too few voters answered in time (in reach: {needed}); nothing was stored"))
     }
 
     /// SplitMix64 (Steele, Lea, Flood, 2014), as a fraction of one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::message::Refusal;
 use super::record::{Descent, Lineage, Record, Vote};
+use crate::cluster::membership::Quorums;
 use crate::store::replicator::Op;
 use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::Ballot;
@@ -50,8 +51,10 @@ impl Tally {
     }
 
     /// What a majority holds, once there is one and `required` is in it. `held` fills in the effect that votes left out.
-    pub(super) fn base(&self, quorum: usize, required: Option<usize>, held: Option<&Record>) -> Option<Base> {
-        if self.votes.len() < quorum || required.is_some_and(|voter| !self.votes.contains_key(&voter)) {
+    pub(super) fn base(&self, quorums: &Quorums, required: Option<usize>, held: Option<&Record>) -> Option<Base> {
+        if !quorums.is_met(|voter| self.votes.contains_key(&voter))
+            || required.is_some_and(|voter| !self.votes.contains_key(&voter))
+        {
             return None;
         }
         let highest = self.votes.values().max_by_key(|vote| (vote.ballot(), matches!(vote, Vote::Record { .. })))?;
@@ -68,7 +71,8 @@ impl Tally {
         let held = held.filter(|held| held.upd == *upd).map(|held| &held.op);
         let op = ops.chain(held).next()?.clone();
         let flagged = alike().any(Vote::is_chosen);
-        let proven = flagged || alike().count() >= quorum;
+        let is_alike = |voter| self.votes.get(&voter).is_some_and(|vote| vote.ballot() == ballot);
+        let proven = flagged || quorums.is_met(is_alike);
         // A replica that has forgotten the lineage of a committed row sends an empty one: take the longest.
         let lineage = alike().filter_map(|vote| match vote {
             Vote::Record { lineage, .. } => Some(lineage),

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::clock::{HybridClock, Now};
+use crate::cluster::membership::Quorums;
 use crate::store::StoredRow;
 use crate::store::replicator::{Decision, Op, Rejection};
 use crate::store::update::{Change, Condition, Update, Verdict};
@@ -52,8 +53,9 @@ struct World {
 fn node(slot: usize, restored: Restored, voters: usize) -> (Acceptor, Proposer) {
     let clock =
         HybridClock::new(Slot::new(u16::try_from(slot).unwrap()).unwrap(), Duration::from_secs(10), restored.ceiling);
-    let mut proposer = Proposer::new(ProposerConfig::new(slot, voters, slot as u64 + 1), clock);
-    proposer.set_reachable(voters);
+    let mut proposer =
+        Proposer::new(ProposerConfig::new(slot, Quorums::majority_of(0..voters), slot as u64 + 1), clock);
+    proposer.set_reachable((0..voters).collect());
     (Acceptor::new(AcceptorConfig { promises_max: 8, ..AcceptorConfig::default() }, restored), proposer)
 }
 

@@ -1,5 +1,7 @@
 //! Who is there and whose votes count: meeting a peer, losing it, and being barred oneself.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::oneshot;
 
 use super::{Core, Effect};
@@ -100,11 +102,15 @@ impl Core {
 
     pub(super) fn update_reachable(&mut self) {
         self.has_news = true;
-        self.proposer.set_reachable(if self.barred.is_some() { 0 } else { self.reachable() });
+        self.proposer.set_reachable(if self.barred.is_some() { BTreeSet::new() } else { self.reachable() });
     }
 
-    pub(super) fn reachable(&self) -> usize {
-        usize::from(self.barred.is_none()) + self.peers.iter().flatten().filter(|peer| peer.votes()).count()
+    /// The replicas whose votes can be had now.
+    pub(super) fn reachable(&self) -> BTreeSet<usize> {
+        let votes = |(replica, peer): (usize, &Option<Peer>)| {
+            peer.as_ref().map_or(self.barred.is_none(), Peer::votes).then_some(replica)
+        };
+        self.peers.iter().enumerate().filter_map(votes).collect()
     }
 
     pub(super) fn live(&self) -> usize {

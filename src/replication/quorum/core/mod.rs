@@ -276,7 +276,7 @@ impl Core {
         for id in overdue {
             self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
-        if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
+        if self.barred.is_none() && self.reachable().len() >= self.config.membership.quorum() {
             // What a restart left open is asked about at once: local reads of those keys wait for it.
             let before = now.monotonic.saturating_sub(STALE_AFTER);
             for address in self.acceptor.stale(before, SETTLE_AT_ONCE) {
@@ -313,7 +313,7 @@ impl Core {
         };
         QuorumStatus {
             peers: self.peers.iter().flatten().map(peer).collect(),
-            reachable: self.reachable(),
+            reachable: self.reachable().len(),
             quorum: self.config.membership.quorum(),
             barred: self.barred.clone(),
             full: self.full(),

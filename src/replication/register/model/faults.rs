@@ -46,10 +46,20 @@ pub(super) enum Fault {
     HighestWithoutCompleting,
     /// Rule 8: a record not known to be chosen is copied, and counts as a vote.
     CopiedAsAVote,
+    /// Section 5: the new voters take the old ones' place at once.
+    DirectSwap,
+    /// Section 5: the new epoch follows the joint one without a scan.
+    NoScan,
+    /// Section 5: a replica answers the scan before it has installed the joint epoch.
+    ScanBeforeInstalling,
+    /// Section 5: a replica answers the scan while its votes of the old epoch are open.
+    ScanBeforeSettling,
+    /// Section 5: reads ask the old majority alone while the change is under way.
+    ReadsOnTheOldMajority,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::OldValueWhileUnflushed,
         Self::CeilingAfterTheReply,
         Self::NoFloorAfterRestart,
@@ -64,6 +74,11 @@ impl Fault {
         Self::UnflushedRead,
         Self::HighestWithoutCompleting,
         Self::CopiedAsAVote,
+        Self::DirectSwap,
+        Self::NoScan,
+        Self::ScanBeforeInstalling,
+        Self::ScanBeforeSettling,
+        Self::ReadsOnTheOldMajority,
     ];
 
     /// True where an acceptor may accept what it would have refused before.
@@ -77,22 +92,27 @@ impl Fault {
     }
 
     /// The rule that it breaks, and its name.
-    pub(super) fn title(self) -> (u8, &'static str) {
+    pub(super) fn title(self) -> (&'static str, &'static str) {
         match self {
-            Self::OldValueWhileUnflushed => (1, "answering the old value while an accept is unflushed"),
-            Self::CeilingAfterTheReply => (2, "the ceiling made durable after the reply"),
-            Self::NoFloorAfterRestart => (2, "no floor after a restart"),
-            Self::ForgettingSilently => (2, "forgetting old promises silently"),
-            Self::AlwaysApplyingAgain => (4, "always applying again"),
-            Self::BaseAlone => (4, "looking at the base alone"),
-            Self::LatestAttemptAlone => (4, "looking for the latest attempt alone"),
-            Self::BypassedTryForgotten => (4, "a bypassed try forgotten"),
-            Self::UnprovenBase => (4, "answering on an unproven base"),
-            Self::TokenTwice => (5, "a token used twice"),
-            Self::TokenRenumbered => (5, "a token renumbered to a fresher ballot"),
-            Self::UnflushedRead => (6, "exposing an unflushed accept in a read"),
-            Self::HighestWithoutCompleting => (6, "answering the highest vote without completing it"),
-            Self::CopiedAsAVote => (8, "copying an unchosen record as a vote"),
+            Self::OldValueWhileUnflushed => ("1", "answering the old value while an accept is unflushed"),
+            Self::CeilingAfterTheReply => ("2", "the ceiling made durable after the reply"),
+            Self::NoFloorAfterRestart => ("2", "no floor after a restart"),
+            Self::ForgettingSilently => ("2", "forgetting old promises silently"),
+            Self::AlwaysApplyingAgain => ("4", "always applying again"),
+            Self::BaseAlone => ("4", "looking at the base alone"),
+            Self::LatestAttemptAlone => ("4", "looking for the latest attempt alone"),
+            Self::BypassedTryForgotten => ("4", "a bypassed try forgotten"),
+            Self::UnprovenBase => ("4", "answering on an unproven base"),
+            Self::TokenTwice => ("5", "a token used twice"),
+            Self::TokenRenumbered => ("5", "a token renumbered to a fresher ballot"),
+            Self::UnflushedRead => ("6", "exposing an unflushed accept in a read"),
+            Self::HighestWithoutCompleting => ("6", "answering the highest vote without completing it"),
+            Self::CopiedAsAVote => ("8", "copying an unchosen record as a vote"),
+            Self::DirectSwap => ("§5", "voters swapped without a joint epoch"),
+            Self::NoScan => ("§5", "a joint epoch without a scan"),
+            Self::ScanBeforeInstalling => ("§5", "a scan answered before the joint epoch is installed"),
+            Self::ScanBeforeSettling => ("§5", "a scan answered while old votes are open"),
+            Self::ReadsOnTheOldMajority => ("§5", "reads on the old majority alone"),
         }
     }
 }

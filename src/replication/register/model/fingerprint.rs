@@ -108,7 +108,7 @@ pub(super) fn of_node(node: &Node) -> u128 {
             hash_decision(decision, &mut into);
         }
     }
-    (&node.pulls, node.wall).hash(&mut into);
+    (&node.pulls, node.wall, node.installed).hash(&mut into);
     into.done()
 }
 

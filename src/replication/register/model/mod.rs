@@ -7,13 +7,15 @@
 //!   search    every state, each once        world      what can happen, and what it does
 //!   oracle    what must hold                fingerprint  when two states are one
 //!   faults    the rules taken out, one by one: each must be caught
+//!   change    a change of voters
 //! ```
 //!
-//! What is absent: several keys (registers of different keys share the floor and the ceiling alone), membership change,
+//! What is absent: several keys (registers of different keys share the floor and the ceiling alone),
 //! broken clocks and disks that lie. A state space is as small as its scenario says, and no smaller: nothing is sampled.
 //!
 //! `cargo test model -- --nocapture` prints the tables; `--ignored` searches the larger worlds.
 
+mod change;
 mod faults;
 mod fingerprint;
 mod oracle;
@@ -35,7 +37,7 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 fn show(report: &Report) {
-    let Report { name, states, depth, took, exhausted, found } = report;
+    let Report { name, states, depth, took, exhausted, found, .. } = report;
     let end = match found {
         Some(found) => format!("violated after {} steps", found.steps.len()),
         None if *exhausted => "all".to_owned(),
@@ -54,9 +56,11 @@ fn must_hold(report: &Report) {
 fn search_small(part: usize) {
     for (index, scenario) in worlds::small().into_iter().enumerate() {
         if index % 2 == part {
+            let is_change = scenario.next.is_some();
             let report = explore(scenario, Order::DepthFirst, SMALL_STATES_MAX);
             must_hold(&report);
             assert!(report.exhausted, "{} is not small any more: {} states", report.name, report.states);
+            assert!(!is_change || report.epoch == change::NEW, "{}: the change never ends", report.name);
         }
     }
 }

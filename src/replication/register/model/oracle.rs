@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use super::fingerprint::{Fingerprint, hash_outcome};
 use super::scenario::VALUE_BYTES_MAX;
+use crate::cluster::membership::Quorums;
 use crate::replication::journal::Replay;
 use crate::replication::register::{Body, Record, Vote};
 use crate::store::StoredRow;
@@ -44,23 +45,27 @@ struct Call {
 #[derive(Debug, Clone)]
 struct Asked {
     record: Rc<Record>,
+    /// Who decides on it.
+    deciding: Quorums,
     disks: u8,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Oracle {
-    quorum: u32,
     /// False where a fault is to be caught by what clients are told, or would read of what was chosen just then.
     watches_inside: bool,
     calls: Vec<Call>,
     /// By ballot.
     asked: Vec<Asked>,
+    /// The new voters, once the change to them is over. What a majority of them holds by then is as good as chosen, in
+    /// whichever epoch it was asked for: nobody can decide without one of them any more.
+    successors: Option<Quorums>,
     pub(super) violation: Option<String>,
 }
 
 impl Oracle {
-    pub(super) fn new(quorum: usize, watches_inside: bool) -> Self {
-        Self { quorum: quorum as u32, watches_inside, calls: Vec::new(), asked: Vec::new(), violation: None }
+    pub(super) fn new(watches_inside: bool) -> Self {
+        Self { watches_inside, calls: Vec::new(), asked: Vec::new(), successors: None, violation: None }
     }
 
     pub(super) fn hash(&self, into: &mut Fingerprint) {
@@ -115,15 +120,15 @@ impl Oracle {
         }
     }
 
-    /// A record is sent out to be voted on.
-    pub(super) fn on_asked(&mut self, record: &Record) {
+    /// A record is sent out to be voted on by `deciding`.
+    pub(super) fn on_asked(&mut self, record: &Record, deciding: Quorums) {
         match self.asked.binary_search_by_key(&record.ballot, |asked| asked.record.ballot) {
             Ok(at) => {
                 let alike = *self.asked[at].record == *record;
                 self.inside(alike, || format!("one value per ballot: {} was sent out for two", record.ballot));
             }
             Err(at) => {
-                self.asked.insert(at, Asked { record: Rc::new(record.clone()), disks: 0 });
+                self.asked.insert(at, Asked { record: Rc::new(record.clone()), deciding, disks: 0 });
                 for chosen in self.chosen() {
                     self.agree(record.ballot, chosen);
                 }
@@ -133,14 +138,28 @@ impl Oracle {
 
     /// A vote has reached the disk of node `n`.
     pub(super) fn on_vote(&mut self, n: usize, ballot: Ballot) {
-        let quorum = self.quorum;
         let Some(asked) = self.asked.iter_mut().find(|asked| asked.record.ballot == ballot) else { return };
-        let before = asked.disks.count_ones();
+        let before = asked.clone();
         asked.disks |= 1 << n;
-        if before >= quorum || asked.disks.count_ones() < quorum {
-            return;
+        let after = asked.clone();
+        if self.is_held(&after) && !self.is_held(&before) {
+            self.on_chosen(&after.record);
         }
-        let value = asked.record.op.value().cloned();
+    }
+
+    /// A change of voters is over.
+    pub(super) fn on_succeeded(&mut self, successors: Quorums) {
+        let before = self.chosen();
+        self.successors = Some(successors);
+        for asked in self.asked.clone().iter().filter(|asked| !before.contains(&asked.record.ballot)) {
+            if self.is_held(asked) {
+                self.on_chosen(&asked.record);
+            }
+        }
+    }
+
+    fn on_chosen(&mut self, record: &Record) {
+        let (ballot, value) = (record.ballot, record.op.value().cloned());
         for later in self.asked.iter().map(|asked| asked.record.ballot).filter(|b| *b > ballot).collect::<Vec<_>>() {
             self.agree(later, ballot);
         }
@@ -194,8 +213,13 @@ impl Oracle {
     }
 
     fn chosen(&self) -> Vec<Ballot> {
-        let chosen = self.asked.iter().filter(|asked| asked.disks.count_ones() >= self.quorum);
-        chosen.map(|asked| asked.record.ballot).collect()
+        self.asked.iter().filter(|asked| self.is_held(asked)).map(|asked| asked.record.ballot).collect()
+    }
+
+    /// Whether those who decide hold it.
+    fn is_held(&self, asked: &Asked) -> bool {
+        let is_met = |quorums: &Quorums| quorums.is_met(|node| asked.disks & 1 << node != 0);
+        is_met(&asked.deciding) || self.successors.as_ref().is_some_and(is_met)
     }
 
     fn agree(&mut self, later: Ballot, chosen: Ballot) {

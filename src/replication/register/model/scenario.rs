@@ -39,6 +39,10 @@ pub(super) struct Client {
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     pub(super) voters: usize,
+    /// The voters that take their place, as bits, where there is a change; nodes of higher numbers are new.
+    pub(super) next: Option<u8>,
+    /// Of the new voters, and of the old, those who compare rows, as bits.
+    pub(super) scan: (u8, u8),
     pub(super) clients: Vec<Client>,
     /// The nodes whose fsync takes time, as bits; that of the others is over at once.
     pub(super) slow_disks: u8,
@@ -69,6 +73,8 @@ impl Scenario {
         Self {
             name,
             voters: 3,
+            next: None,
+            scan: (u8::MAX, u8::MAX),
             clients: Vec::new(),
             slow_disks: 0,
             mortal: 0b111,
@@ -88,6 +94,21 @@ impl Scenario {
     pub(super) fn client(mut self, node: usize, script: impl IntoIterator<Item = Update>) -> Self {
         self.clients.push(Client { node, script: script.into_iter().map(Rc::new).collect() });
         self
+    }
+
+    /// Lets these take the voters' place.
+    pub(super) fn next(self, next: u8) -> Self {
+        Self { next: Some(next), ..self }
+    }
+
+    /// Only these of the new voters compare rows, with these of the old.
+    pub(super) fn scan(self, new: u8, old: u8) -> Self {
+        Self { scan: (new, old), ..self }
+    }
+
+    /// How many nodes there are, voters or not.
+    pub(super) fn nodes(&self) -> usize {
+        self.voters.max(8 - self.next.unwrap_or_default().leading_zeros() as usize)
     }
 
     pub(super) fn slow_disks(self, slow_disks: u8) -> Self {

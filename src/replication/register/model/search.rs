@@ -46,6 +46,8 @@ pub(super) struct Report {
     pub(super) exhausted: bool,
     /// Steps of the longest way taken.
     pub(super) depth: usize,
+    /// The last epoch that was published.
+    pub(super) epoch: u8,
 }
 
 /// In which order states are looked at.
@@ -68,8 +70,15 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
     // Where each state came from, so that a violation can be told as a story.
     let mut origins: Vec<(u32, u16, Step)> = Vec::new();
     let mut frontier = std::collections::VecDeque::from([(first, u32::MAX)]);
-    let mut report =
-        Report { name: scenario.name, states: 1, took: Duration::ZERO, found: None, exhausted: true, depth: 0 };
+    let mut report = Report {
+        name: scenario.name,
+        states: 1,
+        took: Duration::ZERO,
+        found: None,
+        exhausted: true,
+        depth: 0,
+        epoch: 0,
+    };
     'search: loop {
         let next = if order == Order::BreadthFirst { frontier.pop_front() } else { frontier.pop_back() };
         let Some((world, at)) = next else { break };
@@ -82,6 +91,7 @@ pub(super) fn explore(scenario: Scenario, order: Order, states_max: usize) -> Re
             }
             origins.push((at, depth, step));
             report.depth = report.depth.max(usize::from(depth));
+            report.epoch = report.epoch.max(after.published);
             let index = u32::try_from(origins.len() - 1).unwrap();
             if let Some(what) = is_violated {
                 report.found = Some(Found { what, steps: story(&scenario, &origins, index) });

@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::change::{self, Installed, JOINT, NEW, OLD};
 use super::faults::{self, Fault};
 use super::fingerprint::{self, Fingerprint};
 use super::oracle::Oracle;
@@ -64,6 +65,8 @@ pub(super) struct Node {
     pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
     /// Who pulls, and the round that it was told of.
     pub(super) pulls: Vec<(usize, Ballot)>,
+    /// Which epoch it is in.
+    pub(super) installed: Installed,
     pub(super) wall: i64,
     monotonic: Duration,
     print: u128,
@@ -85,6 +88,8 @@ pub(super) struct Packet {
     pub(super) from: usize,
     pub(super) to: usize,
     pub(super) message: Message,
+    /// The sender's.
+    epoch: u8,
     print: u128,
 }
 
@@ -111,6 +116,12 @@ pub(super) enum Step {
     Forget(usize),
     /// A fault: a record is copied from one node to another as if that had voted for it.
     CopyVote(usize, usize),
+    /// The next epoch of a change of voters is published.
+    Publish,
+    /// A node installs the latest epoch.
+    Install(usize),
+    /// A new voter compares rows with an old one, and takes over what is newer there.
+    Compare(usize, usize),
 }
 
 #[derive(Debug, Clone)]
@@ -122,22 +133,26 @@ pub(super) struct World {
     clients: Vec<(u8, bool)>,
     left: Budget,
     pub(super) oracle: Rc<Oracle>,
+    /// The latest epoch.
+    pub(super) published: u8,
+    /// With whom each node has compared rows in the joint epoch, as bits.
+    pub(super) compared: Vec<u8>,
 }
 
 fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
     let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
     let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
-    let mut proposing = ProposerConfig::new(slot, scenario.voters, 1);
+    let mut proposing = ProposerConfig::new(slot, change::quorums(scenario, OLD), 1);
     proposing.value_bytes_max = VALUE_BYTES_MAX;
     proposing.token_life = if scenario.tokens { FOREVER } else { Duration::ZERO };
     let mut proposer = Proposer::new(proposing, HybridClock::new(slot_number, Duration::from_secs(10), floor));
-    proposer.set_reachable(scenario.voters);
+    proposer.set_reachable((0..scenario.nodes()).collect());
     (Acceptor::new(config, restored), proposer)
 }
 
 impl World {
     pub(super) fn new(scenario: &Rc<Scenario>) -> Self {
-        let nodes = (0..scenario.voters).map(|slot| {
+        let nodes = (0..scenario.nodes()).map(|slot| {
             let (acceptor, proposer) = cores(scenario, slot, Restored::default(), Ballot::ZERO);
             let mut node = Node {
                 acceptor,
@@ -149,6 +164,7 @@ impl World {
                 lsn: Lsn(0),
                 waiting: Vec::new(),
                 pulls: Vec::new(),
+                installed: Installed::FIRST,
                 wall: WALL + if slot == 1 { scenario.ahead.as_nanos() as i64 } else { 0 },
                 monotonic: Duration::ZERO,
                 print: 0,
@@ -161,7 +177,9 @@ impl World {
             network: Vec::new(),
             clients: vec![(0, false); scenario.clients.len()],
             left: scenario.budget,
-            oracle: Rc::new(Oracle::new(scenario.voters / 2 + 1, scenario.fault.is_none())),
+            oracle: Rc::new(Oracle::new(scenario.fault.is_none())),
+            published: OLD,
+            compared: vec![0; scenario.nodes()],
             scenario: scenario.clone(),
         }
     }
@@ -172,7 +190,7 @@ impl World {
             node.print.hash(&mut into);
         }
         let network = self.network.iter().fold(0_u128, |sum, packet| sum.wrapping_add(packet.print));
-        (network, &self.clients, self.left).hash(&mut into);
+        (network, &self.clients, self.left, self.published, &self.compared).hash(&mut into);
         self.oracle.hash(&mut into);
         into.done()
     }
@@ -205,8 +223,15 @@ impl World {
             steps.extend(copies.map(|(from, to)| Step::CopyVote(from, to)));
         }
         let mut seen: Vec<u128> = Vec::new();
+        if self.scenario.next.is_some() {
+            steps.extend(change::next_epoch(self).map(|_| Step::Publish));
+            steps.extend(nodes().filter(|n| self.nodes[*n].installed.epoch < self.published).map(Step::Install));
+            let pairs = change::pairs(&self.scenario).filter(|(new, old)| change::can_compare(self, *new, *old));
+            steps.extend(pairs.map(|(new, old)| Step::Compare(new, old)));
+        }
         for (at, packet) in self.network.iter().enumerate() {
-            if seen.contains(&packet.print) {
+            // What a node of a later epoch says waits until that is installed.
+            if seen.contains(&packet.print) || packet.epoch > self.nodes[packet.to].installed.epoch {
                 continue;
             }
             seen.push(packet.print);
@@ -228,7 +253,9 @@ impl World {
     pub(super) fn after(&self, step: Step) -> Self {
         let mut world = self.clone();
         let n = world.take_step(step);
+        world.settle_inherited(n);
         world.pump(n);
+        world.settle_inherited(n);
         world.forget_dead_messages(n);
         let node = Rc::make_mut(&mut world.nodes[n]);
         node.print = fingerprint::of_node(node);
@@ -249,14 +276,12 @@ impl World {
             Step::Call(client) => return self.call(client),
             Step::Deliver(at) => {
                 let packet = self.network.remove(at);
-                self.receive(packet.from, packet.to, packet.message.clone());
-                return packet.to;
+                return self.deliver(&packet);
             }
             Step::Duplicate(at) => {
                 self.left.duplicates -= 1;
                 let packet = self.network[at].clone();
-                self.receive(packet.from, packet.to, packet.message.clone());
-                return packet.to;
+                return self.deliver(&packet);
             }
             Step::Sync(n) => self.sync(n),
             Step::Crash(n) => {
@@ -287,10 +312,50 @@ impl World {
                 faults::copy_vote(&source, self.node(to));
                 return to;
             }
+            Step::Publish => {
+                self.published = change::next_epoch(self).unwrap_or(self.published);
+                if self.published == NEW {
+                    let successors = change::quorums(&self.scenario, NEW);
+                    self.oracle().on_succeeded(successors);
+                }
+            }
+            Step::Install(n) => self.install_epoch(n),
+            Step::Compare(new, old) => {
+                self.compared[new] |= 1 << old;
+                if let Some(row) = self.nodes[old].row() {
+                    self.receive(old, new, chosen(&row));
+                }
+                return new;
+            }
         }
         match step {
-            Step::Sync(n) | Step::Crash(n) | Step::Tick(n) | Step::Expire(n) | Step::Settle(n) | Step::Forget(n) => n,
+            Step::Sync(n)
+            | Step::Crash(n)
+            | Step::Tick(n)
+            | Step::Expire(n)
+            | Step::Settle(n)
+            | Step::Forget(n)
+            | Step::Install(n) => n,
             _ => 0,
+        }
+    }
+
+    /// What was voted for before is open until something as new is committed here.
+    fn install_epoch(&mut self, n: usize) {
+        let epoch = self.published;
+        let quorums = change::quorums(&self.scenario, epoch);
+        let node = self.node(n);
+        let open = node.acceptor.keys.values().filter_map(|key| key.pending.as_ref()).find(|pending| !pending.chosen);
+        node.installed = Installed { epoch, inherited: open.map(|pending| pending.record.ballot) };
+        let now = node.now();
+        node.proposer.set_quorums(now, quorums);
+        node.proposer.on_tick(now);
+    }
+
+    fn settle_inherited(&mut self, n: usize) {
+        let row = self.nodes[n].row().map_or(Ballot::ZERO, |row| row.ballot);
+        if self.nodes[n].installed.inherited.is_some_and(|open| open <= row) {
+            self.node(n).installed.inherited = None;
         }
     }
 
@@ -356,7 +421,8 @@ impl World {
             }
             Action::Ask { ballot, message } => {
                 if let Body::Accept { record, .. } = &message.body {
-                    self.oracle().on_asked(record);
+                    let deciding = change::quorums(&self.scenario, self.nodes[n].installed.epoch);
+                    self.oracle().on_asked(record, deciding);
                 }
                 for to in 0..self.nodes.len() {
                     let node = self.node(n);
@@ -428,8 +494,9 @@ impl World {
         if (scenario.lost)(from, to, &message.body) || self.is_dead(to, &message.body) {
             return;
         }
-        let print = Fingerprint::of(&(from, to, &message.body));
-        self.network.push(Rc::new(Packet { from, to, message, print }));
+        let epoch = self.nodes[from].installed.epoch;
+        let print = Fingerprint::of(&(from, to, &message.body, epoch));
+        self.network.push(Rc::new(Packet { from, to, message, epoch, print }));
     }
 
     fn commit(&mut self, n: usize, commit: &Commit) {
@@ -488,8 +555,19 @@ impl World {
         }
     }
 
+    /// An acceptor refuses questions of an older epoch, which its asker makes nothing of: it asks anew once it is told.
+    fn deliver(&mut self, packet: &Packet) -> usize {
+        let Packet { from, to, message, epoch, .. } = packet;
+        let is_question = matches!(message.body, Body::Prepare { .. } | Body::Accept { .. } | Body::Read { .. });
+        if !is_question || *epoch == self.nodes[*to].installed.epoch {
+            self.receive(*from, *to, message.clone());
+        }
+        *to
+    }
+
     fn receive(&mut self, from: usize, to: usize, message: Message) {
-        let fault = self.scenario.fault;
+        let scenario = self.scenario.clone();
+        let fault = scenario.fault;
         let node = self.node(to);
         let (now, row) = (node.now(), node.row());
         let Message { address, body } = message;
@@ -522,7 +600,15 @@ impl World {
             }
             body => {
                 let message = Message { address, body };
-                return faults::answer(fault, &mut node.proposer, now, from, message);
+                let is_joint = node.installed.epoch == JOINT && matches!(message.body, Body::Held { .. });
+                let proposer = &mut node.proposer;
+                if is_joint && fault == Some(Fault::ReadsOnTheOldMajority) {
+                    let joint = std::mem::replace(&mut proposer.config.quorums, change::old_majority(&scenario));
+                    proposer.on_message(now, from, message);
+                    proposer.config.quorums = joint;
+                    return;
+                }
+                return faults::answer(fault, proposer, now, from, message);
             }
         };
         match reply {
@@ -540,6 +626,10 @@ impl World {
         let restored = faults::restored(scenario.fault, recovered.restored);
         (node.acceptor, node.proposer) = cores(&scenario, n, restored, ceiling);
         let row = |record: Record| StoredRow { op: record.op, upd: record.upd, ballot: record.ballot };
+        let open = node.disk.pending.values().map(|record| record.ballot).max();
+        let installed = Installed { inherited: open, ..node.installed };
+        node.installed = installed;
+        node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
         node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
         (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
         node.unsynced.clear();

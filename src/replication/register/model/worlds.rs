@@ -63,6 +63,7 @@ pub(super) fn small() -> Vec<Scenario> {
             .client(0, [take("a"), cas("a", "c")])
             .client(1, [cas("a", "b")])
             .without_commits(),
+        replaced("a voter replaced, an increment, a read").scan(0b1010, 0b110).lost(new_hears_one),
     ]
 }
 
@@ -116,6 +117,23 @@ pub(super) fn large() -> Vec<Scenario> {
             .client(1, [read(), read()])
             .slow_disks(0b111)
             .budget(|left| left.crashes = 1),
+        replaced("a voter replaced, an increment, a read, what was open is settled")
+            .scan(0b1010, 0b101)
+            .lost(in_two_halves_but_for_two)
+            .budget(|left| left.settles = 1),
+        Scenario::new("a voter added, an increment, a read")
+            .client(0, [increment()])
+            .client(3, [read()])
+            .next(0b1111)
+            .scan(0b1011, 0b011)
+            .without_commits()
+            .lost(new_hears_one),
+        Scenario::new("a voter removed, an increment, a read")
+            .client(2, [increment()])
+            .client(0, [read()])
+            .next(0b0011)
+            .scan(0b011, 0b011)
+            .without_commits(),
     ]
 }
 
@@ -152,8 +170,39 @@ pub(super) fn of(fault: Fault) -> Scenario {
             .budget(|left| (left.crashes, left.expiries) = (1, 1)),
         Fault::HighestWithoutCompleting => nobody().client(0, [increment()]).client(1, [read(), read()]),
         Fault::CopiedAsAVote => two().ahead(1),
+        Fault::DirectSwap | Fault::NoScan | Fault::ScanBeforeInstalling | Fault::ScanBeforeSettling => {
+            replaced(name).scan(0b1010, 0b110).lost(in_two_halves)
+        }
+        Fault::ReadsOnTheOldMajority => {
+            nobody().client(3, [increment()]).client(2, [read()]).next(0b1011).scan(0b1001, 0b011).lost(new_beside_old)
+        }
     };
     world.fault(Some(fault))
+}
+
+/// Node 3 hears of node 1 alone, and node 0 of all others.
+fn new_hears_one(from: usize, to: usize, _: &Body) -> bool {
+    from != to && (from == 3 || to == 3) && from + to != 4
+}
+
+/// As in two halves, but node 2 hears of node 1 too.
+fn in_two_halves_but_for_two(from: usize, to: usize, body: &Body) -> bool {
+    in_two_halves(from, to, body) && from + to != 3
+}
+
+/// The new node 3 takes the place of node 2, beside an increment on node 0 and a read on node 3.
+fn replaced(name: &'static str) -> Scenario {
+    Scenario::new(name).client(0, [increment()]).client(3, [read()]).next(0b1011).without_commits()
+}
+
+/// Nodes 0 and 2 hear of each other, and nodes 1 and 3.
+fn in_two_halves(from: usize, to: usize, _: &Body) -> bool {
+    from != to && from.abs_diff(to) != 2
+}
+
+/// Nodes 0 and 3 hear of each other, and nodes 1 and 2.
+fn new_beside_old(from: usize, to: usize, _: &Body) -> bool {
+    from != to && from + to != 3
 }
 
 /// Nodes 0 and 1 do not hear of each other.
