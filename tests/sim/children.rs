@@ -38,13 +38,25 @@ pub(crate) fn tell_parent(report: &Report) {
     println!("{REPORT}{}", serde_json::to_string(report).expect("a report is plain data"));
 }
 
-/// Lives through all of `seeds`, as many at a time as there are processors; the reports, in the seeds' order.
-pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>) -> Vec<Report> {
+/// When to stop living through seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// When all are done.
+    End,
+    /// When one has failed. Those before it are done too, so that it is the first that fails, whatever else runs beside it.
+    Failure,
+}
+
+/// Lives through `seeds`, as many at a time as there are processors; the reports, in the seeds' order.
+pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>, until: Until) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(Vec::new());
     let work = || {
         while let Some((place, seed)) = next_of(seeds, &next) {
             let report = one(seed, bug);
+            if until == Until::Failure && report.failure.is_some() {
+                next.store(seeds.len(), Ordering::Relaxed);
+            }
             let mut reports = reports.lock();
             reports.push((place, report));
             if reports.len().is_multiple_of(TOLD_EVERY) && reports.len() < seeds.len() {
