@@ -4,10 +4,13 @@
 //! It is made of this program's own words: every map with named fields gets one more. An enum's variant with content is a
 //! map too, of its name alone, and stays as it is: another kind of message needs another protocol version.
 
+use bytes::Bytes;
 use outrigger::cluster::hello::{Hello, PROTOCOL_VERSIONS};
 use outrigger::replication::wire::{self, Answer, Batch, Request};
 use outrigger::transport::memory::Words;
 use rmpv::Value;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::sometimes::sometimes;
 use crate::story;
@@ -27,14 +30,16 @@ pub(crate) fn said(words: Words, bytes: &[u8]) -> Vec<u8> {
     }
     let mut later = Vec::new();
     rmpv::encode::write_value(&mut later, &value).expect("memory takes anything");
-    let read = match words {
+    let understood = match words {
         Words::Hello => hello(&later),
-        Words::Message => wire::decode::<Batch>(&later).map(drop).map_err(|error| error.to_string()),
-        Words::Request => wire::decode::<Request>(&later).map(drop).map_err(|error| error.to_string()),
-        Words::Answer => wire::decode::<Answer>(&later).map(drop).map_err(|error| error.to_string()),
+        Words::Message => understood::<Batch>(&later),
+        Words::Request => understood::<Request>(&later),
+        Words::Answer => understood::<Answer>(&later),
     };
-    if let Err(error) = read {
-        story::fail(format!("what a later version says cannot be read: {words:?}: {error}: {value}"));
+    match understood {
+        Ok(understood) if understood == bytes => {}
+        Ok(_) => story::fail(format!("what a later version says is taken for something else: {words:?}: {value}")),
+        Err(error) => story::fail(format!("what a later version says cannot be read: {words:?}: {error}: {value}")),
     }
     sometimes!(added > 0 && words == Words::Hello, "a hello held what only a later version knows");
     sometimes!(added > 0 && words == Words::Message, "a message held what only a later version knows");
@@ -43,13 +48,21 @@ pub(crate) fn said(words: Words, bytes: &[u8]) -> Vec<u8> {
     later
 }
 
-/// The newest version that both speak is this program's.
-fn hello(bytes: &[u8]) -> Result<(), String> {
-    let hello = Hello::decode(bytes).map_err(|error| error.to_string())?;
-    match (hello.versions.max, hello.versions.common(PROTOCOL_VERSIONS)) {
-        (max, Some(common)) if common == PROTOCOL_VERSIONS.max && max > common => Ok(()),
-        (max, common) => Err(format!("it speaks up to {max}, and {common:?} in common")),
+/// What this program reads in something, in its own words.
+fn understood<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<Bytes, String> {
+    let read = wire::decode::<T>(bytes).map_err(|error| error.to_string())?;
+    wire::encode(&read).map_err(|error| error.to_string())
+}
+
+/// The same for a hello: the newest version that both speak is this program's.
+fn hello(bytes: &[u8]) -> Result<Bytes, String> {
+    let mut hello = Hello::decode(bytes).map_err(|error| error.to_string())?;
+    let common = hello.versions.common(PROTOCOL_VERSIONS);
+    if hello.versions.max <= PROTOCOL_VERSIONS.max || common != Some(PROTOCOL_VERSIONS.max) {
+        return Err(format!("it speaks {}, of which {common:?} is taken", hello.versions));
     }
+    hello.versions = PROTOCOL_VERSIONS;
+    Ok(hello.encode())
 }
 
 fn speak_one_more(hello: &mut Value) {
