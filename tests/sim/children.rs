@@ -20,15 +20,19 @@ pub(crate) const CHILD: &str = "--child";
 const REPORT: &str = "REPORT ";
 /// After how many worlds a run says how far it is.
 const TOLD_EVERY: usize = 50;
-/// How long one seed may take, on the wall's clock.
-const CHILD_TAKES_MAX: Duration = Duration::from_secs(120);
+/// How much of a processor's time one seed may take: a busy machine is no fault of its world.
+const CHILD_PROCESSOR_SECONDS_MAX: u64 = 120;
+/// How long one that waits for something may take, on the wall's clock.
+const CHILD_TAKES_MAX: Duration = Duration::from_secs(1_800);
 /// How much address space one seed may use, in bytes.
 const CHILD_BYTES_MAX: u64 = 4 << 30;
 /// How much of what a child writes is read.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
-/// In the child: bounds its memory.
-pub(crate) fn limit_memory() {
+/// In the child: bounds its memory and its time.
+pub(crate) fn limit_resources() {
+    let held = getrlimit(Resource::Cpu);
+    let _ = setrlimit(Resource::Cpu, Rlimit { current: Some(CHILD_PROCESSOR_SECONDS_MAX), maximum: held.maximum });
     let held = getrlimit(Resource::As);
     let _ = setrlimit(Resource::As, Rlimit { current: Some(CHILD_BYTES_MAX), maximum: held.maximum });
 }

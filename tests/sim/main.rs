@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         }
         Ok(Task::Nothing) => ExitCode::SUCCESS,
         Ok(Task::Child(seed)) => {
-            children::limit_memory();
+            children::limit_resources();
             children::tell_parent(&world::live(seed, bugs::wanted(), false));
             ExitCode::SUCCESS
         }
