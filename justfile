@@ -24,6 +24,10 @@ test *args:
 ci:
     .ci/run
 
+# Does the simulated world find faults put into the program's source? One build and some seeds for each: a long while.
+mutants *names:
+    tests/sim/mutants/run "$@"
+
 # Benchmarks of the rooms: register, journal, store, transport, resp.
 bench *args:
     cargo bench --locked "$@"

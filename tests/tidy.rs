@@ -292,6 +292,57 @@ fn section_of<'a>(text: &'a str, section: &str) -> &'a str {
     after.split("\n[").next().unwrap()
 }
 
+/// What is wrong with a mutant of the program (`tests/sim/mutants`): each hunk of its patch must still find its place.
+fn unfit(patch: &str, read: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let mut lines = patch.lines().peekable();
+    let mut said = 0;
+    while lines
+        .next_if(|line| !line.starts_with("--- "))
+        .inspect(|line| said += usize::from(!line.is_empty()))
+        .is_some()
+    {}
+    if said == 0 {
+        return Some("does not say what it does and what it breaks".to_owned());
+    }
+    let (mut file, mut hunks) = (None, 0);
+    while let Some(line) = lines.next() {
+        if let Some(path) = line.strip_prefix("+++ b/") {
+            file = read(path).map(|text| (path, text));
+        } else if line.starts_with("@@ ") {
+            hunks += 1;
+            let hunk =
+                std::iter::from_fn(|| lines.next_if(|line| !line.starts_with("@@ ") && !line.starts_with("--- ")));
+            let (added, before): (Vec<&str>, Vec<&str>) = hunk.partition(|line| line.starts_with('+'));
+            if added.is_empty() && before.iter().all(|line| !line.starts_with('-')) {
+                return Some(format!("changes nothing at {line}"));
+            }
+            let before = before.iter().map(|line| line.get(1..).unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            match &file {
+                Some((_, text)) if text.contains(&before) => {}
+                Some((path, _)) => return Some(format!("{path} has no such lines: {line}\n{before}")),
+                None => return Some(format!("no such file at {line}")),
+            }
+        }
+    }
+    (hunks == 0).then(|| "changes nothing".to_owned())
+}
+
+#[test]
+fn every_mutant_still_applies() {
+    let folder = root().join("tests/sim/mutants");
+    let mut paths = Vec::new();
+    files_below(&folder, &mut paths);
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    assert!(!paths.is_empty(), "{} is empty", folder.display());
+    let read = |path: &str| fs::read_to_string(root().join(path)).ok();
+    let wrong = |path: &PathBuf| {
+        let why = unfit(&fs::read_to_string(path).unwrap(), read)?;
+        Some(format!("{} {why}", relative(path)))
+    };
+    let wrong: Vec<String> = paths.iter().filter_map(wrong).collect();
+    assert!(wrong.is_empty(), "make them anew for what is there now: {wrong:#?}");
+}
+
 #[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     // Put together here, so that this file holds none of them.
@@ -338,6 +389,23 @@ mod checked {
         assert_eq!(upward(&source("src/main.rs", "use outrigger::node;")), Vec::<String>::new());
         assert_eq!(upward(&source("src/cli/dev.rs", "use outrigger::main;")), ["src/cli/dev.rs imports main"]);
         assert_eq!(upward(&source("src/clock.rs", "use crate::telemetry;")), ["src/clock.rs imports telemetry"]);
+    }
+
+    #[test]
+    fn a_mutant_that_lost_its_place_is_found() {
+        let read = |path: &str| (path == "src/a.rs").then(|| "fn a() {\n    b();\n\n    c();\n}\n".to_owned());
+        let patch = |hunk: &str| format!("Breaks a.\n\n--- a/src/a.rs\n+++ b/src/a.rs\n@@ -1,3 +1,2 @@\n{hunk}");
+        assert_eq!(unfit(&patch(" fn a() {\n-    b();\n \n     c();\n"), read), None);
+        for wrong in [
+            patch(" fn a() {\n-    gone();\n"),
+            patch(" fn a() {\n-    b();\n     c();\n"),
+            patch(" fn a() {\n"),
+            patch("-    b();\n").replace("Breaks a.", ""),
+            patch("-    b();\n").replace("src/a.rs", "src/b.rs"),
+            "Breaks nothing.\n".to_owned(),
+        ] {
+            assert!(unfit(&wrong, read).is_some(), "{wrong}");
+        }
     }
 
     #[test]

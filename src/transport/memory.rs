@@ -31,7 +31,7 @@ use super::{
 use crate::types::NodeId;
 use link::{MemoryLink, Wire, carry, run};
 use weather::{Fair, pass};
-pub use weather::{Fate, KEEP_ALIVE, Weather};
+pub use weather::{Fate, KEEP_ALIVE, Weather, Words};
 
 /// Nobody needs to be spared here, and a test should not wait.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
@@ -209,6 +209,15 @@ impl Shared {
         &*self.network.weather
     }
 
+    /// What this node says, as its peers hear it.
+    fn said(&self, words: Words, bytes: Bytes) -> Bytes {
+        self.weather().said(&self.node, words, bytes)
+    }
+
+    fn hello(&self, peer: &NodeId) -> Bytes {
+        self.said(Words::Hello, self.greeter.hello(peer))
+    }
+
     fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
     }
@@ -224,7 +233,7 @@ impl Shared {
             pass(self.weather(), &peer.node, &self.node).await;
         }
         self.registry.found(addr, &peer.node);
-        let to_peer = self.greeter.hello(&peer.node);
+        let to_peer = self.hello(&peer.node);
         // A peer that stands still does not answer.
         let answer = peer.handle.spawn(Arc::clone(&peer).answer(Arc::clone(&self), to_peer.clone()));
         let Ok((theirs, to_us)) = answer.await else { return Outcome::Failed };
@@ -237,7 +246,7 @@ impl Shared {
 
     /// Whether the hello of one who dials is welcome here, and what to say to it.
     async fn answer(self: Arc<Self>, dialer: Arc<Self>, hello: Bytes) -> (bool, Bytes) {
-        (self.judge(&dialer, &hello), self.greeter.hello(&dialer.node))
+        (self.judge(&dialer, &hello), self.hello(&dialer.node))
     }
 
     fn judge(&self, peer: &Self, hello: &[u8]) -> bool {
@@ -314,7 +323,8 @@ impl Transport for MemoryTransport {
     }
 
     fn send(&self, to: &NodeId, message: Bytes) -> Result<(), SendError> {
-        self.shared.registry.get(to).ok_or(SendError::NotConnected)?.queue(Lane::Protocol).push(message)
+        let link = self.shared.registry.get(to).ok_or(SendError::NotConnected)?;
+        link.queue(Lane::Protocol).push(self.shared.said(Words::Message, message))
     }
 
     fn gossip(&self, to: SocketAddr, message: Bytes) -> Result<(), SendError> {
@@ -327,6 +337,7 @@ impl Transport for MemoryTransport {
             return Err(CallError::TooLarge { bytes: request.len() });
         }
         let link = self.shared.registry.get(to).ok_or_else(not_connected)?;
+        let request = self.shared.said(Words::Request, request);
         let permit = tokio::select! {
             permit = Arc::clone(&link.calls).acquire_owned() => permit.map_err(|_| link.broken())?,
             () = link.wire.cut.cancelled() => return Err(link.broken()),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::children::CHILD;
+use crate::children::{CHILD, Until};
 
 /// How many seeds a run without arguments lives through.
 const SEEDS: u64 = 150;
@@ -35,6 +35,7 @@ pub(crate) struct Arguments {
     pub(crate) checks: Vec<Check>,
     pub(crate) from: u64,
     count: Option<u64>,
+    pub(crate) until: Until,
 }
 
 impl Arguments {
@@ -45,7 +46,7 @@ impl Arguments {
 
     /// Whether it is a run that has to see all that is to be seen.
     pub(crate) fn is_whole(&self) -> bool {
-        self.count.is_none_or(|count| count >= SEEDS)
+        self.until == Until::End && self.count.is_none_or(|count| count >= SEEDS)
     }
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn read() -> Result<Task, String> {
 fn parse(arguments: &[String], seed: Option<&str>) -> Result<Task, String> {
     let (mut filters, mut skips) = (Vec::new(), Vec::new());
     let (mut exact, mut list, mut ignored) = (false, false, false);
-    let (mut from, mut count) = (0, None);
+    let (mut from, mut count, mut until) = (0, None, Until::End);
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let (flag, joined) = match argument.split_once('=') {
@@ -80,13 +81,16 @@ fn parse(arguments: &[String], seed: Option<&str>) -> Result<Task, String> {
             CHILD => return Ok(Task::Child(number(flag, value()?)?)),
             "--seeds" => count = Some(number(flag, value()?)?),
             "--from" => from = number(flag, value()?)?,
+            "--until-failure" => until = Until::Failure,
             "--skip" => skips.push(value()?.to_owned()),
             "--exact" => exact = true,
             "--list" => list = true,
             "--ignored" => ignored = true,
             _ if FLAGS.contains(&flag) => {}
             _ if VALUED.contains(&flag) => drop(value()?),
-            _ if flag.starts_with('-') => return Err(format!("{flag} is not known: --seeds N, --from S, or SEED=n")),
+            _ if flag.starts_with('-') => {
+                return Err(format!("{flag} is not known: --seeds N, --from S, --until-failure, or SEED=n"));
+            }
             _ => filters.push(argument.clone()),
         }
     }
@@ -105,7 +109,7 @@ fn parse(arguments: &[String], seed: Option<&str>) -> Result<Task, String> {
     match seed {
         _ if checks.is_empty() => Ok(Task::Nothing),
         Some(seed) => Ok(Task::Replay(number("SEED", seed)?)),
-        None => Ok(Task::Checks(Arguments { checks, from, count })),
+        None => Ok(Task::Checks(Arguments { checks, from, count, until })),
     }
 }
 

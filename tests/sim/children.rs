@@ -20,15 +20,19 @@ pub(crate) const CHILD: &str = "--child";
 const REPORT: &str = "REPORT ";
 /// After how many worlds a run says how far it is.
 const TOLD_EVERY: usize = 50;
-/// How long one seed may take, on the wall's clock.
-const CHILD_TAKES_MAX: Duration = Duration::from_secs(120);
+/// How much of a processor's time one seed may take: a busy machine is no fault of its world.
+const CHILD_PROCESSOR_SECONDS_MAX: u64 = 120;
+/// How long one that waits for something may take, on the wall's clock.
+const CHILD_TAKES_MAX: Duration = Duration::from_secs(1_800);
 /// How much address space one seed may use, in bytes.
 const CHILD_BYTES_MAX: u64 = 4 << 30;
 /// How much of what a child writes is read.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
-/// In the child: bounds its memory.
-pub(crate) fn limit_memory() {
+/// In the child: bounds its memory and its time.
+pub(crate) fn limit_resources() {
+    let held = getrlimit(Resource::Cpu);
+    let _ = setrlimit(Resource::Cpu, Rlimit { current: Some(CHILD_PROCESSOR_SECONDS_MAX), maximum: held.maximum });
     let held = getrlimit(Resource::As);
     let _ = setrlimit(Resource::As, Rlimit { current: Some(CHILD_BYTES_MAX), maximum: held.maximum });
 }
@@ -38,13 +42,25 @@ pub(crate) fn tell_parent(report: &Report) {
     println!("{REPORT}{}", serde_json::to_string(report).expect("a report is plain data"));
 }
 
-/// Lives through all of `seeds`, as many at a time as there are processors; the reports, in the seeds' order.
-pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>) -> Vec<Report> {
+/// When to stop living through seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// When all are done.
+    End,
+    /// When one has failed. Those before it are done too, so that it is the first that fails, whatever else runs beside it.
+    Failure,
+}
+
+/// Lives through `seeds`, as many at a time as there are processors; the reports, in the seeds' order.
+pub(crate) fn live_through(seeds: &[u64], bug: Option<&str>, until: Until) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(Vec::new());
     let work = || {
         while let Some((place, seed)) = next_of(seeds, &next) {
             let report = one(seed, bug);
+            if until == Until::Failure && report.failure.is_some() {
+                next.store(seeds.len(), Ordering::Relaxed);
+            }
             let mut reports = reports.lock();
             reports.push((place, report));
             if reports.len().is_multiple_of(TOLD_EVERY) && reports.len() < seeds.len() {

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use crate::bugs::Bug;
 use crate::history::{History, Op, Outcome, When};
 use crate::invariants::monotone;
+use crate::invariants::visible::{self, Shown};
 use crate::linearizable::is_shared;
 use crate::monotone::Monotone;
 use crate::sometimes::sometimes;
@@ -49,9 +50,23 @@ pub(crate) struct Inner {
     clients: u32,
     /// Quorum operations that succeeded, by node.
     pub(crate) done: BTreeMap<NodeId, u64>,
+    pub(crate) shown: Shown,
+    /// Something is to happen when the next write is acknowledged, at that very moment.
+    pub(crate) trap: Trap,
+    /// The key for which every other request is, where there is one.
+    pub(crate) hot: Option<usize>,
     /// Nobody asks for anything more.
     pub(crate) quiet: bool,
     pub(crate) bug: Option<Bug>,
+}
+
+/// What waits for an acknowledgement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Trap {
+    #[default]
+    None,
+    Set,
+    Sprung,
 }
 
 impl Inner {
@@ -117,7 +132,8 @@ impl Client {
             if self.log.with(|log| log.quiet) {
                 continue;
             }
-            let place = self.random.random_range(0..addresses.len());
+            let hot = self.log.with(|log| log.hot).filter(|_| self.random.random_bool(0.5));
+            let place = hot.unwrap_or_else(|| self.random.random_range(0..addresses.len()));
             let (name, at) = &addresses[place];
             let op = self.choose(name, seen[place]);
             if let Some(upd) = self.carry_out(name, at.clone(), op).await {
@@ -173,6 +189,12 @@ impl Client {
             let now = log.tick();
             if !matches!(outcome, Outcome::Refused | Outcome::Unknown) {
                 *log.done.entry(self.node.clone()).or_default() += 1;
+            }
+            if log.trap == Trap::Set && matches!(outcome, Outcome::Written(_) | Outcome::Added(..)) {
+                log.trap = Trap::Sprung;
+            }
+            if let Some(Some(upd)) = upd.filter(|_| bug != Some(Bug::LocalReads)) {
+                log.shown.told(&self.node, name, upd);
             }
             log.history.returns(id, outcome, now);
         });
@@ -238,14 +260,17 @@ async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, 
         sleep(Duration::from_millis(random.random_range(1..=READ_EVERY_MS_MAX))).await;
         let (name, at) = &addresses[random.random_range(0..addresses.len())];
         let get = Get { at: at.clone(), consistency: Consistency::Local, timeout: None };
+        let told = log.with(|log| log.shown.so_far(&node, name));
         let Ok(row) = service.get(get).await else { continue };
         // Asked of a quorum, as a restart left it open here, and answered from within a round.
         if row.as_ref().is_some_and(|row| is_shared(row.upd.0)) {
             continue;
         }
+        let upd = row.map(|row| row.upd.0);
+        visible::hold(&node, name, told, upd);
         log.with(|log| {
             let now = log.tick();
-            monotone::check(&mut log.monotone, &node, boot, name, row.map(|row| row.upd.0), now);
+            monotone::check(&mut log.monotone, &node, boot, name, upd, now);
         });
     }
 }

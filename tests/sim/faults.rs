@@ -75,10 +75,12 @@ fn lose_power_everywhere(world: &mut World, _: usize) {
     if world.random.random_bool(0.6) {
         return;
     }
-    sometimes!("the power failed everywhere");
-    for machine in 0..world.machines.len() {
-        world.kill(machine, true, Ending::Silent);
+    if world.random.random_bool(0.5) {
+        tell!("the power will fail everywhere when the next write is acknowledged");
+        return world.set_trap();
     }
+    sometimes!("the power failed everywhere");
+    world.lose_power();
 }
 
 fn pause(world: &mut World, machine: usize) {

@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo test --test sim                                # the seeds of every run, and that they repeat
-//! cargo test --test sim -- seeds --seeds 5000 --from 1000
+//! cargo test --test sim -- seeds --seeds 5000 --from 1000    # --until-failure: no further than the first that fails
 //! SEED=7 cargo test --test sim                         # one world, with its story
 //! BUG=local-reads SEED=7 cargo test --test sim         # one with something wrong in it (bugs.rs)
 //! ```
@@ -28,6 +28,7 @@ mod faults;
 mod history;
 mod host;
 mod invariants;
+mod later;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../common/linearizable.rs"]
 mod linearizable;
@@ -47,13 +48,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use arguments::{Arguments, Check, Task};
+use children::Until;
 use report::Report;
 
 /// How many failed seeds are shown with their stories.
 const STORIES_MAX: usize = 3;
-/// How many seeds a bug may need until it is found, and how many are tried together.
+/// How many seeds a bug may need until it is found.
 const BUG_SEEDS_MAX: u64 = 100;
-const BUG_SEEDS_AT_ONCE: usize = 2;
 
 fn main() -> ExitCode {
     match arguments::read() {
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
         }
         Ok(Task::Nothing) => ExitCode::SUCCESS,
         Ok(Task::Child(seed)) => {
-            children::limit_memory();
+            children::limit_resources();
             children::tell_parent(&world::live(seed, bugs::wanted(), false));
             ExitCode::SUCCESS
         }
@@ -107,7 +108,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 /// Every seed's world holds what it promises, and all of them together saw what is to be seen.
 fn seeds(arguments: &Arguments) -> bool {
     let seeds: Vec<u64> = arguments.seeds(Check::Seeds).collect();
-    let (reports, took) = timed(|| children::live_through(&seeds, None));
+    let (reports, took) = timed(|| children::live_through(&seeds, None, arguments.until));
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let mut counted: BTreeMap<&str, u64> = sometimes::DECLARED.iter().map(|state| (*state, 0)).collect();
     for (state, times) in reports.iter().flat_map(|report| &report.sometimes) {
@@ -141,11 +142,9 @@ fn seeds(arguments: &Arguments) -> bool {
 fn every_bug_is_found() -> bool {
     let mut found_all = true;
     for (name, _) in bugs::ALL {
-        let found = (0..BUG_SEEDS_MAX).step_by(BUG_SEEDS_AT_ONCE).find_map(|from| {
-            let seeds: Vec<u64> = (from..from + BUG_SEEDS_AT_ONCE as u64).collect();
-            children::live_through(&seeds, Some(name)).into_iter().find(|report| report.failure.is_some())
-        });
-        match found {
+        let seeds: Vec<u64> = (0..BUG_SEEDS_MAX).collect();
+        let reports = children::live_through(&seeds, Some(name), Until::Failure);
+        match reports.into_iter().find(|report| report.failure.is_some()) {
             Some(report) => {
                 let failure = report.failure.unwrap_or_default();
                 let first = failure.lines().next().unwrap_or_default();
@@ -163,7 +162,7 @@ fn every_bug_is_found() -> bool {
 /// A seed is a world: two processes that live through the same one tell the same story.
 fn determinism(arguments: &Arguments) -> bool {
     let twice: Vec<u64> = arguments.seeds(Check::Determinism).flat_map(|seed| [seed, seed]).collect();
-    let reports = children::live_through(&twice, None);
+    let reports = children::live_through(&twice, None, Until::End);
     let mut same = true;
     for pair in reports.chunks_exact(2) {
         let [one, other] = pair else { continue };

@@ -17,6 +17,7 @@ pub(crate) const DECLARED: &[&str] = &[
     "a node left in good order",
     "the power failed",
     "the power failed everywhere",
+    "the power failed everywhere as a write was acknowledged",
     "the power failed in the middle of the node's work",
     "a disk was full",
     "a disk was slow",
@@ -33,6 +34,13 @@ pub(crate) const DECLARED: &[&str] = &[
     "the fate of a write was unknown",
     "a condition failed",
     "a harmed node stopped voting",
+    "nodes of different versions ran side by side",
+    "a node was upgraded",
+    "a node was downgraded",
+    "a hello held what only a later version knows",
+    "a message held what only a later version knows",
+    "a request held what only a later version knows",
+    "an answer held what only a later version knows",
 ];
 
 static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use outrigger::transport::Lane;
-use outrigger::transport::memory::{Fate, Weather};
+use outrigger::transport::memory::{Fate, Weather, Words};
 use outrigger::types::NodeId;
 use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::later;
 use crate::random;
 use crate::sometimes::sometimes;
 
@@ -28,6 +30,8 @@ struct Inner {
     random: StdRng,
     /// Directions that nothing passes.
     cuts: BTreeSet<(NodeId, NodeId)>,
+    /// The nodes that run a later version of the program.
+    later: BTreeSet<NodeId>,
     /// The range of delays of this world.
     delay_ms_max: u64,
     loss: f64,
@@ -41,13 +45,24 @@ impl SeededWeather {
         // Half of the worlds lose and double nothing of what is not cut.
         let rough = random.random_bool(0.5);
         let (loss, twice) =
-            if rough { (random.random_range(0.0..0.05), random.random_range(0.0..0.05)) } else { (0.0, 0.0) };
-        Self { inner: Mutex::new(Inner { random, cuts: BTreeSet::new(), delay_ms_max, loss, twice }) }
+            if rough { (random.random_range(0.0..0.05), random.random_range(0.0..0.15)) } else { (0.0, 0.0) };
+        let (cuts, later) = (BTreeSet::new(), BTreeSet::new());
+        Self { inner: Mutex::new(Inner { random, cuts, later, delay_ms_max, loss, twice }) }
     }
 
     /// From now on nothing passes from `from` to `to`; what passes the other way is up to the other direction.
     pub(crate) fn cut(&self, from: &NodeId, to: &NodeId) {
         self.inner.lock().cuts.insert((from.clone(), to.clone()));
+    }
+
+    /// From now on what `node` says is said by a later version of the program, or by this one.
+    pub(crate) fn set_version(&self, node: &NodeId, is_later: bool) {
+        let mut inner = self.inner.lock();
+        if is_later {
+            inner.later.insert(node.clone());
+        } else {
+            inner.later.remove(node);
+        }
     }
 
     /// All directions are whole again.
@@ -91,6 +106,11 @@ impl Weather for SeededWeather {
     fn packet(&self, from: &NodeId, to: &NodeId) -> Option<Duration> {
         let mut inner = self.inner.lock();
         (!inner.loses(from, to)).then(|| inner.delay())
+    }
+
+    fn said(&self, by: &NodeId, words: Words, bytes: Bytes) -> Bytes {
+        let is_later = self.inner.lock().later.contains(by);
+        if is_later { later::said(words, &bytes).into() } else { bytes }
     }
 
     fn idle_limit(&self) -> Option<Duration> {

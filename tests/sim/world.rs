@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use crate::bugs::Bug;
-use crate::clients::{ANSWERED_WITHIN, Log};
+use crate::clients::{self, ANSWERED_WITHIN, Log, Trap};
 use crate::disk::{SimDisk, Snapshot, seed_sqlite};
 use crate::faults;
 use crate::host::Host;
@@ -26,6 +26,13 @@ use crate::weather::{IDLE_LIMIT, SeededWeather};
 
 /// One world in so many has five machines, the others three.
 const FIVE_ONE_IN: u32 = 4;
+/// In one world in so many all clients want the same key.
+const HOT_ONE_IN: u32 = 3;
+/// In one world in so many a sync takes up to this long, and not what is usual.
+const SLOW_SYNCS_ONE_IN: u32 = 3;
+const SLOW_SYNC: Duration = Duration::from_millis(60);
+/// In one world in so many each start of a node is that of an earlier or a later version.
+const MIXED_ONE_IN: u32 = 3;
 /// How long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(30);
 /// How long all is well at first.
@@ -49,6 +56,8 @@ pub(crate) struct Machine {
     /// What was on its disk some time ago.
     pub(crate) snapshot: Option<Snapshot>,
     boots: u64,
+    /// It runs a later version of the program.
+    is_later: bool,
     harmed: bool,
     /// Its disk forgets without a trace of it: it stays down once it is, until all who may know are there to tell.
     pub(crate) forgets: bool,
@@ -62,6 +71,8 @@ pub(crate) struct World {
     pub(crate) faults: u64,
     /// Everything was put right, and all sound nodes serve.
     is_well: bool,
+    /// Which version the next start is of; none where all are of the same.
+    versions: Option<StdRng>,
     /// How much longer than usual things may take until they are well again.
     pub(crate) slack: Duration,
     now: Duration,
@@ -110,6 +121,7 @@ impl World {
         let network = Network::under(weather.clone());
         let count = if random.random_ratio(1, FIVE_ONE_IN) { 5 } else { 3 };
         sometimes!(count == 5, "five nodes");
+        let has_slow_syncs = random.random_ratio(1, SLOW_SYNCS_ONE_IN);
         let mut machines = Vec::new();
         for n in 0..count {
             let name = NodeId::parse(&format!("n{n}")).expect("a fine name");
@@ -117,6 +129,9 @@ impl World {
             let host = Host::new(name, drift_ppm, Wall::off_by(random.random_range(0..1_000_000)));
             let disk = SimDisk::new(random.random(), Arc::new(story::now));
             disk.lie(bug == Some(Bug::LyingDisks));
+            if has_slow_syncs {
+                disk.set_sync_takes(Duration::from_millis(1), SLOW_SYNC);
+            }
             let shared = Shared::default();
             machines.push(Machine {
                 host,
@@ -124,19 +139,24 @@ impl World {
                 shared,
                 snapshot: None,
                 boots: 0,
+                is_later: false,
                 harmed: false,
                 forgets: false,
                 relieved_at: None,
             });
         }
         let log = Log::default();
-        log.with(|log| log.bug = bug);
+        let hot = random.random_ratio(1, HOT_ONE_IN).then(|| random.random_range(0..clients::addresses().len()));
+        log.with(|log| (log.bug, log.hot) = (bug, hot));
+        let mut versions = random::stream(seed, "versions");
+        let versions = versions.random_ratio(1, MIXED_ONE_IN).then_some(versions);
         let mut world = Self {
             random,
             machines,
             weather,
             faults: 0,
             is_well: false,
+            versions,
             undecided: false,
             slack: Duration::ZERO,
             now: Duration::ZERO,
@@ -160,6 +180,10 @@ impl World {
             if machine.disk.is_cut() {
                 sometimes!("the power failed in the middle of the node's work");
                 self.kill(place, true, Ending::Silent);
+            } else if self.log.with(|log| log.trap == Trap::Sprung) {
+                sometimes!("the power failed everywhere as a write was acknowledged");
+                self.log.with(|log| log.trap = Trap::None);
+                return self.lose_power();
             } else if self.now.as_millis().is_multiple_of(LOOK_EVERY.as_millis()) {
                 self.look_at(place);
             }
@@ -187,10 +211,11 @@ impl World {
             return;
         }
         let voters: Vec<NodeId> = self.machines.iter().map(|machine| machine.host.name.clone()).collect();
+        self.choose_version(place);
         let machine = &mut self.machines[place];
         machine.boots += 1;
         machine.shared = Shared::default();
-        tell!("{} boots", machine.host.name);
+        tell!("{} boots{}", machine.host.name, if machine.is_later { " as a later version" } else { "" });
         let program = Program {
             name: machine.host.name.clone(),
             voters,
@@ -202,6 +227,19 @@ impl World {
             random: StdRng::seed_from_u64(self.random.random()),
         };
         machine.host.boot(|clock| program.run(clock));
+    }
+
+    /// Upgrades come one machine at a time, and may be taken back.
+    fn choose_version(&mut self, place: usize) {
+        let Some(versions) = &mut self.versions else { return };
+        let is_later = versions.random_bool(0.5);
+        let machine = &mut self.machines[place];
+        sometimes!(machine.boots > 0 && !machine.is_later && is_later, "a node was upgraded");
+        sometimes!(machine.is_later && !is_later, "a node was downgraded");
+        machine.is_later = is_later;
+        self.weather.set_version(&machine.host.name, is_later);
+        let differs = |other: &Machine| other.host.is_up() && other.is_later != is_later;
+        sometimes!(self.machines.iter().any(differs), "nodes of different versions ran side by side");
     }
 
     /// The process is gone; with the power, so is what was never synced.
@@ -216,6 +254,16 @@ impl World {
         self.network.kill(&machine.host.name, ending);
         *machine.shared.handle.lock() = None;
         machine.host.kill();
+    }
+
+    /// The power fails everywhere.
+    pub(crate) fn lose_power(&mut self) {
+        (0..self.machines.len()).for_each(|place| self.kill(place, true, Ending::Silent));
+    }
+
+    /// It will, when the next write is acknowledged: at no other moment do disks hold less of what was said to be on them.
+    pub(crate) fn set_trap(&self) {
+        self.log.with(|log| log.trap = Trap::Set);
     }
 
     pub(crate) fn wake(&mut self, place: usize) {
@@ -234,6 +282,7 @@ impl World {
         let machine = &mut self.machines[place];
         tell!("the disk of {}: {what}", machine.host.name);
         machine.harmed = true;
+        self.log.with(|log| log.shown.harmed(&machine.host.name));
     }
 
     /// What was done to the disk passes.
@@ -291,6 +340,7 @@ impl World {
             return;
         }
         tell!("everything is put right");
+        self.log.with(|log| log.trap = Trap::None);
         self.weather.mend();
         self.weather.calm();
         for place in 0..self.machines.len() {

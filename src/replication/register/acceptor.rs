@@ -117,6 +117,7 @@ pub struct Acceptor {
     pending: usize,
     pending_bytes: usize,
     appended: Lsn,
+    durable: Lsn,
     entries: Vec<Entry>,
 }
 
@@ -136,6 +137,7 @@ impl Acceptor {
             pending: restored.pending.len(),
             pending_bytes: restored.pending.iter().map(|(_, record)| record.op.weight()).sum(),
             appended: Lsn(0),
+            durable: Lsn(0),
             entries: Vec::new(),
         };
         for (address, record) in restored.pending {
@@ -182,6 +184,7 @@ impl Acceptor {
 
     /// Learns that the journal is durable up to a place.
     pub fn on_durable(&mut self, durable: Durable) {
+        self.durable = self.durable.max(durable.lsn());
         while let Some((ceiling, _)) = self.ceilings_appended.pop_front_if(|(_, lsn)| *lsn <= durable.lsn()) {
             self.ceiling = ceiling;
         }
@@ -379,6 +382,12 @@ impl Acceptor {
         let accepted = state.and_then(|state| state.pending.as_ref()).map_or(Ballot::ZERO, |p| p.record.ballot);
         let committed = stored.map_or(Ballot::ZERO, |row| row.ballot);
         promised.max(accepted).max(committed).max(self.floor)
+    }
+
+    /// True where the record of `ballot` is here and not on the disk yet.
+    pub(super) fn is_on_its_way(&self, address: &Address, ballot: Ballot) -> bool {
+        let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
+        pending.is_some_and(|pending| pending.record.ballot == ballot && pending.lsn > self.durable)
     }
 
     fn vote(&self, address: &Address, holds: Option<Ballot>, stored: Option<&StoredRow>) -> (Vote, Lsn) {

@@ -2,7 +2,7 @@
 //! voting rather than spread it.
 
 use super::acceptor::Acceptor;
-use super::message::{Address, Body};
+use super::message::{Address, Body, Message};
 use super::record::Record;
 use crate::types::Ballot;
 
@@ -25,6 +25,14 @@ pub enum BrokenRule {
         /// How far the ceiling is.
         ceiling: Ballot,
     },
+    /// A vote was about to be told that a crash would take back (rules 1, 3 and 6).
+    #[error("{address:?}: the vote for ballot {ballot} is not on the disk; this node stops rather than tell of it")]
+    NotDurable {
+        /// Where.
+        address: Address,
+        /// Which ballot.
+        ballot: Ballot,
+    },
     /// A promise that an earlier one, forgotten since, forbids (rule 2).
     #[error("{address:?}: ballot {ballot} is not above the floor {floor}; this node stops rather than promise it")]
     BelowFloor {
@@ -38,16 +46,26 @@ pub enum BrokenRule {
 }
 
 impl Acceptor {
-    /// Looks at a message as it leaves: what this node promises, accepts or issues is under its durable ceiling by then.
-    pub fn check_leaving(&self, body: &Body) -> Result<(), BrokenRule> {
-        let ballot = match body {
-            Body::Prepare { ballot, .. }
-            | Body::Promised { ballot, .. }
-            | Body::Accept { record: Record { ballot, .. }, .. }
-            | Body::Accepted { ballot, .. } => *ballot,
+    /// Looks at a message as it leaves: what this node promises, accepts or issues is under its durable ceiling by then,
+    /// and what it tells of its votes is on the disk.
+    pub fn check_leaving(&self, message: &Message) -> Result<(), BrokenRule> {
+        let Message { address, body } = message;
+        let (ballot, told) = match body {
+            Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } => (*ballot, None),
+            Body::Promised { ballot, vote } => (*ballot, Some(vote.ballot())),
+            Body::Accepted { ballot, .. } => (*ballot, Some(*ballot)),
+            Body::Held { vote, .. } => (Ballot::ZERO, Some(vote.ballot())),
             _ => return Ok(()),
         };
         let ceiling = self.ceiling();
-        if ballot > ceiling { Err(BrokenRule::AboveCeiling { ballot, ceiling }) } else { Ok(()) }
+        if ballot > ceiling {
+            return Err(BrokenRule::AboveCeiling { ballot, ceiling });
+        }
+        match told {
+            Some(ballot) if self.is_on_its_way(address, ballot) => {
+                Err(BrokenRule::NotDurable { address: address.clone(), ballot })
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -443,25 +443,32 @@ fn an_accept_that_arrives_after_its_row_is_no_conflict() {
     assert!(installed.open(durable).is_ok());
 }
 
-/// Rule 2, as it is checked where messages leave: nothing above the durable ceiling gets out, whoever forgot to wait.
+/// Rules 1 to 3, as they are checked where messages leave: nothing above the durable ceiling gets out, and no vote that is
+/// not on the disk, whoever forgot to wait.
 #[test]
-fn nothing_leaves_above_the_durable_ceiling() {
+fn nothing_leaves_that_a_crash_would_take_back() {
     let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
     let (mut acceptor, _) = node(0, Restored::default(), 3);
-    let promised = acceptor.on_prepare(now, &address(), Ballot(4096), None, None).unwrap();
-    let leaving = [
-        Body::Prepare { ballot: Ballot(4096), holds: None },
-        Body::Accept { record: record(4096), next: None },
-        Body::Accepted { ballot: Ballot(4096), granted: false },
-    ];
-    for body in &leaving {
-        let broken = acceptor.check_leaving(body).unwrap_err();
-        assert_eq!(broken, BrokenRule::AboveCeiling { ballot: Ballot(4096), ceiling: Ballot::ZERO });
+    let ballot = Ballot(4096);
+    let message = |body| Message { address: address(), body };
+    let accepted = message(Body::Accepted { ballot, granted: false });
+    let promised = acceptor.on_prepare(now, &address(), ballot, None, None).unwrap();
+    let leaving =
+        [message(Body::Prepare { ballot, holds: None }), message(Body::Accept { record: record(4096), next: None })];
+    for message in leaving.iter().chain([&accepted]) {
+        let broken = acceptor.check_leaving(message).unwrap_err();
+        assert_eq!(broken, BrokenRule::AboveCeiling { ballot, ceiling: Ballot::ZERO });
     }
     let durable = Durable::synced(acceptor.take_entries().1);
     acceptor.on_durable(durable);
-    assert_eq!(acceptor.check_leaving(&promised.open(durable).unwrap()), Ok(()));
-    assert!(leaving.iter().all(|body| acceptor.check_leaving(body).is_ok()));
+    assert_eq!(acceptor.check_leaving(&message(promised.open(durable).unwrap())), Ok(()));
+    assert!(leaving.iter().all(|message| acceptor.check_leaving(message).is_ok()));
+
+    let sealed = acceptor.on_accept(now, &address(), record(4096), None, None).unwrap();
+    assert_eq!(acceptor.check_leaving(&accepted), Err(BrokenRule::NotDurable { address: address(), ballot }));
+    let durable = Durable::synced(acceptor.take_entries().1);
+    acceptor.on_durable(durable);
+    assert_eq!(acceptor.check_leaving(&message(sealed.open(durable).unwrap())), Ok(()));
 }
 
 /// Of two ceilings appended one after the other only the second was remembered, so the first did not count once it was
@@ -476,7 +483,7 @@ fn a_ceiling_counts_once_it_is_durable_though_a_higher_one_is_on_its_way() {
     let higher = acceptor.on_prepare(now, &address(), Ballot(far), None, None).unwrap();
     acceptor.on_durable(first);
     assert!(acceptor.ceiling() >= Ballot(4096) && acceptor.ceiling() < Ballot(far));
-    assert_eq!(acceptor.check_leaving(&promised.open(first).unwrap()), Ok(()));
+    assert_eq!(acceptor.check_leaving(&Message { address: address(), body: promised.open(first).unwrap() }), Ok(()));
     assert!(higher.open(first).is_err());
 }
 

@@ -12,7 +12,7 @@ use super::super::queue::Queue;
 use super::super::registry::Standing;
 use super::super::{CALL_ANSWERS_MAX, CALLS_PER_PEER_MAX, Call, CallError, Event, Lane};
 use super::Shared;
-use super::weather::{KEEP_ALIVE, Transit, Weather, pass, passage};
+use super::weather::{KEEP_ALIVE, Transit, Weather, Words, pass, passage};
 use crate::types::NodeId;
 
 /// One end of a link, named after the other.
@@ -262,6 +262,7 @@ async fn bring_back(
     let (departing, mut arriving) = mpsc::channel::<(Option<Instant>, Bytes)>(CALL_ANSWERS_MAX);
     let depart = async move {
         while let Some(answer) = from_handler.recv().await {
+            let answer = caller.weather().said(&link.node, Words::Answer, answer);
             let delay = passage(caller.weather(), &link.node, &caller.node).await;
             let due = (!delay.is_zero()).then(|| sleep(delay).deadline());
             if departing.send((due, answer)).await.is_err() {

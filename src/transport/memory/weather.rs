@@ -25,6 +25,19 @@ pub enum Fate {
     Lost,
 }
 
+/// What a node says, as far as it is MessagePack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Words {
+    /// Its first.
+    Hello,
+    /// A message of the protocol lane.
+    Message,
+    /// A call's request.
+    Request,
+    /// One part of a call's answer.
+    Answer,
+}
+
 /// Decides what becomes of everything that is sent. Every method has fair weather as its default.
 pub trait Weather: Send + Sync + 'static {
     /// What becomes of one message of a lane. Asked once, when the receiver could first take it.
@@ -38,6 +51,12 @@ pub trait Weather: Send + Sync + 'static {
     fn packet(&self, from: &NodeId, to: &NodeId) -> Option<Duration> {
         let _ = (from, to);
         Some(Duration::ZERO)
+    }
+
+    /// What `by` says as it leaves: its own bytes, unless it is to pass for another program than the one that runs.
+    fn said(&self, by: &NodeId, words: Words, bytes: Bytes) -> Bytes {
+        let _ = (by, words);
+        bytes
     }
 
     /// After how long without a packet an end gives its link up; `None`: never.

@@ -121,7 +121,7 @@ impl Core {
 
     pub(super) fn effect(&mut self, now: Now, effect: Effect) {
         match effect {
-            Effect::Send(to, message) => match self.acceptor.check_leaving(&message.body) {
+            Effect::Send(to, message) => match self.acceptor.check_leaving(&message) {
                 Ok(()) => self.send(now, to, message),
                 Err(broken) => self.bar(broken.to_string()),
             },

@@ -32,6 +32,27 @@ impl Installed {
     pub(super) const FIRST: Self = Self { epoch: OLD, inherited: None };
 }
 
+impl World {
+    /// What was voted for before is open until something as new is committed here.
+    pub(super) fn install_epoch(&mut self, n: usize) {
+        let epoch = self.published;
+        let quorums = quorums(&self.scenario, epoch);
+        let node = self.node(n);
+        let open = node.acceptor.keys.values().filter_map(|key| key.pending.as_ref()).find(|pending| !pending.chosen);
+        node.installed = Installed { epoch, inherited: open.map(|pending| pending.record.ballot) };
+        let now = node.now();
+        node.proposer.set_quorums(now, quorums);
+        node.proposer.on_tick(now);
+    }
+
+    pub(super) fn settle_inherited(&mut self, n: usize) {
+        let row = self.nodes[n].row().map_or(Ballot::ZERO, |row| row.ballot);
+        if self.nodes[n].installed.inherited.is_some_and(|open| open <= row) {
+            self.node(n).installed.inherited = None;
+        }
+    }
+}
+
 fn named(bits: u8) -> Quorums {
     Quorums::majority_of((0..8).filter(|node| bits & 1 << node != 0))
 }

@@ -13,7 +13,6 @@ use super::oracle::Oracle;
 use super::scenario::{Budget, Scenario, VALUE_BYTES_MAX};
 use crate::clock::{HybridClock, Now};
 use crate::replication::journal::Replay;
-use crate::replication::register::round::Phase;
 use crate::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
     Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
@@ -131,7 +130,7 @@ pub(super) struct World {
     pub(super) network: Vec<Rc<Packet>>,
     /// How far each client is, and whether it waits.
     clients: Vec<(u8, bool)>,
-    left: Budget,
+    pub(super) left: Budget,
     pub(super) oracle: Rc<Oracle>,
     /// The latest epoch.
     pub(super) published: u8,
@@ -262,7 +261,7 @@ impl World {
         world
     }
 
-    fn node(&mut self, n: usize) -> &mut Node {
+    pub(super) fn node(&mut self, n: usize) -> &mut Node {
         Rc::make_mut(&mut self.nodes[n])
     }
 
@@ -337,25 +336,6 @@ impl World {
             | Step::Forget(n)
             | Step::Install(n) => n,
             _ => 0,
-        }
-    }
-
-    /// What was voted for before is open until something as new is committed here.
-    fn install_epoch(&mut self, n: usize) {
-        let epoch = self.published;
-        let quorums = change::quorums(&self.scenario, epoch);
-        let node = self.node(n);
-        let open = node.acceptor.keys.values().filter_map(|key| key.pending.as_ref()).find(|pending| !pending.chosen);
-        node.installed = Installed { epoch, inherited: open.map(|pending| pending.record.ballot) };
-        let now = node.now();
-        node.proposer.set_quorums(now, quorums);
-        node.proposer.on_tick(now);
-    }
-
-    fn settle_inherited(&mut self, n: usize) {
-        let row = self.nodes[n].row().map_or(Ballot::ZERO, |row| row.ballot);
-        if self.nodes[n].installed.inherited.is_some_and(|open| open <= row) {
-            self.node(n).installed.inherited = None;
         }
     }
 
@@ -475,7 +455,7 @@ impl World {
     fn effect(&mut self, n: usize, effect: Effect) {
         match effect {
             Effect::Send(to, message) => {
-                let checked = self.nodes[n].acceptor.check_leaving(&message.body);
+                let checked = self.nodes[n].acceptor.check_leaving(&message);
                 self.oracle().inside(checked.is_ok(), || checked.unwrap_err().to_string());
                 self.send(n, to, message);
             }
@@ -638,55 +618,6 @@ impl World {
         for (client, state) in scenario.clients.iter().zip(&mut self.clients) {
             state.1 &= client.node != n;
         }
-    }
-
-    /// An answer to a question that its proposer does not ask any more changes nothing, now or ever: ballots are never
-    /// asked about twice.
-    fn is_dead(&self, to: usize, body: &Body) -> bool {
-        let queue = self.nodes[to].proposer.keys.values().next();
-        let round = queue.and_then(|queue| queue.round.as_ref());
-        match (body, round.map(|round| (round.ballot, &round.phase))) {
-            (Body::Promised { ballot, .. }, Some((asked, Phase::Preparing(_)))) => *ballot != asked,
-            (Body::Held { round, .. }, Some((asked, Phase::Reading(_)))) => *round != asked,
-            (Body::Accepted { ballot, .. }, Some((asked, Phase::Accepting(_)))) => *ballot != asked,
-            (Body::Refused { ballot, .. }, Some((asked, Phase::Preparing(_) | Phase::Accepting(_)))) => {
-                *ballot != asked
-            }
-            (Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. }, _) => true,
-            _ => false,
-        }
-    }
-
-    /// A question that its acceptor can only refuse, whose asker does not care any more, changes nothing either. What an
-    /// acceptor refuses it refuses for ever, unless it crashes before that is on its disk, or a fault makes it forget.
-    fn is_moot(&self, packet: &Packet) -> bool {
-        let Packet { from, to, message, .. } = packet;
-        let forgetful = self.left.crashes > 0 || self.scenario.fault.is_some_and(Fault::forgets);
-        let node = &self.nodes[*to];
-        let row = || node.row().map_or(Ballot::ZERO, |row| row.ballot);
-        let refuses =
-            |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, node.row().as_ref()) > ballot;
-        let asks = |ballot: Ballot| {
-            let round = self.nodes[*from].proposer.keys.values().next().and_then(|queue| queue.round.as_ref());
-            round.is_some_and(|round| round.ballot == ballot)
-        };
-        match &message.body {
-            Body::Prepare { ballot, .. } => !asks(*ballot) && refuses(*ballot),
-            Body::Accept { record, .. } => !asks(record.ballot) && refuses(record.ballot),
-            Body::Read { round, .. } => !asks(*round),
-            Body::Commit { ballot } => !forgetful && row() >= *ballot,
-            Body::Chosen { record } => !forgetful && row() >= record.ballot,
-            _ => false,
-        }
-    }
-
-    fn forget_dead_messages(&mut self, n: usize) {
-        let network = std::mem::take(&mut self.network);
-        let touched = |packet: &Packet| packet.to == n || packet.from == n;
-        let is_dead = |packet: &Packet| packet.to == n && self.is_dead(n, &packet.message.body);
-        let alive = |packet: &Rc<Packet>| !(is_dead(packet) || touched(packet) && self.is_moot(packet));
-        let network = network.into_iter().filter(alive).collect();
-        self.network = network;
     }
 
     /// What happens, for people: a message by its content instead of its place.
