@@ -330,10 +330,12 @@ impl Acceptor {
         if known || stored.is_some_and(|row| row.ballot >= record.ballot) {
             return None;
         }
-        let newer_vote = pending.is_some_and(|pending| pending.record.ballot > record.ballot);
+        let voted = pending.map(|pending| (pending.record.ballot, pending.lsn));
         let lsn = self.append(Entry::Chosen(address.clone(), record.clone()));
-        if !newer_vote {
-            let pending = Pending { record: record.clone(), lsn, chosen: true, since: now.monotonic };
+        if voted.is_none_or(|(ballot, _)| ballot <= record.ballot) {
+            // One that was voted for here is on the disk from then on.
+            let on_disk = voted.filter(|(ballot, _)| *ballot == record.ballot).map_or(lsn, |(_, lsn)| lsn);
+            let pending = Pending { record: record.clone(), lsn: on_disk, chosen: true, since: now.monotonic };
             self.set_pending(address, pending);
         }
         Some(Sealed::new(lsn, Commit { address: address.clone(), record }))
