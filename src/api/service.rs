@@ -14,6 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
+use super::backup::COPIES_MAX;
 use super::metrics::Metrics;
 use super::room::Room;
 use crate::clock::{Clock, OsClock};
@@ -61,6 +62,7 @@ pub struct Service {
     pub(super) clock: Arc<dyn Clock>,
     blocking: Arc<Semaphore>,
     org_lists: Arc<Semaphore>,
+    pub(super) copies: Arc<Semaphore>,
     draining: AtomicBool,
     in_flight: TaskTracker,
     pub(super) metrics: Metrics,
@@ -79,6 +81,7 @@ impl Service {
             clock: OsClock::shared(),
             blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
             org_lists: Arc::new(Semaphore::new(ORG_LISTS_MAX)),
+            copies: Arc::new(Semaphore::new(COPIES_MAX)),
             draining: AtomicBool::new(false),
             in_flight: TaskTracker::new(),
             metrics: Metrics::new(),
@@ -108,6 +111,14 @@ impl Service {
         &self.config
     }
 
+    pub(super) fn manager(&self) -> &Manager {
+        &self.manager
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
     pub(super) fn observe(&self) -> &dyn Observe {
         &*self.observe
     }
@@ -125,7 +136,7 @@ impl Service {
     fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
         // Counted before the flag is looked at, so that a drain either sees this write or refuses it.
         let token = self.begin();
-        if self.draining.load(Ordering::SeqCst) {
+        if self.is_draining() {
             return Err(ApiError::Busy("this node is shutting down; its peers serve on".to_owned()));
         }
         if self.manager.is_overloaded() {

@@ -1,5 +1,6 @@
 //! The HTTP dialect: HTTP/1.1 with raw bytes as values, and RFC 9457 problems as errors.
 
+mod backup;
 mod batch;
 mod heads;
 mod kv;
@@ -82,6 +83,8 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/kv/{*rest}", any(kv::handle))
         .route("/v1/batch/{org}/{ns}", post(batch::handle))
         .route("/v1/watch/{*rest}", get(node::watch))
+        .route("/v1/backup", get(backup::list))
+        .route("/v1/backup/{org}/{ns}", get(backup::copy))
         .route("/v1/orgs", get(node::orgs))
         .route("/v1/shards", get(node::shards))
         .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))

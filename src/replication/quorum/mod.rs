@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
-//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer.
+//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer,
+//! `level` how a copy gets all that was acknowledged anywhere before it is taken.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
@@ -18,6 +19,7 @@ mod clients;
 mod core;
 mod disk;
 mod greeter;
+mod level;
 mod metrics;
 mod peers;
 mod status;
@@ -132,6 +134,8 @@ enum Input {
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
     InStep { peer: usize, task: tokio::task::Id, rows: u64 },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
+    Settle { shard: ShardId, done: oneshot::Sender<()> },
+    Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
     Close(oneshot::Sender<()>),
 }
@@ -141,6 +145,7 @@ pub struct QuorumReplicator {
     inputs: mpsc::Sender<Input>,
     subscribers: Subscribers,
     status: watch::Receiver<QuorumStatus>,
+    levels: mpsc::Sender<level::Wanted>,
 }
 
 impl QuorumReplicator {
@@ -177,21 +182,24 @@ impl QuorumReplicator {
 
         let subscribers = Subscribers::default();
         let (shown, status) = watch::channel(QuorumStatus::default());
-        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
+        let (levels, wanted) = mpsc::channel(level::WANTED_MAX);
+        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status, levels });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
         let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
-        let served = rooms.clone();
+        let (served, levelled) = (rooms.clone(), rooms.clone());
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         // Not before what the journal knew to be chosen is there to be compared.
         let serving = tokio::spawn(catch_up::serve(calls, served));
+        let levelling = tokio::spawn(level::serve(wanted, levelled));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
         tokio::spawn(async move {
             driver.run().await;
             serving.abort();
+            levelling.abort();
         });
         Ok(this)
     }
@@ -230,6 +238,14 @@ impl Replicator for QuorumReplicator {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {
+        level::ask(&self.levels, |reply| level::Wanted::Rows(shard.clone(), reply)).await
+    }
+
+    async fn shards(&self) -> Result<Vec<ShardId>, Rejection> {
+        level::ask(&self.levels, level::Wanted::Shards).await
     }
 
     async fn close(&self) {

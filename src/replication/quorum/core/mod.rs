@@ -7,6 +7,7 @@
 
 mod homes;
 mod meeting;
+mod settling;
 mod tasks;
 mod time;
 mod votes;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use self::homes::{Contended, Forwarded};
+use self::settling::Settling;
 use self::tasks::Task;
 use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
@@ -88,6 +90,8 @@ pub(super) struct Core {
     missed: bool,
     /// The last writes before a restart whose fate is open.
     unsettled: HashMap<Address, Ballot>,
+    /// Who waits until what was accepted before is committed.
+    settling: Settling,
     next_op: u64,
     seq: u64,
     barred: Option<String>,
@@ -125,6 +129,7 @@ impl Core {
             parked_tasks: 0,
             missed: false,
             unsettled: HashMap::new(),
+            settling: Settling::default(),
             // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
             next_op: rooms.greeter.boot() << 40,
             // Boots in the high bits: the count rises across restarts without being written down.
@@ -193,6 +198,11 @@ impl Core {
                 }
             }
             Input::Meet { peer, met } => self.meet(now, &peer, met),
+            Input::Settle { shard, done } => self.settle_all(now, &shard, done),
+            Input::Voters { reply } => {
+                // Whoever asked and has gone needs no answer.
+                let _ = reply.send(self.voters());
+            }
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
             Input::Close(done) => self.closing = Some(done),
         }
