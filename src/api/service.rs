@@ -12,9 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::backup::COPIES_MAX;
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
-use super::backup::COPIES_MAX;
+
 use super::metrics::Metrics;
 use super::room::Room;
 use crate::clock::{Clock, OsClock};

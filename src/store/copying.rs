@@ -103,8 +103,7 @@ fn is_full(error: &rusqlite::Error) -> bool {
 /// Copies all pages, in one read transaction, and makes the copy do without a log.
 fn fill(from: &Connection, to: &Named<'_>, is_wanted: &dyn Fn() -> bool) -> Result<(), Error> {
     let failed = || Error::sqlite("copying a shard to", &to.path);
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let open = || {
         let conn = match to.disk.sqlite_vfs() {
             Some(vfs) => Connection::open_with_flags_and_vfs(&to.path, flags, vfs)?,
@@ -126,8 +125,7 @@ fn fill(from: &Connection, to: &Named<'_>, is_wanted: &dyn Fn() -> bool) -> Resu
         }
     }
     drop(backup);
-    let mode: String =
-        conn.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(failed())?;
+    let mode: String = conn.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(failed())?;
     if mode != "delete" {
         let why = format!("its journal mode stays {mode:?}, want \"delete\"");
         return Err(Error::UnusableFile { path: to.path.clone(), why });

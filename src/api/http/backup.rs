@@ -49,8 +49,7 @@ pub(super) async fn list(State(service): State<Arc<Service>>, request: Request) 
     let consistency = request::consistency(options.consistency.as_deref(), Consistency::Quorum)?;
     let org = options.org.map(|org| Org::parse(&org)).transpose()?;
     let shards = service.shards_to_copy(org, consistency).await?;
-    let shards: Vec<_> =
-        shards.iter().map(|shard| json!({ "org": shard.org, "namespace": shard.namespace })).collect();
+    let shards: Vec<_> = shards.iter().map(|shard| json!({ "org": shard.org, "namespace": shard.namespace })).collect();
     let about = service.observe().cluster();
     let (cluster, node, version) = (about.cluster, about.node, about.version);
     Ok(json(&json!({ "cluster": cluster, "node": node, "version": version, "shards": shards })))

@@ -40,10 +40,7 @@ pub(super) struct Voters {
 }
 
 /// Asks, and waits for the answer.
-pub(super) async fn ask<T>(
-    to: &mpsc::Sender<Wanted>,
-    wanted: impl FnOnce(Reply<T>) -> Wanted,
-) -> Result<T, Rejection> {
+pub(super) async fn ask<T>(to: &mpsc::Sender<Wanted>, wanted: impl FnOnce(Reply<T>) -> Wanted) -> Result<T, Rejection> {
     let (reply, answer) = oneshot::channel();
     let busy = |why: &str| Rejection::Busy(why.to_owned());
     to.try_send(wanted(reply)).map_err(|_| busy("too many copies of shards are waited for; try again"))?;
@@ -108,7 +105,8 @@ async fn of_majority<T>(
             Some((peer, Err(error))) => why = format!("; {peer}: {error}"),
             None => {
                 let got = got.len();
-                let why = format!("{got} of the {needed} other replicas needed could be asked, {in_reach} in reach{why}");
+                let why =
+                    format!("{got} of the {needed} other replicas needed could be asked, {in_reach} in reach{why}");
                 return Err(Rejection::NoQuorum(why));
             }
         }
