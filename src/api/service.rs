@@ -89,7 +89,7 @@ impl Service {
         })
     }
 
-    /// From now on writes are refused as busy; reads go on. Cannot be taken back.
+    /// From now on writes and quorum reads are refused as busy; local reads go on. Cannot be taken back.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.in_flight.close();
@@ -134,12 +134,18 @@ impl Service {
         self.in_flight.token()
     }
 
-    fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
-        // Counted before the flag is looked at, so that a drain either sees this write or refuses it.
+    /// Counts what needs the others as under way.
+    pub(super) fn begin_quorum(&self) -> Result<TaskTrackerToken, ApiError> {
+        // Counted before the flag is looked at, so that a drain either sees this request or refuses it.
         let token = self.begin();
         if self.is_draining() {
             return Err(ApiError::Busy("this node is shutting down; its peers serve on".to_owned()));
         }
+        Ok(token)
+    }
+
+    fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
+        let token = self.begin_quorum()?;
         if self.manager.is_overloaded() {
             let backlog = self.manager.apply_backlog();
             return Err(ApiError::Busy(format!("{backlog} committed frames wait for their shard files")));
@@ -167,10 +173,11 @@ impl Service {
 
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
     pub async fn get(&self, get: Get) -> Result<Option<Row>, ApiError> {
-        let _token = self.begin();
         if get.consistency == Consistency::Quorum {
+            let _token = self.begin_quorum()?;
             return self.read_quorum(get.at, get.timeout).await;
         }
+        let _token = self.begin();
         match self.read_local(&get.at).await {
             Ok(row) => Ok(row),
             // A restart left the key's last write undecided; a quorum read settles it.

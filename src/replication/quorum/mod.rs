@@ -137,6 +137,8 @@ enum Input {
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
+    Avoid(Vec<NodeId>),
+    Retire(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -202,6 +204,23 @@ impl QuorumReplicator {
             levelling.abort();
         });
         Ok(this)
+    }
+
+    /// Takes no more updates, neither clients' nor such as peers forward, and waits until those under way have ended. It
+    /// goes on voting, and telling peers that it takes none, until [`Replicator::close`]: a peer whose update is not
+    /// answered would not know what became of it.
+    pub async fn retire(&self) {
+        let (done, retired) = oneshot::channel();
+        if self.inputs.send(Input::Retire(done)).await.is_ok() {
+            // An error means that it has ended altogether.
+            let _ = retired.await;
+        }
+    }
+
+    /// Forwards nothing to these peers from now on, which leave or may have left, but proposes it here.
+    pub async fn avoid(&self, nodes: Vec<NodeId>) {
+        // Nobody listens any more only while the node stops.
+        let _ = self.inputs.send(Input::Avoid(nodes)).await;
     }
 
     /// How it stands, as of a moment ago.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::{Core, Reply, Waiting};
 use crate::clock::Now;
+use crate::replication::quorum::clients::AtHome;
+use crate::replication::quorum::peers::Peer;
 use crate::replication::register::{Address, Body, Message, OpId};
 use crate::store::StoredRow;
-use crate::store::replicator::Decision;
+use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::Update;
-use crate::types::Ballot;
+use crate::types::{Ballot, NodeId};
 
 /// How long a key counts as contended after a round for it lost.
 const CONTENDED_FOR: Duration = Duration::from_secs(1);
@@ -65,7 +67,14 @@ impl Core {
             return None;
         }
         let home = self.index(self.config.membership.home(&address.shard, &address.key)?)?;
-        self.peers.get(home)?.as_ref().filter(|peer| peer.votes()).map(|_| home)
+        self.peers.get(home)?.as_ref().filter(|peer| peer.votes() && !peer.is_leaving).map(|_| home)
+    }
+
+    /// Takes note of the peers to which nothing had better be forwarded.
+    pub(super) fn avoid(&mut self, nodes: &[NodeId]) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.is_leaving = nodes.contains(&peer.node);
+        }
     }
 
     pub(super) fn forward(
@@ -78,8 +87,36 @@ impl Core {
         within: Duration,
     ) {
         self.metrics.forwarded += 1;
+        if let Some(client) = self.clients.get_mut(id) {
+            client.at_home = Some(AtHome { home, address: address.clone(), update: update.clone() });
+        }
         let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
         self.send(now, home, Message { address, body: Body::Propose { id: id.0, update, within_ms } });
+    }
+
+    /// Proposes a forwarded update here after all: its home has done nothing of it and will not.
+    fn take_back(&mut self, id: OpId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let deadline = client.deadline;
+        if let Some(AtHome { address, update, .. }) = client.at_home.take() {
+            self.proposer.propose(address, id, update, deadline);
+        }
+    }
+
+    /// Proposes here what was to be forwarded and never left this node.
+    pub(super) fn take_back_unsent(&mut self) -> bool {
+        let unsent: Vec<u64> = self.peers.iter_mut().flatten().flat_map(Peer::take_unsent).collect();
+        unsent.iter().for_each(|id| self.take_back(OpId(*id)));
+        !unsent.is_empty()
+    }
+
+    /// Ends what was forwarded to a home whose connection is lost: no answer will come, and what became of it is unknown.
+    pub(super) fn home_lost(&mut self, now: Now, home: usize) {
+        self.take_back_unsent();
+        for id in self.clients.at_home(home) {
+            tracing::warn!(?id, home, "DEBUG home lost");
+            self.decide(now, id, Decision::Timeout, Ballot::ZERO);
+        }
     }
 
     /// Proposes an update for another replica's client.
@@ -131,6 +168,13 @@ impl Core {
         ballot: Ballot,
         stored: Option<&StoredRow>,
     ) {
+        if matches!(decision, Decision::Reject(Rejection::Busy(_) | Rejection::NoQuorum(_) | Rejection::DiskFull(_))) {
+            // That is how things are there, not here: it may be leaving, or cut off from the others.
+            return self.take_back(id);
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.at_home = None;
+        }
         if stored.map_or(Ballot::ZERO, |row| row.ballot) >= ballot {
             return self.decide(now, id, decision, ballot);
         }

@@ -97,6 +97,9 @@ pub(super) struct Core {
     barred: Option<String>,
     /// What is wrong with the shard files, as of the last slow tick.
     store_trouble: Option<String>,
+    /// Takes no more updates, and tells these once none is under way.
+    is_retiring: bool,
+    retired: Vec<oneshot::Sender<()>>,
     closing: Option<oneshot::Sender<()>>,
     /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
     wall_offset: Option<i64>,
@@ -136,6 +139,8 @@ impl Core {
             seq: rooms.greeter.boot() << 40,
             barred: None,
             store_trouble: None,
+            is_retiring: false,
+            retired: Vec::new(),
             closing: None,
             wall_offset: None,
             has_news: false,
@@ -204,6 +209,11 @@ impl Core {
                 let _ = reply.send(self.voters());
             }
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
+            Input::Avoid(nodes) => self.avoid(&nodes),
+            Input::Retire(done) => {
+                self.is_retiring = true;
+                self.retired.push(done);
+            }
             Input::Close(done) => self.closing = Some(done),
         }
     }
@@ -217,6 +227,7 @@ impl Core {
                 if let Some(Some(peer)) = self.peers.get_mut(index) {
                     peer.down();
                 }
+                self.home_lost(now, index);
                 self.stop_catching_up(index);
                 self.update_reachable();
             }
@@ -284,6 +295,7 @@ impl Core {
     pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
         let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
         for id in overdue {
+            tracing::warn!(?id, client=?self.clients.get_mut(id), waiting=?self.waiting.len(), "DEBUG overdue");
             self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
         if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
@@ -355,6 +367,15 @@ impl Core {
         for peer in self.peers.iter_mut().flatten() {
             peer.flush(stamp, &*self.rooms.transport);
         }
+        if self.take_back_unsent() {
+            return self.pump(now);
+        }
+        if self.clients.is_empty() {
+            for done in self.retired.drain(..) {
+                // Whoever waited and has gone needs no answer.
+                let _ = done.send(());
+            }
+        }
     }
 
     /// Syncs the shard files, so that the journal can give up what is before that batch.
@@ -387,7 +408,7 @@ impl Core {
 
     /// Why this node can take no update just now.
     fn unfit(&self, is_read: bool) -> Option<Rejection> {
-        if self.closing.is_some() {
+        if self.closing.is_some() || self.is_retiring {
             return Some(Rejection::Busy("this node is shutting down".to_owned()));
         }
         if let Some(why) = &self.barred {
@@ -442,6 +463,10 @@ impl Core {
                 }
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
+            }
+            Action::Decide(id, Decision::Timeout) => {
+                tracing::warn!(?id, client=?self.clients.get_mut(id), "DEBUG proposer timeout");
+                self.decide(now, id, Decision::Timeout, Ballot::ZERO)
             }
             Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
             Action::Contended(address) => self.contended.mark(now.monotonic, address),
