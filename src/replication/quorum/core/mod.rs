@@ -295,7 +295,6 @@ impl Core {
     pub(super) fn on_slow_tick(&mut self, now: Now, waiting: usize) {
         let overdue: Vec<OpId> = self.clients.overdue(now.monotonic);
         for id in overdue {
-            tracing::warn!(?id, client=?self.clients.get_mut(id), waiting=?self.waiting.len(), "DEBUG overdue");
             self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
         if self.barred.is_none() && self.reachable() >= self.config.membership.quorum() {
@@ -463,10 +462,6 @@ impl Core {
                 }
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
-            }
-            Action::Decide(id, Decision::Timeout) => {
-                tracing::warn!(?id, client=?self.clients.get_mut(id), "DEBUG proposer timeout");
-                self.decide(now, id, Decision::Timeout, Ballot::ZERO)
             }
             Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
             Action::Contended(address) => self.contended.mark(now.monotonic, address),
