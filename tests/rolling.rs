@@ -224,7 +224,7 @@ async fn a_rolling_restart_is_noticed_by_nobody() {
         eprintln!("{count:6} {what}");
     }
     let logs = || cluster.nodes.iter().map(|node| format!("{}:\n{}\n", node.name, node.log())).collect::<String>();
-    let violations = shared.violations.lock();
+    let violations = shared.violations.lock().clone();
     assert!(
         violations.is_empty(),
         "{} times: {:#?}\n{}",

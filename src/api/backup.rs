@@ -49,7 +49,7 @@ impl Service {
     /// A copy of a shard with every write that was acknowledged before the call: by any node with
     /// [`Consistency::Quorum`], by this one with [`Consistency::Local`]. None where it is stored nowhere.
     pub async fn copy(&self, shard: &ShardId, consistency: Consistency) -> Result<Option<Copied>, ApiError> {
-        let _token = self.begin_quorum()?;
+        let _token = self.begin_unless_draining()?;
         let turn = tokio::time::timeout(COPY_TURN_TIMEOUT, Arc::clone(&self.copies).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
             return Err(ApiError::Busy(format!("{COPIES_MAX} copies of shards are being read already; try again")));

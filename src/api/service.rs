@@ -89,13 +89,13 @@ impl Service {
         })
     }
 
-    /// From now on writes and quorum reads are refused as busy; local reads go on. Cannot be taken back.
+    /// From now on writes and copies are refused as busy; reads go on. Cannot be taken back.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.in_flight.close();
     }
 
-    /// Requests under way that wait for something: every write and quorum read, and every page.
+    /// Requests under way that wait for something: every write, every page, every copy that is made.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -134,8 +134,8 @@ impl Service {
         self.in_flight.token()
     }
 
-    /// Counts what needs the others as under way.
-    pub(super) fn begin_quorum(&self) -> Result<TaskTrackerToken, ApiError> {
+    /// Counts a request as under way, unless the node drains.
+    pub(super) fn begin_unless_draining(&self) -> Result<TaskTrackerToken, ApiError> {
         // Counted before the flag is looked at, so that a drain either sees this request or refuses it.
         let token = self.begin();
         if self.is_draining() {
@@ -145,7 +145,7 @@ impl Service {
     }
 
     fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
-        let token = self.begin_quorum()?;
+        let token = self.begin_unless_draining()?;
         if self.manager.is_overloaded() {
             let backlog = self.manager.apply_backlog();
             return Err(ApiError::Busy(format!("{backlog} committed frames wait for their shard files")));
@@ -174,7 +174,7 @@ impl Service {
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
     pub async fn get(&self, get: Get) -> Result<Option<Row>, ApiError> {
         if get.consistency == Consistency::Quorum {
-            let _token = self.begin_quorum()?;
+            // Not counted: these go on until the replicator takes no more, and would keep a drain from ever ending.
             return self.read_quorum(get.at, get.timeout).await;
         }
         let _token = self.begin();
