@@ -263,6 +263,10 @@ async fn what_is_no_whole_backup_is_refused_and_changes_nothing() {
     let none = cluster.dir.path().join("none");
     let refused = run(&cluster.nodes[0], &["backup", path(&none), "--org", "nobody"]).await;
     assert_refused(&refused, 1, &["no shard nobody"]);
+    // What is only asked for is not made: that very question used to make it.
+    let nobody = outrigger::types::ShardId::parse("nobody", "none").unwrap();
+    assert!(cluster.nodes[0].client().copy(&nobody).await.unwrap().is_none());
+    assert!(cluster.nodes[0].client().copyable(None).await.unwrap().shards.len() == 3);
     assert!(!none.exists());
 }
 

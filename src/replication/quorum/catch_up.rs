@@ -94,12 +94,13 @@ pub(super) async fn settle_at(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> 
 
 /// Fetches the rows of `shard` that are newer at `node`; returns how many.
 pub(super) async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<u64, Error> {
-    let open = rooms.manager.get(shard).await?;
     let mut rows = 0;
     let mut answers = Answers::ask(node, rooms, &Request::Pairs(shard.clone())).await?;
     while let Some(answer) = answers.next().await? {
         let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
-        let open = open.clone();
+        // Not before: a shard that nobody stores is not made by being asked for.
+        let kept_open = rooms.manager.get(shard).await?;
+        let open = kept_open.clone();
         let missed = blocking(move || {
             let is_newer = |(key, upd): &(Key, Ballot)| match open.stored(key) {
                 Ok(row) => Ok(row.is_none_or(|row| row.upd < *upd)),
@@ -112,6 +113,7 @@ pub(super) async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId)
         for keys in portions(missed.await?) {
             rows += fetch(node, rooms, shard, keys).await?;
         }
+        drop(kept_open);
     }
     Ok(rows)
 }
