@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   start:  journal ─► shards ─► hello ─► peers' connections ─► driver ─► gossip ─► socket, admin port
-//!   drain:  not ready ─► writes refused ─► requests end ─► gossip leaves ─► driver ─► socket ─► connections ─► shards
+//!   drain:  not ready ─► writes refused ─► requests end, gossip leaves ─► updates end ─► socket ─► connections ─► driver ─► shards
 //! ```
 //!
 //! A [`Node`] is a [`Member`] with doors: the socket and the admin port.

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::resp::{self, Shared};
 use super::service::Service;
-use super::stream::Guarded;
+use super::stream::{Ending, Guarded};
 use super::{ApiError, http};
 
 /// How many connections are served at once, where nothing else is configured.
@@ -126,8 +127,9 @@ impl Server {
         &self.path
     }
 
-    /// Removes the socket file, lets every connection finish the requests it has sent, and closes those that are not
-    /// done by the deadline. Returns how many had to be closed.
+    /// Removes the socket file, lets every connection finish the requests that clients have sent, and closes those that
+    /// are not done by the deadline. Nothing that was sent is left without an answer: what a client sends later fails
+    /// at once, as a broken pipe. Returns how many had to be closed.
     pub async fn shutdown(self, deadline: Duration) -> usize {
         // Only if it is still ours: a successor may have put its own there already.
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
@@ -190,7 +192,14 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => {
+                    // The socket's file is gone, so nobody new gets in; who was let in by the system may have sent
+                    // something already, and is served.
+                    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+                        self.admit(stream);
+                    }
+                    return;
+                }
             };
             match accepted {
                 Ok((stream, _)) => self.admit(stream),
@@ -218,23 +227,20 @@ impl Door {
         }
     }
 
-    async fn serve(self, mut stream: UnixStream, _place: OwnedSemaphorePermit) {
+    async fn serve(self, stream: UnixStream, _place: OwnedSemaphorePermit) {
         let _counted = Counted::new(&self);
         let mut first = BytesMut::with_capacity(4 * 1024);
-        let read = tokio::select! {
-            read = stream.read_buf(&mut first) => read,
-            () = self.stop.cancelled() => return,
-        };
-        if !matches!(read, Ok(1..)) {
+        let mut stream = Ending::new(stream, self.stop.clone());
+        if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
             return;
         }
         let is_resp = first.first() == Some(&b'*');
         let (input, again) = if is_resp { (first, Bytes::new()) } else { (BytesMut::new(), first.freeze()) };
         let mut guarded = Guarded::new(stream, again, WRITE_TIMEOUT);
         let has_unread = if is_resp {
-            resp::serve(&mut guarded, input, self.service, self.shared, &self.stop).await == resp::Ended::Garbage
+            resp::serve(&mut guarded, input, self.service, self.shared).await == resp::Ended::Garbage
         } else {
-            http::serve(&mut guarded, self.service, &self.stop).await == http::Ended::Refused
+            http::serve(&mut guarded, self.service).await == http::Ended::Refused
         };
         if has_unread {
             let _ = tokio::time::timeout(REFUSAL_TIMEOUT, part(&mut guarded)).await;

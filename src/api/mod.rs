@@ -9,6 +9,7 @@
 //! A dialect only turns bytes into a typed command and an answer into bytes; what a command means is told once, in
 //! [`service`]. Absent on purpose: `watch`, local writes and access rules, which are not built yet and say so.
 
+mod backup;
 pub mod command;
 pub mod error;
 mod http;
@@ -20,6 +21,7 @@ mod room;
 pub mod service;
 mod stream;
 
+pub use backup::Copied;
 pub use error::ApiError;
 pub use listener::{CONNECTIONS_MAX, Config, Error, SOCKET_MODE, Server, serve};
 #[doc(hidden)]

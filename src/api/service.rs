@@ -12,8 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::backup::COPIES_MAX;
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
+
 use super::metrics::Metrics;
 use super::room::Room;
 use crate::clock::{Clock, OsClock};
@@ -61,6 +63,7 @@ pub struct Service {
     pub(super) clock: Arc<dyn Clock>,
     blocking: Arc<Semaphore>,
     org_lists: Arc<Semaphore>,
+    pub(super) copies: Arc<Semaphore>,
     draining: AtomicBool,
     in_flight: TaskTracker,
     pub(super) metrics: Metrics,
@@ -79,19 +82,20 @@ impl Service {
             clock: OsClock::shared(),
             blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
             org_lists: Arc::new(Semaphore::new(ORG_LISTS_MAX)),
+            copies: Arc::new(Semaphore::new(COPIES_MAX)),
             draining: AtomicBool::new(false),
             in_flight: TaskTracker::new(),
             metrics: Metrics::new(),
         })
     }
 
-    /// From now on writes are refused as busy; reads go on. Cannot be taken back.
+    /// From now on writes and copies are refused as busy; reads go on. Cannot be taken back.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.in_flight.close();
     }
 
-    /// Requests under way that wait for something: every write and quorum read, and every page.
+    /// Requests under way that wait for something: every write, every page, every copy that is made.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -108,6 +112,14 @@ impl Service {
         &self.config
     }
 
+    pub(super) fn manager(&self) -> &Manager {
+        &self.manager
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
     pub(super) fn observe(&self) -> &dyn Observe {
         &*self.observe
     }
@@ -122,12 +134,18 @@ impl Service {
         self.in_flight.token()
     }
 
-    fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
-        // Counted before the flag is looked at, so that a drain either sees this write or refuses it.
+    /// Counts a request as under way, unless the node drains.
+    pub(super) fn begin_unless_draining(&self) -> Result<TaskTrackerToken, ApiError> {
+        // Counted before the flag is looked at, so that a drain either sees this request or refuses it.
         let token = self.begin();
-        if self.draining.load(Ordering::SeqCst) {
+        if self.is_draining() {
             return Err(ApiError::Busy("this node is shutting down; its peers serve on".to_owned()));
         }
+        Ok(token)
+    }
+
+    fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {
+        let token = self.begin_unless_draining()?;
         if self.manager.is_overloaded() {
             let backlog = self.manager.apply_backlog();
             return Err(ApiError::Busy(format!("{backlog} committed frames wait for their shard files")));
@@ -155,10 +173,11 @@ impl Service {
 
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
     pub async fn get(&self, get: Get) -> Result<Option<Row>, ApiError> {
-        let _token = self.begin();
         if get.consistency == Consistency::Quorum {
+            // Not counted: these go on until the replicator takes no more, and would keep a drain from ever ending.
             return self.read_quorum(get.at, get.timeout).await;
         }
+        let _token = self.begin();
         match self.read_local(&get.at).await {
             Ok(row) => Ok(row),
             // A restart left the key's last write undecided; a quorum read settles it.

@@ -2,13 +2,71 @@
 
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
 use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// A client's connection that ends without a request between two stools.
+///
+/// A connection closed while a request is on its way leaves its client to wonder what became of it. So once it is to
+/// stop, the receiving side is shut down first: from then on the client's writes fail, so that it knows of each request
+/// whether it was sent; what had been sent is still read, up to an end like that of a client which sends no more.
+pub(super) struct Ending {
+    inner: UnixStream,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_deaf: bool,
+}
+
+impl Ending {
+    pub(super) fn new(inner: UnixStream, stop: CancellationToken) -> Self {
+        Self { inner, stop: Box::pin(stop.cancelled_owned()), is_deaf: false }
+    }
+}
+
+impl AsyncRead for Ending {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.is_deaf && self.stop.as_mut().poll(context).is_ready() {
+            self.is_deaf = true;
+            // Fails only where the client has gone.
+            let _ = SockRef::from(&self.inner).shutdown(Shutdown::Read);
+        }
+        Pin::new(&mut self.inner).poll_read(context, buf)
+    }
+}
+
+impl AsyncWrite for Ending {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
 
 /// A stream whose writes fail once nothing could be written for a while.
 pub(super) struct Guarded<S> {

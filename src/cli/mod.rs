@@ -3,14 +3,19 @@
 //! ```text
 //!   serve     flags of a node          data      put get del cas list
 //!   dev       a local cluster          inspect   status shards check-config
-//!   output    tables, colours, closed pipes      logging
+//!   backup    restore    manifest: what a backup says of itself
+//!   output    tables, colours, closed pipes      progress    logging
 //! ```
 
+mod backup;
 mod data;
 mod dev;
 mod inspect;
 mod logging;
+mod manifest;
 mod output;
+mod progress;
+mod restore;
 mod serve;
 
 use std::process::ExitCode;
@@ -23,6 +28,7 @@ use outrigger::config::ConfigError;
 pub(crate) use serve::parent_gone;
 
 const DEFAULT_SOCKET: &str = "./outrigger.sock";
+const DEFAULT_NAMESPACE: &str = "default";
 /// Options of the client that mean nothing to the commands in [`NOT_CLIENTS`], by their ids.
 /// Beside each, the name that nobody types.
 const CLIENT_OPTIONS: [(&str, &str); 5] = [
@@ -35,8 +41,12 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 2] =
-    [("status", &["org", "ns", "consistency", "timeout"]), ("shards", &["ns", "consistency", "timeout"])];
+const WITHOUT_EFFECT: [(&str, &[&str]); 4] = [
+    ("status", &["org", "ns", "consistency", "timeout"]),
+    ("shards", &["ns", "consistency", "timeout"]),
+    ("backup", &["timeout"]),
+    ("restore", &["consistency"]),
+];
 
 /// Keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
 #[derive(Debug, Parser)]
@@ -79,12 +89,12 @@ struct Global {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Client options")]
 struct ClientOptions {
-    /// The org of the shard [default: `_`, the org of those who have none; for shards: all]
+    /// The org of the shard [default: `_`, the org of those who have none; for shards, backup and restore: all]
     #[arg(long, global = true)]
     org: Option<String>,
-    /// The namespace of the shard
-    #[arg(long, global = true, default_value = "default")]
-    ns: String,
+    /// The namespace of the shard [default: `default`; for backup and restore: all]
+    #[arg(long, global = true)]
+    ns: Option<String>,
     /// Who has to agree [default: local for reads, quorum for writes]
     #[arg(long, global = true, value_enum)]
     consistency: Option<Consistency>,
@@ -113,6 +123,8 @@ enum Command {
     List(data::List),
     Status(inspect::Status),
     Shards(inspect::Shards),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     CheckConfig(inspect::CheckConfig),
 }
 
@@ -184,6 +196,8 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Shards(shards) => {
                 shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
             }
+            Command::Backup(backup) => backup.run(&global).await,
+            Command::Restore(restore) => restore.run(&global).await,
             Command::Serve(_) | Command::CheckConfig(_) => Ok(()),
         }
     }));
@@ -195,6 +209,10 @@ impl Global {
     fn socket(&self) -> String {
         let environment = || std::env::var("OUTRIGGER_SOCKET").ok().filter(|path| !path.is_empty());
         self.socket.clone().or_else(environment).unwrap_or_else(|| DEFAULT_SOCKET.to_owned())
+    }
+
+    fn is_local(&self) -> bool {
+        matches!(self.client.consistency, Some(Consistency::Local))
     }
 
     fn client(&self) -> client::Builder {
@@ -212,7 +230,8 @@ impl Global {
     }
 
     fn shard_client(&self) -> Result<Client, Failure> {
-        Ok(self.client().shard(self.client.org.as_deref().unwrap_or_default(), &self.client.ns)?.build())
+        let namespace = self.client.ns.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        Ok(self.client().shard(self.client.org.as_deref().unwrap_or_default(), namespace)?.build())
     }
 }
 
@@ -232,6 +251,17 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// With another message.
+    fn map(self, message: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Usage(text) => Self::Usage(message(text)),
+            Self::Configuration(text) => Self::Configuration(message(text)),
+            Self::Unavailable(text) => Self::Unavailable(message(text)),
+            Self::Other(text) => Self::Other(message(text)),
+            Self::PipeClosed => Self::PipeClosed,
+        }
+    }
+
     pub(crate) fn other(error: impl std::fmt::Display) -> Self {
         Self::Other(error.to_string())
     }

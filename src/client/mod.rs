@@ -17,6 +17,8 @@
 //! makes several clients. A connection that the node closed is opened again. A request is sent twice only where the
 //! node cannot have seen it the first time, or where it only reads.
 
+mod backup;
+mod batch;
 mod error;
 mod listing;
 mod wire;
@@ -33,6 +35,8 @@ use tokio::sync::Mutex;
 
 use crate::cluster::status::{ClusterStatus, ShardStatus};
 use crate::types::{Ballot, InvalidInput, Namespace, Org, ShardId};
+pub use backup::{COPY_BEGINS_WITHIN, Copy, Copyable};
+pub use batch::{BATCH_BYTES_SOFT_MAX, BATCH_OPS_MAX, BatchDone, BatchOp};
 pub use error::{Error, Problem, Written};
 pub use listing::{Item, Listing, Page};
 use wire::{Answer, Body, Sender};
@@ -217,6 +221,37 @@ impl Client {
     pub async fn list(&self, prefix: &str, keys_only: bool) -> Result<Listing, Error> {
         let request = self.request(Method::GET, &self.list_path(prefix, keys_only), Bytes::new(), None)?;
         listing::start(&self.options.socket, request, self.answer_within()).await
+    }
+
+    /// Carries out up to [`BATCH_OPS_MAX`] operations in one round trip; one result for each, in their order. Not
+    /// atomic. Those on the same key take effect in their order, others at the same time.
+    pub async fn batch(&self, ops: &[BatchOp]) -> Result<Vec<Result<BatchDone, Problem>>, Error> {
+        let ShardId { org, namespace } = &self.options.shard;
+        let path = format!("/v1/batch/{}/{}?", escape(org.as_str()), escape(namespace.as_str()));
+        let mut request = self.request(Method::POST, &path, batch::body(ops)?, None)?;
+        batch::set_format(request.headers_mut());
+        let answer = self.send("batch", request).await?.success()?;
+        batch::results(&answer.body, ops)
+    }
+
+    /// The shards to back up, of one org or of all. Unless the client's consistency is local: all to which any node
+    /// acknowledged a write before the call.
+    pub async fn copyable(&self, org: Option<&Org>) -> Result<Copyable, Error> {
+        let org = org.map_or_else(String::new, |org| format!("&org={}", escape(org.as_str())));
+        self.show("backup", &format!("/v1/backup?consistency={}{org}", self.copy_consistency())).await
+    }
+
+    /// A copy of a shard as an SQLite database, over a connection of its own; none where there is no such shard. Unless
+    /// the client's consistency is local it has every write that any node acknowledged before the call.
+    pub async fn copy(&self, shard: &ShardId) -> Result<Option<Copy>, Error> {
+        let (org, namespace) = (escape(shard.org.as_str()), escape(shard.namespace.as_str()));
+        let path = format!("/v1/backup/{org}/{namespace}?consistency={}", self.copy_consistency());
+        let request = Request::get(&path).body(Body::default());
+        backup::start(&self.options.socket, request.map_err(|why| Error::malformed_request(&path, &why))?).await
+    }
+
+    fn copy_consistency(&self) -> &'static str {
+        self.options.consistency.unwrap_or(Consistency::Quorum).as_str()
     }
 
     /// The cluster as this node sees it.

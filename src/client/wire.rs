@@ -95,11 +95,27 @@ pub(super) async fn exchange(
 
 async fn fresh_exchange(socket: &Path, tried: &'static str, request: Request<Body>) -> Result<(Answer, Sender), Error> {
     let mut sender = connect(socket).await?;
-    let response = send(&mut sender, request).await.map_err(|(error, _)| broken(socket, tried, &error))?;
+    let response = send(&mut sender, request).await.map_err(|(error, unsent)| match unsent {
+        true => Error::NotReachable { socket: socket.to_owned(), reason: std::io::Error::other(error) },
+        false => broken(socket, tried, &error),
+    })?;
     Ok((whole(socket, tried, response).await?, sender))
 }
 
-/// The head of the answer; an error says whether not a byte of the request left.
+/// True where the node took no more of the request while it was being written: it has no whole request, so it does
+/// nothing. A node that ends stops listening before it closes its connections.
+fn is_broken_pipe(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// The head of the answer; an error says whether the node cannot have got the whole request.
 pub(super) async fn send(
     sender: &mut Sender,
     mut request: Request<Body>,
@@ -107,7 +123,9 @@ pub(super) async fn send(
     request.headers_mut().insert(HOST, HeaderValue::from_static("outrigger"));
     sender.try_send_request(request).await.map_err(|mut error| {
         let unsent = error.take_message().is_some();
-        (error.into_error(), unsent)
+        let error = error.into_error();
+        let unsent = unsent || is_broken_pipe(&error);
+        (error, unsent)
     })
 }
 

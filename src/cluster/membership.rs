@@ -186,12 +186,13 @@ impl Membership {
         &self.voters
     }
 
-    /// The replica that proposals for a contended key had best go to, so that they queue there instead of colliding.
-    /// A hint, never needed for safety, and the same on every node, version and platform (see `score`). Always
-    /// `Some`, as there is always a replica.
+    /// The replica that proposals for a contended key had best go to, so that they queue there instead of colliding: the
+    /// best of those that `is_fit` says can take them. A hint, never needed for safety, and the same on every node that
+    /// finds the same ones fit, of every version and on every platform (see `score`). None where none is fit.
     #[must_use]
-    pub fn home(&self, shard: &ShardId, key: &Key) -> Option<&NodeId> {
-        self.replicas(shard).iter().max_by_key(|node| (score(node, shard, key), *node))
+    pub fn home(&self, shard: &ShardId, key: &Key, is_fit: impl Fn(&NodeId) -> bool) -> Option<&NodeId> {
+        let fit = self.replicas(shard).iter().filter(|node| is_fit(node));
+        fit.max_by_key(|node| (score(node, shard, key), *node))
     }
 }
 
@@ -289,9 +290,10 @@ mod tests {
         let mut moved = 0;
         for n in 0..3_000 {
             let key = Key::parse(&format!("k{n}")).unwrap();
-            let home = three.home(&shard(), &key).unwrap();
-            let later = four.home(&shard(), &key).unwrap();
+            let home = three.home(&shard(), &key, |_| true).unwrap();
+            let later = four.home(&shard(), &key, |_| true).unwrap();
             assert!(later == home || *later == node("d"), "a key moved between nodes that were there before");
+            assert_eq!(four.home(&shard(), &key, |node| node.as_str() != "d"), Some(home), "as if d were not there");
             moved += usize::from(later != home);
             *homes.entry(home.clone()).or_default() += 1;
         }
@@ -348,8 +350,8 @@ mod tests {
             let membership = Membership::epoch_one(voters.clone()).unwrap();
             voters.reverse();
             let other = Membership::epoch_one(voters).unwrap();
-            let home = membership.home(&shard(), &key).unwrap();
-            prop_assert_eq!(Some(home), other.home(&shard(), &key));
+            let home = membership.home(&shard(), &key, |_| true).unwrap();
+            prop_assert_eq!(Some(home), other.home(&shard(), &key, |_| true));
             prop_assert!(membership.replicas(&shard()).contains(home));
         }
     }

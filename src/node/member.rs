@@ -31,7 +31,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// How long requests in flight may take to end when the node drains.
 const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
 /// How long the driver may take to end.
-const DRAIN_DRIVER: Duration = Duration::from_secs(5);
+const DRAIN_DRIVER: Duration = Duration::from_secs(3);
 /// How often the card is renewed and idle shards are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -158,6 +158,9 @@ impl Member {
         let service = Service::new(limits, view.manager.clone(), view.clone());
         let mut housekeeping = JoinSet::new();
         housekeeping.spawn(keep_house(view.clone()));
+        if let Some(gossip) = view.gossip.read().clone() {
+            housekeeping.spawn(follow_leavers(gossip, view.replicator.clone()));
+        }
         Ok(Self { view, service, _housekeeping: housekeeping })
     }
 
@@ -203,22 +206,29 @@ impl Member {
     pub async fn leave(&self) {
         self.view.draining.store(true, Ordering::Relaxed);
         self.service.drain();
-        if tokio::time::timeout(DRAIN_REQUESTS, self.service.drained()).await.is_err() {
+        let gossip = self.view.gossip.read().clone();
+        let leave = async {
+            if let Some(gossip) = gossip {
+                gossip.leave().await;
+                gossip.close().await;
+            }
+        };
+        // Peers hear of it while the last requests end.
+        let (drained, ()) = tokio::join!(tokio::time::timeout(DRAIN_REQUESTS, self.service.drained()), leave);
+        if drained.is_err() {
             tracing::warn!("requests in flight did not end in time; their clients will see the connection close");
         }
-        let gossip = self.view.gossip.read().clone();
-        if let Some(gossip) = gossip {
-            gossip.leave().await;
-            gossip.close().await;
-        }
-        if tokio::time::timeout(DRAIN_DRIVER, self.view.replicator.close()).await.is_err() {
-            tracing::warn!("the journal's last batch did not end in time; the next start replays it");
+        if tokio::time::timeout(DRAIN_DRIVER, self.view.replicator.retire()).await.is_err() {
+            tracing::warn!("updates under way did not end in time; what became of them is unknown");
         }
     }
 
-    /// Closes every connection and every file, after [`Member::leave`].
+    /// Closes every connection and every file, after [`Member::leave`]. Until then this node still answers its peers.
     pub async fn close(self) {
         self.view.transport.close().await;
+        if tokio::time::timeout(DRAIN_DRIVER, self.view.replicator.close()).await.is_err() {
+            tracing::warn!("the journal's last batch did not end in time; the next start replays it");
+        }
         if let Err(error) = self.view.manager.close().await {
             tracing::warn!(%error, "closing the shards; the next start replays the journal");
         }
@@ -292,6 +302,20 @@ async fn resolve(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(Error::Advertise { address, reason: "no address by that name".to_owned() }),
         Err(error) => Err(Error::Advertise { address, reason: error.to_string() }),
+    }
+}
+
+/// Tells the driver which peers leave, or are silent, as soon as the gossip knows.
+async fn follow_leavers(gossip: Arc<Gossip>, replicator: Arc<QuorumReplicator>) {
+    let mut peers = gossip.watch();
+    let mut told = Vec::new();
+    while peers.changed().await.is_ok() {
+        let gone = |peer: &gossip::Peer| (!peer.live).then(|| peer.node.clone());
+        let leavers: Vec<_> = peers.borrow_and_update().iter().filter_map(gone).collect();
+        if leavers != told {
+            replicator.avoid(leavers.clone()).await;
+            told = leavers;
+        }
     }
 }
 

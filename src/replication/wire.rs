@@ -30,6 +30,8 @@ pub enum Request {
     Pairs(ShardId),
     /// The rows of these keys, please. Answered by [`Answer::Rows`].
     Rows(ShardId, Vec<Key>),
+    /// Say [`Answer::Done`] once everything of this shard that you accepted before this request is committed at yours.
+    Settle(ShardId),
 }
 
 /// One part of an answer; the stream ends when all is said.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::applier;
+use super::copying;
 use super::core::{Core, Opener};
 use super::error::Error;
 use super::files;
@@ -79,6 +80,7 @@ impl Manager {
     pub fn with_config(config: StoreConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         let root = &config.root_dir;
         disk::create_directory(&*config.disk, root).map_err(|source| Error::io("creating", root, source))?;
+        copying::clear(&*config.disk, root);
         let core = Arc::new(Core::new(config, clock));
         let appliers = Mutex::new(applier::start(&core)?);
         Ok(Arc::new(Self { core, appliers, closing: tokio::sync::Mutex::default() }))

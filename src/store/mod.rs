@@ -13,6 +13,7 @@
 //! Not here: agreement, networks, and order across keys.
 
 mod applier;
+mod copying;
 mod core;
 pub mod error;
 mod files;
@@ -36,6 +37,7 @@ mod tests;
 
 pub use self::core::{APPLY_BACKLOG_BYTES_MAX, APPLY_BACKLOG_FRAMES_MAX, OPEN_SHARDS_MAX};
 pub use applier::{APPLIERS, APPLY_BATCH_BYTES_SOFT_MAX, APPLY_BATCH_FRAMES_MAX};
+pub use copying::{COPY_ROOM_KEPT_BYTES, ShardCopy};
 pub use error::Error;
 pub use files::copy_file;
 pub use keys::{CANONICAL_KINDS, CROSS_NAMESPACE_KINDS, is_cross_namespace_prefix, ns_from_key, split_prefix};

@@ -118,6 +118,18 @@ pub trait Replicator: Send + Sync + 'static {
     /// makes its own file durable before it answers.
     fn is_durable(&self) -> bool;
 
+    /// Waits until this node's copy of `shard` has every write that any node acknowledged before the call. At once
+    /// where there is no other node.
+    async fn catch_up(&self, _shard: &ShardId) -> Result<(), Rejection> {
+        Ok(())
+    }
+
+    /// The shards that some node stores: all to which any node acknowledged a write before the call, where they are not
+    /// stored on this node.
+    async fn shards(&self) -> Result<Vec<ShardId>, Rejection> {
+        Ok(Vec::new())
+    }
+
     /// Ends it: later proposals are rejected as busy. Safe to call twice.
     async fn close(&self);
 }

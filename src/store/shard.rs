@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::applier;
+use super::copying::{self, ShardCopy};
 use super::core::Core;
 use super::error::Error;
 use super::files;
@@ -44,7 +45,7 @@ pub struct Shard {
 pub(super) struct Inner {
     pub(super) state: Arc<ShardState>,
     core: Weak<Core>,
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     readers: Readers,
     writer: Mutex<Option<Writer>>,
@@ -311,6 +312,14 @@ impl Shard {
             Err(Rejection::Busy(format!("{}: a reader holds on to the log; try again", inner.path.display())).into())
         })
         .await
+    }
+
+    /// Copies the file as it is at one moment, with everything committed before the call, into a file of its own that
+    /// needs no log. Ends with [`Error::Closed`] once `is_wanted` says no. Blocking, for as long as it takes to write it.
+    pub fn copy(&self, is_wanted: &dyn Fn() -> bool) -> Result<ShardCopy, Error> {
+        let core = self.inner.check()?;
+        self.inner.flush()?;
+        copying::copy(&self.inner, &core.config.root_dir, is_wanted)
     }
 
     /// Writes out everything committed before the call, syncs it and closes the file. Safe to call twice.

@@ -160,6 +160,11 @@ impl Node {
     /// SIGTERM; returns how it exited.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for the process to end.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.child.take().unwrap().wait().unwrap()
     }
 

@@ -1,5 +1,6 @@
 //! The HTTP dialect: HTTP/1.1 with raw bytes as values, and RFC 9457 problems as errors.
 
+mod backup;
 mod batch;
 mod heads;
 mod kv;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -22,7 +23,6 @@ use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::sync::CancellationToken;
 
 use self::heads::{Counting, Tap, Traffic};
 use super::error::{ApiError, RETRY_AFTER_SECONDS};
@@ -44,7 +44,7 @@ pub(super) enum Ended {
 }
 
 /// Serves one connection until either side ends it.
-pub(super) async fn serve<S>(stream: &mut S, service: Arc<Service>, stop: &CancellationToken) -> Ended
+pub(super) async fn serve<S>(stream: &mut S, service: Arc<Service>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -57,17 +57,7 @@ where
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(true)
         .serve_connection(TokioIo::new(&mut tap), counting);
-    let ended = {
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
-    };
-    if let Err(error) = ended {
+    if let Err(error) = connection.await {
         tracing::debug!(%error, "an HTTP connection ended early");
     }
     let Some(refusal) = tap.refusal() else { return Ended::Done };
@@ -82,6 +72,8 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/kv/{*rest}", any(kv::handle))
         .route("/v1/batch/{org}/{ns}", post(batch::handle))
         .route("/v1/watch/{*rest}", get(node::watch))
+        .route("/v1/backup", get(backup::list))
+        .route("/v1/backup/{org}/{ns}", get(backup::copy))
         .route("/v1/orgs", get(node::orgs))
         .route("/v1/shards", get(node::shards))
         .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))
@@ -102,13 +94,17 @@ async fn no_method(request: Request) -> ApiError {
     ApiError::MethodNotAllowed(format!("{} is not a method of {}", request.method(), request.uri().path()))
 }
 
-/// Counts and times every request.
+/// Counts and times every request, and says goodbye where the node drains: a client that is told goes elsewhere before
+/// the connection is closed under it.
 async fn measure(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let metrics = &service.metrics.http;
     let class = class_of(request.method(), request.uri().path());
     let started = service.monotonic();
     metrics.requests.increment(1);
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if service.is_draining() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     metrics.seconds(class).record(service.monotonic().saturating_sub(started));
     if let Some(Label(label)) = response.extensions().get() {
         metrics.count_error(label);

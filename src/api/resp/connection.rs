@@ -15,7 +15,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::exec::{Answered, Context, write_value};
@@ -130,14 +129,10 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     input: BytesMut,
     service: Arc<Service>,
     shared: Arc<Shared>,
-    stop: &CancellationToken,
 ) -> Ended {
     let mut connection = Connection::new(service, shared, input);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut half_sent: Pin<Box<Option<Sleep>>> = Box::pin(None);
-    // One future for the whole connection: every new one enters the list that all connections share.
-    let stopped = stop.cancelled();
-    tokio::pin!(stopped);
     loop {
         let commands_before = connection.session.commands;
         connection.dispatch();
@@ -181,7 +176,6 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 connection.input_ended = true;
                 half_sent.set(None);
             }
-            () = stopped.as_mut(), if !connection.input_ended => connection.input_ended = true,
         }
     }
     let _ = writer.flush().await;

@@ -28,9 +28,11 @@ const KEY_BYTES_PER_REQUEST: usize = REQUEST_BYTES_MAX / 2;
 const KEY_OVERHEAD_BYTES: usize = 8;
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long what was accepted may take to be committed. Where its proposer has gone, it is completed after a second.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Call(#[from] CallError),
     #[error(transparent)]
@@ -43,6 +45,8 @@ enum Error {
     Incomplete,
     #[error("this node is stopping")]
     Stopping,
+    #[error("records accepted before are still not settled after {SETTLE_WITHIN:?}: is there a quorum?")]
+    Unsettled,
 }
 
 /// Compares everything with `node` until it succeeded once, then says so. Ends by being aborted when the peer is lost.
@@ -61,26 +65,42 @@ pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
 }
 
 async fn compare(node: &NodeId, rooms: &Rooms) -> Result<u64, Error> {
+    let mut rows = 0;
+    for shard in shards_of(node, rooms).await? {
+        rows += compare_shard(node, rooms, &shard).await?;
+    }
+    Ok(rows)
+}
+
+/// The shards that `node` stores, once all that was chosen before is visible there.
+pub(super) async fn shards_of(node: &NodeId, rooms: &Rooms) -> Result<Vec<ShardId>, Error> {
     let mut shards = Vec::new();
     let mut answers = Answers::ask(node, rooms, &Request::Shards).await?;
     while let Some(answer) = answers.next().await? {
         let Answer::Shards(some) = answer else { return Err(Error::Incomplete) };
         shards.extend(some);
     }
-    let mut rows = 0;
-    for shard in shards {
-        rows += compare_shard(node, rooms, &shard).await?;
-    }
-    Ok(rows)
+    Ok(shards)
 }
 
-async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<u64, Error> {
-    let open = rooms.manager.get(shard).await?;
+/// Waits until all of `shard` that `node` had accepted before is committed there.
+pub(super) async fn settle_at(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<(), Error> {
+    let mut answers = Answers::ask(node, rooms, &Request::Settle(shard.clone())).await?;
+    match answers.next().await? {
+        None => Ok(()),
+        Some(_) => Err(Error::Incomplete),
+    }
+}
+
+/// Fetches the rows of `shard` that are newer at `node`; returns how many.
+pub(super) async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<u64, Error> {
     let mut rows = 0;
     let mut answers = Answers::ask(node, rooms, &Request::Pairs(shard.clone())).await?;
     while let Some(answer) = answers.next().await? {
         let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
-        let open = open.clone();
+        // Not before: a shard that nobody stores is not made by being asked for.
+        let kept_open = rooms.manager.get(shard).await?;
+        let open = kept_open.clone();
         let missed = blocking(move || {
             let is_newer = |(key, upd): &(Key, Ballot)| match open.stored(key) {
                 Ok(row) => Ok(row.is_none_or(|row| row.upd < *upd)),
@@ -93,6 +113,7 @@ async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<
         for keys in portions(missed.await?) {
             rows += fetch(node, rooms, shard, keys).await?;
         }
+        drop(kept_open);
     }
     Ok(rows)
 }
@@ -186,6 +207,7 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         }
         Request::Pairs(shard) => pairs(call, manager, &shard).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
+        Request::Settle(shard) => settle(rooms, shard).await,
     }
 }
 
@@ -195,6 +217,16 @@ async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
     let (met, known) = oneshot::channel();
     rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
     known.await.map_err(|_| Error::Stopping)
+}
+
+/// Waits until all of `shard` that this node had accepted before is committed here, and visible.
+pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
+    let (done, settled) = oneshot::channel();
+    rooms.inputs.send(Input::Settle { shard, done }).await.map_err(|_| Error::Stopping)?;
+    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
+        Ok(settled) => settled.map_err(|_| Error::Stopping),
+        Err(_) => Err(Error::Unsettled),
+    }
 }
 
 async fn pairs(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {

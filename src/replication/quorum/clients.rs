@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::replication::register::{Address, OpId};
 use crate::store::replicator::Decision;
+use crate::store::update::Update;
 
 /// How long after its deadline a client is answered "unknown" whatever holds its decision up.
 const GRACE: Duration = Duration::from_millis(100);
@@ -36,7 +37,20 @@ pub(super) struct Client {
     pub(super) reply: Reply,
     pub(super) started: Duration,
     pub(super) is_read: bool,
-    deadline: Duration,
+    pub(super) deadline: Duration,
+    /// Where the update was handed to, and the update itself, for as long as nothing is known of it from there.
+    pub(super) at_home: Option<AtHome>,
+}
+
+/// An update that another replica proposes for this one's client.
+#[derive(Debug)]
+pub(super) struct AtHome {
+    /// Which replica.
+    pub(super) home: usize,
+    /// The key.
+    pub(super) address: Address,
+    /// What was asked for.
+    pub(super) update: Update,
 }
 
 /// All of them.
@@ -45,7 +59,17 @@ pub(super) struct Clients(HashMap<OpId, Client>);
 
 impl Clients {
     pub(super) fn insert(&mut self, id: OpId, reply: Reply, started: Duration, deadline: Duration, is_read: bool) {
-        self.0.insert(id, Client { reply, started, is_read, deadline });
+        self.0.insert(id, Client { reply, started, is_read, deadline, at_home: None });
+    }
+
+    pub(super) fn get_mut(&mut self, id: OpId) -> Option<&mut Client> {
+        self.0.get_mut(&id)
+    }
+
+    /// Those whose updates are at `home`, as far as is known.
+    pub(super) fn at_home(&self, home: usize) -> Vec<OpId> {
+        let is_there = |client: &Client| client.at_home.as_ref().is_some_and(|at| at.home == home);
+        self.0.iter().filter(|(_, client)| is_there(client)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn remove(&mut self, id: OpId) -> Option<Client> {

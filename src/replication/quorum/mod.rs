@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
-//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer.
+//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer,
+//! `level` how a copy gets all that was acknowledged anywhere before it is taken.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
@@ -18,6 +19,7 @@ mod clients;
 mod core;
 mod disk;
 mod greeter;
+mod level;
 mod metrics;
 mod peers;
 mod status;
@@ -132,7 +134,11 @@ enum Input {
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
     InStep { peer: usize, task: tokio::task::Id, rows: u64 },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
+    Settle { shard: ShardId, done: oneshot::Sender<()> },
+    Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
+    Avoid(Vec<NodeId>),
+    Retire(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -141,6 +147,7 @@ pub struct QuorumReplicator {
     inputs: mpsc::Sender<Input>,
     subscribers: Subscribers,
     status: watch::Receiver<QuorumStatus>,
+    levels: mpsc::Sender<level::Wanted>,
 }
 
 impl QuorumReplicator {
@@ -176,23 +183,43 @@ impl QuorumReplicator {
 
         let subscribers = Subscribers::default();
         let (shown, status) = watch::channel(QuorumStatus::default());
-        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status });
+        let (levels, wanted) = mpsc::channel(level::WANTED_MAX);
+        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status, levels });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
         let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
-        let served = rooms.clone();
+        let (served, levelled) = (rooms.clone(), rooms.clone());
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         // Not before what the journal knew to be chosen is there to be compared.
         let serving = tokio::spawn(catch_up::serve(calls, served));
+        let levelling = tokio::spawn(level::serve(wanted, levelled));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
         tokio::spawn(async move {
             driver.run().await;
             serving.abort();
+            levelling.abort();
         });
         Ok(this)
+    }
+
+    /// Takes no more updates, neither clients' nor such as peers forward, and waits until those under way have ended. It
+    /// goes on voting, and telling peers that it takes none, until [`Replicator::close`]: a peer whose update is not
+    /// answered would not know what became of it.
+    pub async fn retire(&self) {
+        let (done, retired) = oneshot::channel();
+        if self.inputs.send(Input::Retire(done)).await.is_ok() {
+            // An error means that it has ended altogether.
+            let _ = retired.await;
+        }
+    }
+
+    /// Forwards nothing to these peers from now on, which leave or may have left, but proposes it here.
+    pub async fn avoid(&self, nodes: Vec<NodeId>) {
+        // Nobody listens any more only while the node stops.
+        let _ = self.inputs.send(Input::Avoid(nodes)).await;
     }
 
     /// How it stands, as of a moment ago.
@@ -229,6 +256,14 @@ impl Replicator for QuorumReplicator {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {
+        level::ask(&self.levels, |reply| level::Wanted::Rows(shard.clone(), reply)).await
+    }
+
+    async fn shards(&self) -> Result<Vec<ShardId>, Rejection> {
+        level::ask(&self.levels, level::Wanted::Shards).await
     }
 
     async fn close(&self) {

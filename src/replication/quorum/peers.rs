@@ -26,7 +26,11 @@ pub(super) struct Peer {
     pub(super) storage_id: Option<StorageId>,
     /// How far its clock is ahead of ours, in nanoseconds.
     pub(super) skew: Option<i64>,
+    /// It leaves, or is silent in the gossip: nothing is forwarded to it, which it might not come to.
+    pub(super) is_leaving: bool,
     outbox: Vec<Message>,
+    /// Forwarded updates, by their numbers, that have not left this node and will not.
+    unsent: Vec<u64>,
     /// Its queue was full: until somebody looks again, only what must not be lost is kept for it.
     is_blocked: bool,
     outbox_bytes: usize,
@@ -56,7 +60,9 @@ impl Peer {
             in_step: false,
             storage_id: None,
             skew: None,
+            is_leaving: false,
             outbox: Vec::new(),
+            unsent: Vec::new(),
             is_blocked: false,
             outbox_bytes: 0,
             batch_messages: metrics::histogram!(telemetry::PEER_BATCH),
@@ -83,6 +89,7 @@ impl Peer {
         self.link = Link::Down;
         self.in_step = false;
         self.skew = None;
+        note_unsent(&self.outbox, &mut self.unsent);
         self.outbox.clear();
         self.is_blocked = false;
         self.outbox_bytes = 0;
@@ -91,9 +98,10 @@ impl Peer {
     /// Puts a message into the next batch; a full batch leaves at once.
     pub(super) fn queue(&mut self, message: Message, stamp: Stamp, transport: &dyn Transport) {
         if self.link == Link::Down {
-            return;
+            return note_unsent(&[message], &mut self.unsent);
         }
         if self.is_blocked && (!is_told_once(&message) || self.outbox.len() >= UNTOLD_COMMITS_MAX) {
+            note_unsent(&[message], &mut self.unsent);
             return self.dropped.increment(1);
         }
         self.outbox_bytes += message.weight();
@@ -101,6 +109,11 @@ impl Peer {
         if self.outbox_bytes >= BATCH_BYTES {
             self.flush(stamp, transport);
         }
+    }
+
+    /// The numbers of forwarded updates that never left.
+    pub(super) fn take_unsent(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.unsent)
     }
 
     /// Looks whether there is room again for what waits.
@@ -120,6 +133,7 @@ impl Peer {
         match sent.and_then(|bytes| transport.send(&self.node, bytes).map_err(|error| error.to_string())) {
             Ok(()) => self.batch_messages.record(batch.messages.len() as f64),
             Err(reason) => {
+                note_unsent(&batch.messages, &mut self.unsent);
                 let all = batch.messages.len();
                 // Rounds that needed the others begin again by their own deadline. Commits wait for a queue with room;
                 // who hears of one pulls what it has not.
@@ -133,6 +147,14 @@ impl Peer {
             }
         }
     }
+}
+
+/// Takes note of the forwarded updates among messages that are given up before they left.
+fn note_unsent(messages: &[Message], unsent: &mut Vec<u64>) {
+    unsent.extend(messages.iter().filter_map(|message| match message.body {
+        Body::Propose { id, .. } => Some(id),
+        _ => None,
+    }));
 }
 
 /// What is chosen is told once, and nobody asks for it.

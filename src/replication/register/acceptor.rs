@@ -11,7 +11,7 @@ use super::rules::BrokenRule;
 use super::sealed::{Durable, Lsn, Sealed};
 use crate::clock::Now;
 use crate::store::StoredRow;
-use crate::types::Ballot;
+use crate::types::{Ballot, ShardId};
 
 /// How an acceptor behaves.
 #[derive(Debug, Clone)]
@@ -366,6 +366,12 @@ impl Acceptor {
     pub fn stale(&self, before: Duration, limit: usize) -> Vec<Address> {
         let stale = |state: &KeyState| state.pending.as_ref().is_some_and(|p| !p.chosen && p.since <= before);
         self.keys.iter().filter(|(_, state)| stale(state)).map(|(address, _)| address.clone()).take(limit).collect()
+    }
+
+    /// The keys of `shard` with a pending record, and its ballot.
+    pub fn pending_of<'a>(&'a self, shard: &'a ShardId) -> impl Iterator<Item = (Address, Ballot)> + 'a {
+        let of_shard = self.keys.iter().filter(move |(address, _)| address.shard == *shard);
+        of_shard.filter_map(|(address, state)| Some((address.clone(), state.pending.as_ref()?.record.ballot)))
     }
 
     /// Every pending record, for a journal that gives up its old segments.

@@ -6,35 +6,60 @@ use std::time::Duration;
 
 use super::{Core, Reply, Waiting};
 use crate::clock::Now;
+use crate::replication::quorum::clients::AtHome;
+use crate::replication::quorum::peers::Peer;
 use crate::replication::register::{Address, Body, Message, OpId};
 use crate::store::StoredRow;
-use crate::store::replicator::Decision;
+use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::Update;
-use crate::types::Ballot;
+use crate::types::{Ballot, NodeId};
 
-/// How long a key counts as contended after a round for it lost.
-const CONTENDED_FOR: Duration = Duration::from_secs(1);
+/// How long a key counts as contended after a round for it lost, at first. Each time that it is contended again soon after
+/// that, it counts as such for twice as long: every end of it is a moment at which all collide anew.
+const CONTENDED_FOR_MIN: Duration = Duration::from_secs(1);
+/// And at most.
+const CONTENDED_FOR_MAX: Duration = Duration::from_secs(60);
 /// Forwarded updates remembered of each peer.
 const FORWARDED_MAX: usize = 4096;
 /// Keys remembered as contended.
 const CONTENDED_KEYS_MAX: usize = 4096;
 
-/// The keys whose rounds lost lately, with the time until which that counts.
+/// The keys whose rounds lost lately.
 #[derive(Debug, Default)]
-pub(super) struct Contended(HashMap<Address, Duration>);
+pub(super) struct Contended(HashMap<Address, Mark>);
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// How long it counts.
+    period: Duration,
+    /// Until when it does.
+    until: Duration,
+}
+
+impl Mark {
+    /// When there is nothing left to learn from it.
+    fn forgotten(self) -> Duration {
+        self.until + self.period
+    }
+}
 
 impl Contended {
     pub(super) fn mark(&mut self, now: Duration, address: Address) {
         if self.0.len() >= CONTENDED_KEYS_MAX {
-            self.0.retain(|_, until| *until > now);
+            self.0.retain(|_, mark| mark.forgotten() > now);
         }
-        if self.0.len() < CONTENDED_KEYS_MAX {
-            self.0.insert(address, now + CONTENDED_FOR);
+        let period = match self.0.get(&address) {
+            Some(mark) if now < mark.until => mark.period,
+            Some(mark) if now < mark.forgotten() => (mark.period * 2).min(CONTENDED_FOR_MAX),
+            _ => CONTENDED_FOR_MIN,
+        };
+        if self.0.len() < CONTENDED_KEYS_MAX || self.0.contains_key(&address) {
+            self.0.insert(address, Mark { period, until: now + period });
         }
     }
 
     fn is_marked(&self, now: Duration, address: &Address) -> bool {
-        self.0.get(address).is_some_and(|until| *until > now)
+        self.0.get(address).is_some_and(|mark| mark.until > now)
     }
 }
 
@@ -64,8 +89,20 @@ impl Core {
         if !self.contended.is_marked(now.monotonic, address) {
             return None;
         }
-        let home = self.index(self.config.membership.home(&address.shard, &address.key)?)?;
-        self.peers.get(home)?.as_ref().filter(|peer| peer.votes()).map(|_| home)
+        // Where the home cannot be had, or will not for long, all go to the next best: they would collide here.
+        let is_fit = |node: &NodeId| match self.index(node).and_then(|index| self.peers.get(index)) {
+            Some(Some(peer)) => peer.votes() && !peer.is_leaving,
+            me_or_none => me_or_none.is_some(),
+        };
+        let home = self.index(self.config.membership.home(&address.shard, &address.key, is_fit)?)?;
+        Some(home).filter(|home| *home != self.me)
+    }
+
+    /// Takes note of the peers to which nothing had better be forwarded.
+    pub(super) fn avoid(&mut self, nodes: &[NodeId]) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.is_leaving = nodes.contains(&peer.node);
+        }
     }
 
     pub(super) fn forward(
@@ -78,8 +115,35 @@ impl Core {
         within: Duration,
     ) {
         self.metrics.forwarded += 1;
+        if let Some(client) = self.clients.get_mut(id) {
+            client.at_home = Some(AtHome { home, address: address.clone(), update: update.clone() });
+        }
         let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
         self.send(now, home, Message { address, body: Body::Propose { id: id.0, update, within_ms } });
+    }
+
+    /// Proposes a forwarded update here after all: its home has done nothing of it and will not.
+    fn take_back(&mut self, id: OpId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let deadline = client.deadline;
+        if let Some(AtHome { address, update, .. }) = client.at_home.take() {
+            self.proposer.propose(address, id, update, deadline);
+        }
+    }
+
+    /// Proposes here what was to be forwarded and never left this node.
+    pub(super) fn take_back_unsent(&mut self) -> bool {
+        let unsent: Vec<u64> = self.peers.iter_mut().flatten().flat_map(Peer::take_unsent).collect();
+        unsent.iter().for_each(|id| self.take_back(OpId(*id)));
+        !unsent.is_empty()
+    }
+
+    /// Ends what was forwarded to a home whose connection is lost: no answer will come, and what became of it is unknown.
+    pub(super) fn home_lost(&mut self, now: Now, home: usize) {
+        self.take_back_unsent();
+        for id in self.clients.at_home(home) {
+            self.decide(now, id, Decision::Timeout, Ballot::ZERO);
+        }
     }
 
     /// Proposes an update for another replica's client.
@@ -131,6 +195,13 @@ impl Core {
         ballot: Ballot,
         stored: Option<&StoredRow>,
     ) {
+        if matches!(decision, Decision::Reject(Rejection::Busy(_) | Rejection::NoQuorum(_) | Rejection::DiskFull(_))) {
+            // That is how things are there, not here: it may be leaving, or cut off from the others.
+            return self.take_back(id);
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.at_home = None;
+        }
         if stored.map_or(Ballot::ZERO, |row| row.ballot) >= ballot {
             return self.decide(now, id, decision, ballot);
         }
@@ -141,6 +212,27 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Key, ShardId};
+
+    /// A key that all nodes write at all times was fought over every second.
+    #[test]
+    fn a_key_contended_again_and_again_counts_as_such_for_longer_and_longer() {
+        let address = Address { shard: ShardId::parse("", "a").unwrap(), key: Key::parse("k").unwrap() };
+        let mut contended = Contended::default();
+        let seconds = Duration::from_secs;
+        let mut now = seconds(100);
+        for period in [1, 2, 4, 8, 16, 32, 60, 60] {
+            // Those who lose in the same moment count once.
+            contended.mark(now, address.clone());
+            contended.mark(now, address.clone());
+            assert!(contended.is_marked(now + seconds(period) - Duration::from_millis(1), &address), "{period}");
+            now += seconds(period);
+            assert!(!contended.is_marked(now, &address), "{period}");
+        }
+        now += seconds(60);
+        contended.mark(now, address.clone());
+        assert!(!contended.is_marked(now + seconds(1), &address), "long ago is forgotten");
+    }
 
     /// A forwarded increment that came twice counted twice.
     #[test]

@@ -7,6 +7,7 @@
 
 mod homes;
 mod meeting;
+mod settling;
 mod tasks;
 mod time;
 mod votes;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use self::homes::{Contended, Forwarded};
+use self::settling::Settling;
 use self::tasks::Task;
 use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
@@ -88,11 +90,16 @@ pub(super) struct Core {
     missed: bool,
     /// The last writes before a restart whose fate is open.
     unsettled: HashMap<Address, Ballot>,
+    /// Who waits until what was accepted before is committed.
+    settling: Settling,
     next_op: u64,
     seq: u64,
     barred: Option<String>,
     /// What is wrong with the shard files, as of the last slow tick.
     store_trouble: Option<String>,
+    /// Takes no more updates, and tells these once none is under way.
+    is_retiring: bool,
+    retired: Vec<oneshot::Sender<()>>,
     closing: Option<oneshot::Sender<()>>,
     /// Wall clock less monotonic clock, when last looked at, in nanoseconds.
     wall_offset: Option<i64>,
@@ -125,12 +132,15 @@ impl Core {
             parked_tasks: 0,
             missed: false,
             unsettled: HashMap::new(),
+            settling: Settling::default(),
             // Boots in the high bits here too: an answer to a former self must not be taken for one's own.
             next_op: rooms.greeter.boot() << 40,
             // Boots in the high bits: the count rises across restarts without being written down.
             seq: rooms.greeter.boot() << 40,
             barred: None,
             store_trouble: None,
+            is_retiring: false,
+            retired: Vec::new(),
             closing: None,
             wall_offset: None,
             has_news: false,
@@ -193,7 +203,17 @@ impl Core {
                 }
             }
             Input::Meet { peer, met } => self.meet(now, &peer, met),
+            Input::Settle { shard, done } => self.settle_all(now, &shard, done),
+            Input::Voters { reply } => {
+                // Whoever asked and has gone needs no answer.
+                let _ = reply.send(self.voters());
+            }
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
+            Input::Avoid(nodes) => self.avoid(&nodes),
+            Input::Retire(done) => {
+                self.is_retiring = true;
+                self.retired.push(done);
+            }
             Input::Close(done) => self.closing = Some(done),
         }
     }
@@ -207,6 +227,7 @@ impl Core {
                 if let Some(Some(peer)) = self.peers.get_mut(index) {
                     peer.down();
                 }
+                self.home_lost(now, index);
                 self.stop_catching_up(index);
                 self.update_reachable();
             }
@@ -345,6 +366,15 @@ impl Core {
         for peer in self.peers.iter_mut().flatten() {
             peer.flush(stamp, &*self.rooms.transport);
         }
+        if self.take_back_unsent() {
+            return self.pump(now);
+        }
+        if self.clients.is_empty() {
+            for done in self.retired.drain(..) {
+                // Whoever waited and has gone needs no answer.
+                let _ = done.send(());
+            }
+        }
     }
 
     /// Syncs the shard files, so that the journal can give up what is before that batch.
@@ -377,7 +407,7 @@ impl Core {
 
     /// Why this node can take no update just now.
     fn unfit(&self, is_read: bool) -> Option<Rejection> {
-        if self.closing.is_some() {
+        if self.closing.is_some() || self.is_retiring {
             return Some(Rejection::Busy("this node is shutting down".to_owned()));
         }
         if let Some(why) = &self.barred {

@@ -145,7 +145,7 @@ impl Core {
                 let ballot = record.ballot;
                 if stored.is_some_and(|row| row.ballot >= ballot) {
                     self.acceptor.on_stored(&address, ballot);
-                    self.settled(&address, ballot);
+                    self.settled(now, &address, ballot);
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision, ballot));
                 }
                 if !decisions.is_empty() {

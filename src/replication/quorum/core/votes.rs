@@ -146,7 +146,7 @@ impl Core {
         self.publish(commit);
         self.acceptor.on_applied(commit);
         let Commit { address, record } = commit;
-        self.settled(address, record.ballot);
+        self.settled(now, address, record.ballot);
         self.answer_pulls(now, address, record);
         let Some(waiting) = self.waiting.get_mut(address) else { return };
         let ready: Vec<_> = waiting.extract_if(.., |waiting| waiting.ballot <= record.ballot).collect();
@@ -168,7 +168,10 @@ impl Core {
         }
     }
 
-    pub(super) fn settled(&mut self, address: &Address, ballot: Ballot) {
+    pub(super) fn settled(&mut self, now: Now, address: &Address, ballot: Ballot) {
+        for done in self.settling.settled(address, ballot) {
+            self.say_settled(now, done);
+        }
         if self.unsettled.get(address).is_some_and(|open| *open <= ballot) {
             self.unsettled.remove(address);
             self.has_news |= self.unsettled.is_empty();

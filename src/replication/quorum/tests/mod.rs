@@ -1,5 +1,7 @@
 //! Whole drivers over the in-memory network: real journals, real shard files, real time; connections are cut by hand.
 
+mod leaving;
+mod level;
 mod trouble;
 
 use std::path::Path;
@@ -176,7 +178,10 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
-        let network = Network::new();
+        Self::start_on(Network::new()).await
+    }
+
+    async fn start_on(network: Arc<Network>) -> Self {
         let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
         let mut nodes = Vec::new();
         for (name, dir) in NAMES.iter().zip(&dirs) {

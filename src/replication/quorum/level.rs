@@ -1,0 +1,115 @@
+//! Bringing this node's copy of a shard level with all that was acknowledged anywhere, for those who are about to copy
+//! it away.
+//!
+//! A local copy may lag behind what another node has acknowledged. But every acknowledged write was accepted by a
+//! majority, so that every majority has a member which either has it committed or has it, or a later record that builds
+//! on it, accepted. So: each member of a majority, this node among them, settles what it had accepted before, and then
+//! what is newer there is fetched. It costs a comparison of `(key, upd)` with each of them.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+
+use super::catch_up::{Error, compare_shard, settle, settle_at, shards_of};
+use super::{Input, Rooms};
+use crate::store::replicator::Rejection;
+use crate::types::{NodeId, ShardId};
+
+/// Requests that wait; further ones are refused as busy.
+pub(super) const WANTED_MAX: usize = 16;
+
+type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// All rows of a shard.
+    Rows(ShardId, Reply<()>),
+    /// The names of all shards.
+    Shards(Reply<Vec<ShardId>>),
+}
+
+/// Who makes a majority, as the driver sees it now.
+#[derive(Debug)]
+pub(super) struct Voters {
+    /// The peers whose votes can be had.
+    pub(super) peers: Vec<NodeId>,
+    /// How many of them are needed beside this node.
+    pub(super) needed: usize,
+}
+
+/// Asks, and waits for the answer.
+pub(super) async fn ask<T>(to: &mpsc::Sender<Wanted>, wanted: impl FnOnce(Reply<T>) -> Wanted) -> Result<T, Rejection> {
+    let (reply, answer) = oneshot::channel();
+    let busy = |why: &str| Rejection::Busy(why.to_owned());
+    to.try_send(wanted(reply)).map_err(|_| busy("too many copies of shards are waited for; try again"))?;
+    answer.await.unwrap_or_else(|_| Err(busy("this node is shutting down")))
+}
+
+/// Serves those who ask, one after the other: each comparison takes what a shard's file gives.
+pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms) {
+    while let Some(wanted) = wanted.recv().await {
+        // Whoever asked and has gone needs no answer.
+        match wanted {
+            Wanted::Rows(shard, mut reply) => {
+                tokio::select! {
+                    done = rows(&shard, &rooms) => drop(reply.send(done)),
+                    () = reply.closed() => {}
+                }
+            }
+            Wanted::Shards(reply) => drop(reply.send(shards(&rooms).await)),
+        }
+    }
+}
+
+async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
+    settle(rooms, shard.clone()).await.map_err(|error| Rejection::NoQuorum(error.to_string()))?;
+    let fetch = |peer: NodeId| {
+        let (rooms, shard) = (rooms.clone(), shard.clone());
+        let fetched = async move {
+            settle_at(&peer, &rooms, &shard).await?;
+            compare_shard(&peer, &rooms, &shard).await
+        };
+        fetched.boxed()
+    };
+    of_majority(rooms, fetch).await.map(drop)
+}
+
+async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
+    let of = |peer: NodeId| {
+        let rooms = rooms.clone();
+        async move { shards_of(&peer, &rooms).await }.boxed()
+    };
+    let mut shards = of_majority(rooms, of).await?.concat();
+    shards.sort();
+    shards.dedup();
+    Ok(shards)
+}
+
+/// What `each` gets from as many peers as make a majority with this node.
+async fn of_majority<T>(
+    rooms: &Rooms,
+    each: impl Fn(NodeId) -> BoxFuture<'static, Result<T, Error>>,
+) -> Result<Vec<T>, Rejection> {
+    let stopping = || Rejection::Busy("this node is shutting down".to_owned());
+    let (reply, voters) = oneshot::channel();
+    rooms.inputs.send(Input::Voters { reply }).await.map_err(|_| stopping())?;
+    let Voters { peers, needed } = voters.await.map_err(|_| stopping())?;
+    let (in_reach, mut got, mut why) = (peers.len(), Vec::new(), String::new());
+    let ask = |peer: NodeId| each(peer.clone()).map(|answer| (peer, answer));
+    let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
+    while got.len() < needed {
+        match asked.next().await {
+            Some((_, Ok(answer))) => got.push(answer),
+            Some((peer, Err(error))) => why = format!("; {peer}: {error}"),
+            None => {
+                let got = got.len();
+                let why =
+                    format!("{got} of the {needed} other replicas needed could be asked, {in_reach} in reach{why}");
+                return Err(Rejection::NoQuorum(why));
+            }
+        }
+    }
+    Ok(got)
+}
