@@ -6,6 +6,7 @@ mod kv;
 mod node;
 mod request;
 mod unread;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/kv", any(kv::handle))
         .route("/v1/kv/{*rest}", any(kv::handle))
         .route("/v1/batch/{org}/{ns}", post(batch::handle))
-        .route("/v1/watch/{*rest}", get(node::watch))
+        .route("/v1/watch/{*rest}", get(watch::handle))
         .route("/v1/orgs", get(node::orgs))
         .route("/v1/shards", get(node::shards))
         .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))
