@@ -1,7 +1,7 @@
 //! The command line: parse, call, print. One file per family of commands.
 //!
 //! ```text
-//!   serve     flags of a node          data      put get del cas list
+//!   serve     flags of a node          data      put get del cas list     watch
 //!   dev       a local cluster          inspect   status shards check-config
 //!   output    tables, colours, closed pipes      logging
 //! ```
@@ -12,6 +12,7 @@ mod inspect;
 mod logging;
 mod output;
 mod serve;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,8 +36,11 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 2] =
-    [("status", &["org", "ns", "consistency", "timeout"]), ("shards", &["ns", "consistency", "timeout"])];
+const WITHOUT_EFFECT: [(&str, &[&str]); 3] = [
+    ("watch", &["consistency", "timeout"]),
+    ("status", &["org", "ns", "consistency", "timeout"]),
+    ("shards", &["ns", "consistency", "timeout"]),
+];
 
 /// Keeps an application's state as local SQLite shards, replicated to a quorum of its peers.
 #[derive(Debug, Parser)]
@@ -51,6 +55,7 @@ EXAMPLES
   outrigger put greeting hello               write (prints the version) ...
   outrigger get greeting                     ... then read it
   outrigger --org acme --ns pay list wf/     one tenant's shard
+  outrigger watch                            its rows, then its changes
   outrigger status                           the cluster as a table
 
 EXIT STATUS
@@ -111,6 +116,7 @@ enum Command {
     Del(data::Del),
     Cas(data::Cas),
     List(data::List),
+    Watch(watch::Watch),
     Status(inspect::Status),
     Shards(inspect::Shards),
     CheckConfig(inspect::CheckConfig),
@@ -180,6 +186,7 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Del(del) => del.run(&global.shard_client()?, global.client.json).await,
             Command::Cas(cas) => cas.run(&global.shard_client()?, global.client.json).await,
             Command::List(list) => list.run(&global.shard_client()?, global.client.json).await,
+            Command::Watch(watch) => watch.run(&global.shard_client()?, global.client.json).await,
             Command::Status(status) => status.run(&global.client().build(), global.client.json).await,
             Command::Shards(shards) => {
                 shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
@@ -234,6 +241,17 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn other(error: impl std::fmt::Display) -> Self {
         Self::Other(error.to_string())
+    }
+
+    /// The same, with a word more.
+    fn with(self, more: &str) -> Self {
+        match self {
+            Self::Usage(why) => Self::Usage(why + more),
+            Self::Configuration(why) => Self::Configuration(why + more),
+            Self::Unavailable(why) => Self::Unavailable(why + more),
+            Self::Other(why) => Self::Other(why + more),
+            Self::PipeClosed => Self::PipeClosed,
+        }
     }
 
     /// A node that did not start, with every cause on one line.

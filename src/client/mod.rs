@@ -19,6 +19,7 @@
 
 mod error;
 mod listing;
+mod watch;
 mod wire;
 
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use crate::cluster::status::{ClusterStatus, ShardStatus};
 use crate::types::{Ballot, InvalidInput, Namespace, Org, ShardId};
 pub use error::{Error, Problem, Written};
 pub use listing::{Item, Listing, Page};
+pub use watch::{Change, Mirror, WATCH_SILENCE_MAX, Watch};
 use wire::{Answer, Body, Sender};
 
 /// How long to wait for an answer where the client was given no timeout: longer than any node may look for a quorum.
@@ -217,6 +219,30 @@ impl Client {
     pub async fn list(&self, prefix: &str, keys_only: bool) -> Result<Listing, Error> {
         let request = self.request(Method::GET, &self.list_path(prefix, keys_only), Bytes::new(), None)?;
         listing::start(&self.options.socket, request, self.answer_within()).await
+    }
+
+    /// Watches all keys that start with `prefix`, over a connection of its own: after the event `since`, where the node still
+    /// knows what happened since, with a snapshot first otherwise. [`Mirror`] keeps what it adds up to.
+    ///
+    /// ```no_run
+    /// # async fn example(client: outrigger::client::Client) -> Result<(), outrigger::client::Error> {
+    /// use outrigger::client::Mirror;
+    ///
+    /// let (mut watch, mut mirror) = (client.watch("wf/", None).await?, Mirror::default());
+    /// loop {
+    ///     match watch.next().await {
+    ///         Ok(change) => mirror.apply(change),
+    ///         // Cut off, or the node is gone: goes on where it was, or with a new snapshot.
+    ///         Err(_) => watch.resume().await?,
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub async fn watch(&self, prefix: &str, since: Option<&str>) -> Result<Watch, Error> {
+        let ShardId { org, namespace } = &self.options.shard;
+        let (org, namespace) = (escape(org.as_str()), escape(namespace.as_str()));
+        let path = format!("/v1/watch/{org}/{namespace}?prefix={}", escape(prefix));
+        Watch::start(self.options.socket.clone(), path, self.answer_within(), since).await
     }
 
     /// The cluster as this node sees it.
