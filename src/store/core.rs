@@ -149,7 +149,10 @@ impl Core {
         }
         let mut states = self.states.write();
         let state = states.entry(id.clone());
-        Arc::clone(state.or_insert_with(|| Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog)))))
+        Arc::clone(state.or_insert_with(|| {
+            let began_empty = matches!(self.config.disk.kind(&self.shard_path(id)), Ok(None));
+            Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog), began_empty))
+        }))
     }
 
     /// Takes a committed frame into memory and leaves it to the applier. Never waits for a file.
@@ -167,10 +170,10 @@ impl Core {
         let stored = match &shard {
             Some(shard) => shard.stored(key).ok(),
             // Not opened for this: a commit waits for no file.
-            None if matches!(self.config.disk.kind(&self.shard_path(&state.id)), Ok(None)) => {
-                Some(state.overlay.get(key).map(|pending| pending.to_stored()))
-            }
-            None => None,
+            None => match state.overlay.look(key) {
+                (pending, 0) if state.began_empty => Some(pending.map(|pending| pending.to_stored())),
+                _ => None,
+            },
         };
         let gc_floor = shard.map_or(Ballot::ZERO, |shard| shard.gc_floor());
         stored.map_or(Before::Unknown, |row| match row {
