@@ -33,6 +33,8 @@ pub(crate) const DECLARED: &[&str] = &[
     "the fate of a write was unknown",
     "a condition failed",
     "a harmed node stopped voting",
+    "a watch went on from an id",
+    "a watch outlived its node's process",
 ];
 
 static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

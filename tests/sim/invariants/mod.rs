@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`linearizable`] | at the end: every key's history, and that what is stored everywhere is its last state |
 //! | [`monotone`] | with every local read |
+//! | [`watch`] | with everything that a watcher is told; and at the end, that it adds up to the rows |
 //! | [`votes`] | in every turn: no node whose disk was not harmed stops voting, or ends |
 //! | [`progress`] | after everything was put right: every node serves again, within a bound |
 //! | [`converged`] | after that: all nodes hold the same rows, within a bound, and nothing is left waiting |
@@ -13,3 +14,4 @@ pub(crate) mod linearizable;
 pub(crate) mod monotone;
 pub(crate) mod progress;
 pub(crate) mod votes;
+pub(crate) mod watch;
