@@ -162,6 +162,86 @@ async fn watchers_everywhere_see_all_that_happens_over_a_nodes_death() {
     }
 }
 
+/// Processor time that a process has used so far.
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_secs_f64(ticks as f64 / 100.0)
+}
+
+/// Writes for a while over several connections: writes a second, and the node's processor time for each.
+async fn load(node: &Node, lasting: Duration) -> (f64, Duration) {
+    const CLIENTS: u64 = 32;
+    let before = processor_time(node.pid());
+    let began = std::time::Instant::now();
+    let writers: Vec<_> = (0..CLIENTS)
+        .map(|writer| {
+            let client = node.client();
+            tokio::spawn(async move {
+                let mut written = 0;
+                while began.elapsed() < lasting {
+                    client.put(&format!("w{}/{written}", writer % 10), vec![b'x'; 256]).await.unwrap();
+                    written += 1;
+                }
+                written
+            })
+        })
+        .collect();
+    let mut written = 0_u32;
+    for writer in writers {
+        written += writer.await.unwrap();
+    }
+    (f64::from(written) / began.elapsed().as_secs_f64(), (processor_time(node.pid()) - before) / written)
+}
+
+/// What 1,000 watchers of one node cost its writers: `cargo test --release --test watching -- --ignored --nocapture`.
+/// Each watches a prefix of its own; ten of them one that is written to.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for a quiet machine and a release build"]
+async fn a_thousand_watchers_cost_little() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const WATCHERS: usize = 1_000;
+    const LASTING: Duration = Duration::from_secs(5);
+    let held = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: held.maximum, maximum: held.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all).unwrap();
+    let cluster = Cluster::start(3).await;
+    let node = &cluster.nodes[0];
+    load(node, LASTING).await;
+    let mut figures: [Vec<(f64, Duration)>; 2] = Default::default();
+    for _ in 0..3 {
+        figures[0].push(load(node, LASTING).await);
+        let mut watchers = tokio::task::JoinSet::new();
+        let begun = Arc::new(tokio::sync::Semaphore::new(0));
+        for n in 0..WATCHERS {
+            let (socket, begun) = (node.socket(), begun.clone());
+            watchers.spawn(async move {
+                let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+                let request = format!("GET /v1/watch/_/default?prefix=w{n}/ HTTP/1.0\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let (mut part, mut bytes) = (vec![0; 64 * 1024], 0);
+                bytes += stream.read(&mut part).await.unwrap();
+                assert!(part.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&part[..bytes]));
+                begun.add_permits(1);
+                while let Ok(count @ 1..) = stream.read(&mut part).await {
+                    bytes += count;
+                }
+                bytes
+            });
+        }
+        let _ = begun.acquire_many(u32::try_from(WATCHERS).unwrap()).await.unwrap();
+        figures[1].push(load(node, LASTING).await);
+        watchers.shutdown().await;
+    }
+    for (figures, watchers) in figures.iter_mut().zip([0, WATCHERS]) {
+        figures.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (writes, each) = figures[1];
+        println!("{watchers:>5} watchers: {writes:>6.0} writes/s, {each:?} of the node's processor time for each");
+    }
+    assert!(figures[1][1].0 > figures[0][1].0 / 2.0, "writes with watchers are less than half as fast");
+}
+
 fn command(node: &Node, args: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
     command.args(args).arg("--socket").arg(node.socket());

@@ -173,7 +173,7 @@ fn ids_are_read_as_they_are_written() {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     /// A write, the same chosen again, or one that comes late; and whether nobody can say what was there.
     Write {
