@@ -155,6 +155,7 @@ impl Watching {
 
     async fn of_snapshot(&mut self) -> Result<Vec<Told>, ApiError> {
         let Stage::Snapshot { first, rest, began } = &mut self.stage else { return Ok(Vec::new()) };
+        self.watch.check_open()?;
         let (mut told, rows) = match (first.take(), rest.as_mut()) {
             (Some(rows), _) => (vec![Told::Snapshot], Some(rows).filter(|rows| !rows.is_empty())),
             (None, Some(rest)) => {

@@ -37,7 +37,8 @@ use serde::{Deserialize, Serialize};
 use super::kv::ItemBody;
 use super::node::shard_in;
 use super::request;
-use crate::api::error::ApiError;
+use crate::api::command::Consistency;
+use crate::api::error::{ApiError, Written};
 use crate::api::service::Service;
 use crate::api::watch::Told;
 use crate::store::Item;
@@ -52,6 +53,10 @@ struct WatchOptions {
     #[serde(default)]
     prefix: String,
     since: Option<String>,
+    /// As of every read: `local` is what there is.
+    consistency: Option<String>,
+    /// How long it may take to begin.
+    timeout: Option<String>,
 }
 
 /// Streams until either side ends it. `Last-Event-ID`, which a client sends that comes back, counts for more than `since`.
@@ -64,7 +69,15 @@ pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request
     let options: WatchOptions = request::query(request.uri())?;
     let since = event_id("since", options.since.as_deref().unwrap_or_default())?;
     let since = last_event_id(request.headers())?.or(since);
-    let watching = service.watch(&shard, &options.prefix, since).await?;
+    if request::consistency(options.consistency.as_deref(), Consistency::Local)? == Consistency::Quorum {
+        let why = "a watch tells what this node commits; consistency=quorum is not supported";
+        return Err(ApiError::NotSupported(why.to_owned()));
+    }
+    let begin = service.watch(&shard, &options.prefix, since);
+    let watching = match request::timeout(options.timeout.as_deref(), &service)? {
+        Some(timeout) => tokio::time::timeout(timeout, begin).await.map_err(|_| ApiError::Timeout(Written::No))??,
+        None => begin.await?,
+    };
     let pieces = futures_util::stream::unfold(watching, |mut watching| async {
         let piece = match watching.next().await? {
             Ok(told) => written(told),

@@ -226,6 +226,11 @@ impl Watch {
         }
     }
 
+    /// Whether the node ends all watches: said without taking anything.
+    pub fn check_open(&self) -> Result<(), Cut> {
+        if self.feed.ring.lock().is_closed() { Err(Cut::Stopping) } else { Ok(()) }
+    }
+
     /// The next events: at most `events_max`, and none further once they have `bytes_max` bytes together. After an error
     /// there are no more.
     pub fn take(&self, events_max: usize, bytes_max: usize) -> Result<Taken, Cut> {

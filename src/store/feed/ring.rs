@@ -205,6 +205,10 @@ impl<B: Clone> Ring<B> {
         self.watchers.len()
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
     /// Whether events of any shard are kept.
     pub(super) fn is_recording(&self) -> bool {
         !self.channels.is_empty()
