@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use outrigger::config::Config;
 use outrigger::node::Node;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -38,7 +39,17 @@ fn run<F: Future<Output = Result<(), Failure>>>(
     outcome
 }
 
+/// Allows as many open files as this process may allow itself. Few by default, for the sake of programs that use `select`;
+/// fewer than connections and shards together may need.
+fn raise_file_limit() {
+    let held = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: held.maximum, maximum: held.maximum }) {
+        warn!(%error, "cannot raise the limit of open files; many connections at once may be refused");
+    }
+}
+
 async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), Failure> {
+    raise_file_limit();
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::other)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::other)?;
     let parent = cli::parent_gone(exit_with_parent);

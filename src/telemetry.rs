@@ -61,6 +61,9 @@ metrics_table! {
     REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";
     REQUEST_SECONDS, Histogram, "outrigger_request_seconds", "Time to answer a request, or a run of pipelined reads at once, by dialect and class: read, write, other.";
     CONNECTIONS, Gauge, "outrigger_connections", "Connections on the socket.";
+    WATCHERS, Gauge, "outrigger_watchers", "Watchers of this node's changes.";
+    WATCH_EVENTS, Counter, "outrigger_watch_events_total", "Changes handed to watchers.";
+    WATCHES_CUT, Counter, "outrigger_watches_cut_total", "Watchers cut off, by reason: overrun, lost, stopping.";
     READY, Gauge, "outrigger_ready", "1 once this node serves, 0 before and while draining.";
 }
 

@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "src/cluster/membership.rs",
     "src/cluster/hello.rs",
     "src/cluster/memory.rs",
+    "src/store/feed/ring.rs",
     "src/store/update.rs",
     "src/types.rs",
 ];

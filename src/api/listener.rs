@@ -23,7 +23,7 @@ use super::stream::{Ending, Guarded};
 use super::{ApiError, http};
 
 /// How many connections are served at once, where nothing else is configured.
-pub const CONNECTIONS_MAX: usize = 1_024;
+pub const CONNECTIONS_MAX: usize = 2_048;
 /// The socket file's mode, where nothing else is configured: its owner and group.
 pub const SOCKET_MODE: u32 = 0o660;
 /// A client that reads nothing for this long while something waits for it is dropped.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A dialect only turns bytes into a typed command and an answer into bytes; what a command means is told once, in
-//! [`service`]. Absent on purpose: `watch`, local writes and access rules, which are not built yet and say so.
+//! [`service`]. Absent on purpose: local writes and access rules, which are not built yet and say so.
 
 mod backup;
 pub mod command;
@@ -20,6 +20,7 @@ mod resp;
 mod room;
 pub mod service;
 mod stream;
+pub mod watch;
 
 pub use backup::Copied;
 pub use error::ApiError;

@@ -21,6 +21,7 @@ use super::room::Room;
 use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
+use crate::store::feed::Feed;
 use crate::store::update::{Outcome, Row, Update};
 use crate::store::{CANONICAL_KINDS, Manager, Shard, ns_from_key};
 use crate::types::{Key, Namespace, Org, ShardId};
@@ -32,7 +33,7 @@ const BATCH_CONCURRENCY_MAX: usize = 64;
 /// The most bytes that the reads of one batch may answer together.
 pub(super) const BATCH_REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a shard is opened again that was closed as idle between its opening and its use.
-const REOPEN_ATTEMPTS_MAX: usize = 3;
+pub(super) const REOPEN_ATTEMPTS_MAX: usize = 3;
 /// How many whole lists of orgs are in memory at once; further ones wait, and are refused as busy then.
 const ORG_LISTS_MAX: usize = 4;
 /// How much longer than the client's timeout a proposal is waited for: the replicator's own timer should win, as it
@@ -89,9 +90,10 @@ impl Service {
         })
     }
 
-    /// From now on writes and copies are refused as busy; reads go on. Cannot be taken back.
+    /// From now on writes and copies are refused as busy, and watches end; reads go on. Cannot be taken back.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+        self.feed().close();
         self.in_flight.close();
     }
 
@@ -120,6 +122,11 @@ impl Service {
         self.draining.load(Ordering::SeqCst)
     }
 
+    /// What changes.
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        self.manager.feed()
+    }
+
     pub(super) fn observe(&self) -> &dyn Observe {
         &*self.observe
     }
@@ -138,10 +145,16 @@ impl Service {
     pub(super) fn begin_unless_draining(&self) -> Result<TaskTrackerToken, ApiError> {
         // Counted before the flag is looked at, so that a drain either sees this request or refuses it.
         let token = self.begin();
+        self.check_not_draining()?;
+        Ok(token)
+    }
+
+    /// Refuses what would only be cut off: the node is about to stop.
+    pub(super) fn check_not_draining(&self) -> Result<(), ApiError> {
         if self.is_draining() {
             return Err(ApiError::Busy("this node is shutting down; its peers serve on".to_owned()));
         }
-        Ok(token)
+        Ok(())
     }
 
     fn begin_write(&self) -> Result<TaskTrackerToken, ApiError> {

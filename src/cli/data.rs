@@ -222,7 +222,7 @@ fn value(given: Option<String>) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             if c.is_control() { c.escape_default().to_string() } else { c.to_string() }.chars().collect::<Vec<_>>()
@@ -231,7 +231,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// The start of a value, safe to show on a terminal.
-fn preview(value: &[u8]) -> String {
+pub(super) fn preview(value: &[u8]) -> String {
     // Cut before decoding, so that a large value costs no more than a small one; four bytes make the longest character.
     let start = value.get(..PREVIEW_CHARS_MAX * 4).unwrap_or(value);
     let text = match std::str::from_utf8(start) {

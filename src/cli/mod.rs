@@ -1,7 +1,7 @@
 //! The command line: parse, call, print. One file per family of commands.
 //!
 //! ```text
-//!   serve     flags of a node          data      put get del cas list
+//!   serve     flags of a node          data      put get del cas list     watch
 //!   dev       a local cluster          inspect   status shards check-config
 //!   backup    restore    manifest: what a backup says of itself
 //!   output    tables, colours, closed pipes      progress    logging
@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod restore;
 mod serve;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,7 +42,8 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 4] = [
+const WITHOUT_EFFECT: [(&str, &[&str]); 5] = [
+    ("watch", &["consistency", "timeout"]),
     ("status", &["org", "ns", "consistency", "timeout"]),
     ("shards", &["ns", "consistency", "timeout"]),
     ("backup", &["timeout"]),
@@ -61,6 +63,7 @@ EXAMPLES
   outrigger put greeting hello               write (prints the version) ...
   outrigger get greeting                     ... then read it
   outrigger --org acme --ns pay list wf/     one tenant's shard
+  outrigger watch                            its rows, then its changes
   outrigger status                           the cluster as a table
 
 EXIT STATUS
@@ -121,6 +124,7 @@ enum Command {
     Del(data::Del),
     Cas(data::Cas),
     List(data::List),
+    Watch(watch::Watch),
     Status(inspect::Status),
     Shards(inspect::Shards),
     Backup(backup::Backup),
@@ -192,6 +196,7 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Del(del) => del.run(&global.shard_client()?, global.client.json).await,
             Command::Cas(cas) => cas.run(&global.shard_client()?, global.client.json).await,
             Command::List(list) => list.run(&global.shard_client()?, global.client.json).await,
+            Command::Watch(watch) => watch.run(&global.shard_client()?, global.client.json).await,
             Command::Status(status) => status.run(&global.client().build(), global.client.json).await,
             Command::Shards(shards) => {
                 shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
@@ -264,6 +269,17 @@ impl Failure {
 
     pub(crate) fn other(error: impl std::fmt::Display) -> Self {
         Self::Other(error.to_string())
+    }
+
+    /// The same, with a word more.
+    fn with(self, more: &str) -> Self {
+        match self {
+            Self::Usage(why) => Self::Usage(why + more),
+            Self::Configuration(why) => Self::Configuration(why + more),
+            Self::Unavailable(why) => Self::Unavailable(why + more),
+            Self::Other(why) => Self::Other(why + more),
+            Self::PipeClosed => Self::PipeClosed,
+        }
     }
 
     /// A node that did not start, with every cause on one line.

@@ -425,8 +425,9 @@ fn may_have_happened(error: &client::Error) -> bool {
     match error {
         client::Error::Problem(problem) => problem.written != Some(Written::No),
         client::Error::Broken { .. } | client::Error::Unreadable(_) => true,
-        client::Error::NotReachable { .. } | client::Error::Invalid(_) | client::Error::MalformedRequest { .. } => {
-            false
-        }
+        client::Error::NotReachable { .. }
+        | client::Error::WatchEnded { .. }
+        | client::Error::Invalid(_)
+        | client::Error::MalformedRequest { .. } => false,
     }
 }

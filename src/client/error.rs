@@ -33,6 +33,14 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// A watch's connection ended. Whatever happens from then on is told to who goes on with the watch's last id.
+    #[error("the watch over the socket {} ended: {reason}", socket.display())]
+    WatchEnded {
+        /// The path.
+        socket: PathBuf,
+        /// What happened.
+        reason: String,
+    },
     /// The answer is not one that this client understands.
     #[error("the node's answer cannot be read: {0}")]
     Unreadable(String),
@@ -58,7 +66,7 @@ impl Error {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::NotReachable { .. } | Self::Broken { .. } => true,
+            Self::NotReachable { .. } | Self::Broken { .. } | Self::WatchEnded { .. } => true,
             Self::Problem(problem) => matches!(
                 StatusCode::from_u16(problem.status),
                 Ok(StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
@@ -76,7 +84,7 @@ impl Error {
                 StatusCode::from_u16(problem.status),
                 Ok(StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE)
             ),
-            Self::NotReachable { .. } | Self::Broken { .. } | Self::Unreadable(_) => false,
+            Self::NotReachable { .. } | Self::Broken { .. } | Self::WatchEnded { .. } | Self::Unreadable(_) => false,
         }
     }
 }

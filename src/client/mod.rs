@@ -21,6 +21,7 @@ mod backup;
 mod batch;
 mod error;
 mod listing;
+mod watch;
 mod wire;
 
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ pub use backup::{COPY_BEGINS_WITHIN, Copy, Copyable};
 pub use batch::{BATCH_BYTES_SOFT_MAX, BATCH_OPS_MAX, BatchDone, BatchOp};
 pub use error::{Error, Problem, Written};
 pub use listing::{Item, Listing, Page};
+pub use watch::{Change, Mirror, WATCH_SILENCE_MAX, Watch};
 use wire::{Answer, Body, Sender};
 
 /// How long to wait for an answer where the client was given no timeout: longer than any node may look for a quorum.
@@ -252,6 +254,30 @@ impl Client {
 
     fn copy_consistency(&self) -> &'static str {
         self.options.consistency.unwrap_or(Consistency::Quorum).as_str()
+    }
+
+    /// Watches all keys that start with `prefix`, over a connection of its own: after the event `since`, where the node still
+    /// knows what happened since, with a snapshot first otherwise. [`Mirror`] keeps what it adds up to.
+    ///
+    /// ```no_run
+    /// # async fn example(client: outrigger::client::Client) -> Result<(), outrigger::client::Error> {
+    /// use outrigger::client::Mirror;
+    ///
+    /// let (mut watch, mut mirror) = (client.watch("wf/", None).await?, Mirror::default());
+    /// loop {
+    ///     match watch.next().await {
+    ///         Ok(change) => mirror.apply(change),
+    ///         // Cut off, or the node is gone: goes on where it was, or with a new snapshot.
+    ///         Err(_) => watch.resume().await?,
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub async fn watch(&self, prefix: &str, since: Option<&str>) -> Result<Watch, Error> {
+        let ShardId { org, namespace } = &self.options.shard;
+        let (org, namespace) = (escape(org.as_str()), escape(namespace.as_str()));
+        let path = format!("/v1/watch/{org}/{namespace}?prefix={}", escape(prefix));
+        Watch::start(self.options.socket.clone(), path, self.answer_within(), since).await
     }
 
     /// The cluster as this node sees it.

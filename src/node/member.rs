@@ -99,6 +99,7 @@ impl Member {
         let greeter = Arc::new(Greeter::new(local, slot, journal.header(), ceiling, run, clock.clone()));
         let is_reached_within = matches!(network, Network::Memory(_));
         let (transport, inbox) = connect(config, network, &greeter)?;
+        manager.feed().set_storage_id(greeter.figures().storage_id);
         if !is_marked {
             mark(&*disk, data_dir, node);
         }

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::applier::Queue;
 use super::error::Error;
+use super::feed::{Before, Feed};
 use super::files;
 use super::manager::StoreConfig;
 use super::overlay::Backlog;
@@ -22,7 +23,7 @@ use super::update::Verdict;
 use super::writer::Fault;
 use crate::clock::{Clock, HybridClock};
 use crate::telemetry;
-use crate::types::{Ballot, ShardId, Slot};
+use crate::types::{Ballot, Key, ShardId, Slot};
 
 /// The most shard files open at once. The applier may exceed it by one per thread, so that it never stands still.
 pub const OPEN_SHARDS_MAX: usize = 128;
@@ -42,6 +43,7 @@ pub(super) struct Core {
     open_gauge: Gauge,
     pub(super) backlog: Arc<Backlog>,
     pub(super) queue: Queue,
+    pub(super) feed: Arc<Feed>,
     replicator: RwLock<Option<Installed>>,
     local: Mutex<Local>,
     is_closed: AtomicBool,
@@ -76,6 +78,7 @@ impl Core {
         let seq = u64::try_from(clock.now().wall).unwrap_or(0);
         Self {
             config,
+            feed: Feed::new(Arc::clone(&clock)),
             clock,
             states: RwLock::default(),
             open_count: AtomicUsize::new(0),
@@ -146,15 +149,37 @@ impl Core {
         }
         let mut states = self.states.write();
         let state = states.entry(id.clone());
-        Arc::clone(state.or_insert_with(|| Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog)))))
+        Arc::clone(state.or_insert_with(|| {
+            let began_empty = matches!(self.config.disk.kind(&self.shard_path(id)), Ok(None));
+            Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog), began_empty))
+        }))
     }
 
     /// Takes a committed frame into memory and leaves it to the applier. Never waits for a file.
     pub(super) fn on_commit(&self, frame: &Frame) {
         let state = self.state(&frame.shard);
-        if state.overlay.insert(frame) {
+        let before = if self.feed.has_to_be_told(frame) { self.shown(&state, &frame.key) } else { Before::Unknown };
+        if state.overlay.insert(frame, || self.feed.push(frame, before)) {
             self.queue.push(&state);
         }
+    }
+
+    /// The version that a key shows at this moment: a look into its file, as whoever agreed on the frame has just had.
+    fn shown(&self, state: &ShardState, key: &Key) -> Before {
+        let shard = state.current.read().clone();
+        let stored = match &shard {
+            Some(shard) => shard.stored(key).ok(),
+            // Not opened for this: a commit waits for no file.
+            None => match state.overlay.look(key) {
+                (pending, 0) if state.began_empty => Some(pending.map(|pending| pending.to_stored())),
+                _ => None,
+            },
+        };
+        let gc_floor = shard.map_or(Ballot::ZERO, |shard| shard.gc_floor());
+        stored.map_or(Before::Unknown, |row| match row {
+            Some(row) => Before::Shown { ballot: row.ballot, upd: row.upd },
+            None => Before::Shown { ballot: gc_floor, upd: Ballot::ZERO },
+        })
     }
 
     pub(super) fn cached(&self, id: &ShardId) -> Option<Arc<Shard>> {
@@ -267,6 +292,7 @@ impl Core {
 
     /// Closes what was not used for `idle_evict_after`, and forgets what is not worth remembering.
     pub(super) fn evict_idle(&self) {
+        self.feed.expire();
         let now = self.clock.now().monotonic;
         for state in self.states() {
             if now.saturating_sub(state.last_used()) >= self.config.idle_evict_after {

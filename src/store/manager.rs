@@ -10,6 +10,7 @@ use super::applier;
 use super::copying;
 use super::core::{Core, Opener};
 use super::error::Error;
+use super::feed::Feed;
 use super::files;
 use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscriber};
 use super::shard::Shard;
@@ -161,7 +162,7 @@ impl Manager {
     /// Installs the driver that every write goes through from now on, on open shards too, and subscribes to its
     /// commits.
     pub fn with_replicator(&self, replicator: Arc<dyn Replicator>) {
-        replicator.subscribe(Arc::new(Feed(Arc::downgrade(&self.core))));
+        replicator.subscribe(Arc::new(Subscription(Arc::downgrade(&self.core))));
         self.core.install(replicator);
     }
 
@@ -169,6 +170,12 @@ impl Manager {
     #[must_use]
     pub fn replicator(&self) -> Option<Arc<dyn Replicator>> {
         self.core.replicator()
+    }
+
+    /// What changes, for those who watch.
+    #[must_use]
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.core.feed
     }
 
     /// The directory of the store.
@@ -285,9 +292,9 @@ impl Subscriber for Manager {
 }
 
 /// The subscription of a manager: does not keep it alive.
-struct Feed(Weak<Core>);
+struct Subscription(Weak<Core>);
 
-impl Subscriber for Feed {
+impl Subscriber for Subscription {
     fn on_commit(&self, frame: &Frame) {
         if let Some(core) = self.0.upgrade() {
             core.on_commit(frame);

@@ -10,12 +10,15 @@
 //! it durable meanwhile is the replicator's journal, which may forget it after [`Manager::sync_all`]; where there is
 //! none, every transaction is synced and a write waits for its own.
 //!
+//! Whoever watches a shard is told of its frames by the [`feed`].
+//!
 //! Not here: agreement, networks, and order across keys.
 
 mod applier;
 mod copying;
 mod core;
 pub mod error;
+pub mod feed;
 mod files;
 mod keys;
 mod listing;

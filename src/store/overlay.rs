@@ -140,8 +140,9 @@ impl Overlay {
         Self { slots: Mutex::default(), moved: Condvar::new(), moved_async: Notify::new(), backlog }
     }
 
-    /// Takes a frame unless one as new is here. True where the applier has something new to do.
-    pub(super) fn insert(&self, frame: &Frame) -> bool {
+    /// Takes a frame unless one as new is here, and does `also` at the very moment that reads see it. True where the applier
+    /// has something new to do.
+    pub(super) fn insert(&self, frame: &Frame, also: impl FnOnce()) -> bool {
         let mut slots = self.slots.lock();
         let slots = &mut *slots;
         let pending = |above| Pending {
@@ -174,6 +175,7 @@ impl Overlay {
         }
         slots.last = number;
         self.backlog.bytes.fetch_add(weight(&frame.key, &frame.op), Ordering::Relaxed);
+        also();
         true
     }
 
@@ -192,9 +194,10 @@ impl Overlay {
         self.slots.lock().by_key.is_empty()
     }
 
-    /// At most `limit` frames from `start` on and before `end`, in key order.
-    pub(super) fn excerpt(&self, start: &str, end: Option<&str>, limit: usize) -> Excerpt {
+    /// At most `limit` frames from `start` on and before `end`, in key order; does `also` at the moment that they are of.
+    pub(super) fn excerpt(&self, start: &str, end: Option<&str>, limit: usize, also: impl FnOnce()) -> Excerpt {
         let slots = self.slots.lock();
+        also();
         let nothing = end.is_some_and(|end| end <= start);
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
         let mut range = (!nothing).then(|| slots.by_key.range::<str, _>(bounds)).into_iter().flatten();
@@ -328,9 +331,9 @@ mod tests {
     #[test]
     fn a_frame_that_replaced_one_in_flight_stays() {
         let overlay = overlay();
-        assert!(overlay.insert(&frame("k", 1)));
+        assert!(overlay.insert(&frame("k", 1), || ()));
         let batch = overlay.take(9, 999).unwrap();
-        assert!(overlay.insert(&frame("k", 2)));
+        assert!(overlay.insert(&frame("k", 2), || ()));
         overlay.finish(&batch);
         assert_eq!(ballot(&overlay, "k"), Some(2));
         assert!(overlay.is_past(1) && !overlay.is_past(2));
@@ -345,10 +348,10 @@ mod tests {
     #[test]
     fn a_failed_batch_is_not_past_though_its_frames_were_replaced() {
         let overlay = overlay();
-        overlay.insert(&frame("k", 1));
-        overlay.insert(&frame("l", 2));
+        overlay.insert(&frame("k", 1), || ());
+        overlay.insert(&frame("l", 2), || ());
         let batch = overlay.take(1, 999).unwrap();
-        overlay.insert(&frame("k", 3));
+        overlay.insert(&frame("k", 3), || ());
         overlay.put_back(&batch);
         assert!(!overlay.is_past(1), "frame 1 is in no file, nor is the one that replaced it");
         let batch = overlay.take(1, 999).unwrap();
@@ -362,8 +365,8 @@ mod tests {
     #[test]
     fn older_frames_are_not_taken() {
         let overlay = overlay();
-        overlay.insert(&frame("k", 5));
-        assert!(!overlay.insert(&frame("k", 5)) && !overlay.insert(&frame("k", 4)));
+        overlay.insert(&frame("k", 5), || ());
+        assert!(!overlay.insert(&frame("k", 5), || ()) && !overlay.insert(&frame("k", 4), || ()));
         assert_eq!(ballot(&overlay, "k"), Some(5));
     }
 
@@ -381,7 +384,7 @@ mod tests {
                 match (step, flying.take()) {
                     (0..=2, batch) => {
                         let frame = frame(names[n], i64::try_from(arrived.len()).unwrap() + 1);
-                        overlay.insert(&frame);
+                        overlay.insert(&frame, || ());
                         arrived.push((frame.key, frame.ballot.0));
                         flying = batch;
                     }

@@ -106,9 +106,9 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// What the overlay holds of these keys, at most `frames_max`.
-    pub(super) fn of(&self, overlay: &Overlay, frames_max: usize) -> Excerpt {
-        overlay.excerpt(&self.start, self.end.as_deref(), frames_max)
+    /// What the overlay holds of these keys, at most `frames_max`; does `also` at the moment that it is of.
+    pub(super) fn of(&self, overlay: &Overlay, frames_max: usize, also: impl FnOnce()) -> Excerpt {
+        overlay.excerpt(&self.start, self.end.as_deref(), frames_max, also)
     }
 
     /// The keys under `prefix` and after `after`.

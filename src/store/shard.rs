@@ -238,6 +238,12 @@ impl Shard {
     ///
     /// At most two of a shard are under way; a third waits for 5 s, and is refused as busy then.
     pub async fn rows(&self, query: ListQuery) -> Result<Rows, Error> {
+        self.rows_as_of(query, || ()).await
+    }
+
+    /// Likewise, and does `mark` at the very moment that the rows are of: no frame is committed to this shard meanwhile.
+    /// `mark` may be done more than once; the last time counts.
+    pub async fn rows_as_of(&self, query: ListQuery, mut mark: impl FnMut() + Send + 'static) -> Result<Rows, Error> {
         let core = self.inner.check()?;
         let turn = tokio::time::timeout(LIST_TURN_TIMEOUT, Arc::clone(&self.inner.readers.lists).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
@@ -246,14 +252,14 @@ impl Shard {
         let inner = Arc::clone(&self.inner);
         Ok(Rows::begin(Arc::clone(&core.clock), move |send| {
             let _turn = turn;
-            inner.stream(&query, send)
+            inner.stream(&query, &mut mark, send)
         }))
     }
 
     /// Hands every live row of `query` to `each` in key order, all as they were when it began, until `each` breaks it
     /// off. Blocking: for receivers that wait for nobody, as it keeps the log from being emptied meanwhile.
     pub fn walk(&self, query: &ListQuery, each: impl FnMut(Item) -> ControlFlow<()>) -> Result<(), Error> {
-        self.inner.walk(query, each)
+        self.inner.walk(query, &mut || (), each)
     }
 
     /// Up to `limit` keys after `after` with their versions, deletions included, in key order. Blocking.
@@ -277,7 +283,7 @@ impl Shard {
     /// Counts this shard. Blocking, and reads all of it.
     pub fn stats(&self) -> Result<ShardStats, Error> {
         let range = Range::new("", None);
-        let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, |snapshot| snapshot.count())?;
+        let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, &mut || (), |snapshot| snapshot.count())?;
         Ok(ShardStats { keys, bytes: files::bytes_on_disk(&*self.inner.disk, &self.inner.path), last_upd })
     }
 
@@ -483,11 +489,12 @@ impl Inner {
         &self,
         range: &Range,
         frames_max: usize,
+        mark: &mut dyn FnMut(),
         read: impl FnOnce(&Snapshot<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.check()?;
         let reader = self.readers.lend()?;
-        let excerpt = || range.of(&self.state.overlay, frames_max);
+        let excerpt = || range.of(&self.state.overlay, frames_max, &mut *mark);
         self.noticed(reader.run(|conn| read(&Snapshot::open(conn, &self.path, excerpt)?)))
     }
 
@@ -498,20 +505,30 @@ impl Inner {
         frames_max: usize,
         emit: impl FnMut(Item) -> ControlFlow<()>,
     ) -> Result<End, Error> {
-        self.snapshot(range, frames_max, |snapshot| snapshot.scan(range, want, emit))
+        self.snapshot(range, frames_max, &mut || (), |snapshot| snapshot.scan(range, want, emit))
     }
 
-    fn walk(&self, query: &ListQuery, each: impl FnMut(Item) -> ControlFlow<()>) -> Result<(), Error> {
+    fn walk(
+        &self,
+        query: &ListQuery,
+        mark: &mut dyn FnMut(),
+        each: impl FnMut(Item) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let range = Range::new(&query.prefix, query.after.as_ref());
         self.check_settled(&range, None)?;
         let want = if query.keys_only { Want::Keys } else { Want::Rows };
-        self.scan(&range, want, usize::MAX, each).map(drop)
+        self.snapshot(&range, usize::MAX, mark, |snapshot| snapshot.scan(&range, want, each)).map(drop)
     }
 
     /// Sends all rows of `query` in portions, until `send` fails.
-    fn stream(&self, query: &ListQuery, send: &mut dyn FnMut(Vec<Item>) -> Result<(), Error>) -> Result<(), Error> {
+    fn stream(
+        &self,
+        query: &ListQuery,
+        mark: &mut dyn FnMut(),
+        send: &mut dyn FnMut(Vec<Item>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let (mut portion, mut bytes, mut sent) = (Vec::new(), 0, Ok(()));
-        self.walk(query, |item| {
+        self.walk(query, mark, |item| {
             bytes += item.bytes();
             portion.push(item);
             if bytes < LIST_PORTION_BYTES && portion.len() < LIST_PORTION_ITEMS {

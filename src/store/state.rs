@@ -18,6 +18,8 @@ use crate::types::{Key, ShardId};
 pub(super) struct ShardState {
     pub(super) id: ShardId,
     pub(super) overlay: Overlay,
+    /// There was no file when this was made: until something leaves the overlay, that holds everything.
+    pub(super) began_empty: bool,
     unsettled: Mutex<BTreeSet<Key>>,
     unsettled_count: AtomicUsize,
     /// The open shard.
@@ -40,9 +42,10 @@ pub(super) struct Stuck {
 }
 
 impl ShardState {
-    pub(super) fn new(id: ShardId, backlog: Arc<Backlog>) -> Self {
+    pub(super) fn new(id: ShardId, backlog: Arc<Backlog>, began_empty: bool) -> Self {
         Self {
             id,
+            began_empty,
             overlay: Overlay::new(backlog),
             unsettled: Mutex::default(),
             unsettled_count: AtomicUsize::new(0),

@@ -92,16 +92,31 @@ impl Node {
             let mut answer = Vec::new();
             let mut part = vec![0; 64 * 1024];
             // A connection closed with bytes unread ends in an error: what came before it counts.
-            while let Ok(1..) = from.read(&mut part).await.inspect(|read| answer.extend_from_slice(&part[..*read])) {}
+            while let Ok(1..) = from.read(&mut part).await.inspect(|read| answer.extend_from_slice(&part[..*read])) {
+                if is_watch(&answer) {
+                    break;
+                }
+            }
             answer
         };
-        tokio::join!(write, read).1
+        tokio::pin!(read);
+        tokio::select! {
+            biased;
+            answer = &mut read => answer,
+            () = write => read.await,
+        }
     }
 
     /// Whether the next client is served.
     pub(crate) fn check_alive(&self) {
         assert_eq!(self.send(&[b"*1\r\n$4\r\nPING\r\n"]), b"+PONG\r\n");
     }
+}
+
+/// Whether an answer is one that goes on for as long as the client listens.
+pub(crate) fn is_watch(answer: &[u8]) -> bool {
+    const KIND: &[u8] = b"content-type: text/event-stream";
+    answer.windows(KIND.len()).any(|part| part.eq_ignore_ascii_case(KIND))
 }
 
 /// Cuts bytes into a few pieces at random places.

@@ -70,7 +70,9 @@ impl From<Error> for Failure {
             Error::NotReachable { .. } => Self::Refused(why),
             Error::Problem(problem) if problem.written == Some(Written::No) => Self::Refused(why),
             Error::Problem(_) | Error::Broken { .. } => Self::Unknown(why),
-            Error::Unreadable(_) | Error::Invalid(_) | Error::MalformedRequest { .. } => panic!("{why}"),
+            Error::WatchEnded { .. } | Error::Unreadable(_) | Error::Invalid(_) | Error::MalformedRequest { .. } => {
+                panic!("{why}")
+            }
         }
     }
 }

@@ -13,15 +13,18 @@ pub(crate) enum Bug {
     DisksRolledBack,
     /// All disks are emptied, at once.
     DisksEmptied,
+    /// Now and then a watcher misses a change.
+    DeafWatchers,
 }
 
 /// All of them, by the names under which a seed is lived through with them.
-pub(crate) const ALL: [(&str, Bug); 5] = [
+pub(crate) const ALL: [(&str, Bug); 6] = [
     ("local-reads", Bug::LocalReads),
     ("blind-retries", Bug::BlindRetries),
     ("lying-disks", Bug::LyingDisks),
     ("disks-rolled-back", Bug::DisksRolledBack),
     ("disks-emptied", Bug::DisksEmptied),
+    ("deaf-watchers", Bug::DeafWatchers),
 ];
 
 /// The variable that names the bug of a world.

@@ -1,4 +1,5 @@
-//! The clients: what they ask of the node beside them, and what they are told, in the order of real time.
+//! The clients: what they ask of the node beside them, and what they are told, in the order of real time; and watchers,
+//! which ask for nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use outrigger::api::Service;
 use outrigger::api::command::{Address, Consistency, Get, Write};
 use outrigger::api::error::{ApiError, Written};
+use outrigger::api::watch::{Told as Watched, Watching};
 use outrigger::store::update::{Change, Condition, Outcome as Told, Row, Update, Verdict};
 use outrigger::types::{Ballot, Key, NodeId, ShardId, Value};
 use parking_lot::Mutex;
@@ -17,8 +19,8 @@ use tokio::time::sleep;
 
 use crate::bugs::Bug;
 use crate::history::{History, Op, Outcome, When};
-use crate::invariants::monotone;
 use crate::invariants::visible::{self, Shown};
+use crate::invariants::{monotone, watch};
 use crate::linearizable::is_shared;
 use crate::monotone::Monotone;
 use crate::sometimes::sometimes;
@@ -30,6 +32,11 @@ const CLIENTS: u32 = 2;
 const ADDED_MAX: i64 = 1_000_000_000;
 const THINK_MS_MAX: u64 = 150;
 const READ_EVERY_MS_MAX: u64 = 60;
+/// A watcher hangs up after so many portions, at most; and is away, or does not listen, for so long.
+const PORTIONS_MAX: u64 = 60;
+const AWAY_MS_MAX: u64 = 800;
+/// A watcher that is a bug misses one change in so many.
+const DEAF_ONE_IN: u32 = 20;
 const TIMEOUT_MS: std::ops::Range<u64> = 300..2_000;
 /// How long after the last request nobody waits for an answer any more.
 pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
@@ -45,6 +52,7 @@ pub(crate) struct Log(Arc<Mutex<Inner>>);
 pub(crate) struct Inner {
     pub(crate) history: History,
     monotone: Monotone,
+    pub(crate) watched: watch::Watched,
     /// Rises with every event: one order for all.
     clock: u64,
     clients: u32,
@@ -82,14 +90,17 @@ impl Log {
     }
 }
 
+fn shards() -> impl Iterator<Item = ShardId> {
+    SHARDS.iter().map(|(org, namespace)| ShardId::parse(org, namespace).expect("a shard"))
+}
+
 /// Every key, as the history names it.
 pub(crate) fn addresses() -> Vec<(String, Address)> {
-    let shards = SHARDS.iter().map(|(org, namespace)| ShardId::parse(org, namespace).expect("a shard"));
     let address = |shard: &ShardId, key: &str| {
         let at = Address { shard: shard.clone(), key: Key::parse(key).expect("a key") };
         (format!("{shard}/{key}"), at)
     };
-    shards.flat_map(|shard| KEYS.map(|key| address(&shard, key))).collect()
+    shards().flat_map(|shard| KEYS.map(|key| address(&shard, key))).collect()
 }
 
 pub(crate) fn start(
@@ -109,8 +120,13 @@ pub(crate) fn start(
         let client = Client { node: node.clone(), number, service: service.clone(), log: log.clone(), random, made: 0 };
         clients.push(tokio::spawn(client.run()));
     }
-    let random = StdRng::seed_from_u64(random.random());
-    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), log.clone(), random)));
+    let reads = StdRng::seed_from_u64(random.random());
+    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), log.clone(), reads)));
+    for shard in shards() {
+        let random = StdRng::seed_from_u64(random.random());
+        let (node, service, log) = (node.clone(), service.clone(), log.clone());
+        clients.push(tokio::spawn(Watcher { node, boot, shard, service, log, random }.run()));
+    }
     clients
 }
 
@@ -272,5 +288,46 @@ async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, 
             let now = log.tick();
             monotone::check(&mut log.monotone, &node, boot, name, upd, now);
         });
+    }
+}
+
+/// Watches one shard for as long as its node runs; hangs up now and then, and goes on where it was.
+struct Watcher {
+    node: NodeId,
+    boot: u64,
+    shard: ShardId,
+    service: Arc<Service>,
+    log: Log,
+    random: StdRng,
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        loop {
+            let since = self.log.with(|log| log.watched.id(&self.node, &self.shard));
+            // Refused while a restart left keys open, or while the node stops.
+            if let Ok(watching) = self.service.watch(&self.shard, "", since).await {
+                self.log.with(|log| log.watched.begins(&self.node, self.boot, &self.shard, watching.is_resumed()));
+                self.listen(watching).await;
+            }
+            sleep(Duration::from_millis(self.random.random_range(0..=AWAY_MS_MAX))).await;
+        }
+    }
+
+    async fn listen(&mut self, mut watching: Watching) {
+        for _ in 0..self.random.random_range(1..=PORTIONS_MAX) {
+            let Some(Ok(portion)) = watching.next().await else { return };
+            for told in portion {
+                let is_change = matches!(&told, Watched::Put { id: Some(_), .. } | Watched::Del { .. });
+                let is_deaf = self.log.with(|log| log.bug == Some(Bug::DeafWatchers));
+                if is_deaf && is_change && self.random.random_ratio(1, DEAF_ONE_IN) {
+                    continue;
+                }
+                self.log.with(|log| log.watched.told(&self.node, &self.shard, told));
+            }
+            if self.random.random_bool(0.05) {
+                sleep(Duration::from_millis(self.random.random_range(0..=AWAY_MS_MAX))).await;
+            }
+        }
     }
 }

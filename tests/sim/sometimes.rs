@@ -41,6 +41,8 @@ pub(crate) const DECLARED: &[&str] = &[
     "a message held what only a later version knows",
     "a request held what only a later version knows",
     "an answer held what only a later version knows",
+    "a watch went on from an id",
+    "a watch outlived its node's process",
 ];
 
 static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

@@ -372,6 +372,11 @@ impl World {
         self.step_until(self.now + CONVERGED_WITHIN + self.slack, |world| {
             world.boot_those(|machine| !machine.harmed);
             held = converged::look(&world.sound_nodes());
+            if let Ok(finals) = &held
+                && let Err(why) = world.log.with(|log| log.watched.are_in_step(finals))
+            {
+                held = Err(why);
+            }
             held.is_ok() && world.now > answered
         });
         match held {

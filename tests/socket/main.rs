@@ -11,7 +11,9 @@
 mod http;
 mod listening;
 mod outcomes;
+mod pubsub;
 mod resp;
 mod support;
 #[path = "../common/told.rs"]
 mod told;
+mod watch;

@@ -149,7 +149,6 @@ async fn a_shutdown_closes_what_does_not_finish_by_its_deadline() {
 async fn what_is_not_built_yet_says_so() {
     let node = Node::start().await;
     for request in [
-        "GET /v1/watch/_/default",
         "PUT /v1/kv/_/default/k?consistency=local",
         "DELETE /v1/kv/_/default/k?consistency=local",
         "GET /v1/kv/_/default?consistency=quorum",

@@ -85,7 +85,7 @@ async fn every_command_answers_as_redis_does() {
         (&["MSET", "a"], "-ERR wrong number of arguments for 'mset' command\r\n"),
         (&["MSET", "a", "1", "b"], "-ERR wrong number of arguments for 'mset' command\r\n"),
         (&["GET", ""], "-ERR the key is empty\r\n"),
-        (&["SUBSCRIBE", "c"], "-ERR unknown command 'SUBSCRIBE', with args beginning with: 'c' \r\n"),
+        (&["PUBLISH", "c"], "-ERR unknown command 'PUBLISH', with args beginning with: 'c' \r\n"),
         (&["a\r\nb"], "-ERR unknown command 'a\\r\\nb', with args beginning with: \r\n"),
         (&["HELLO", "4"], "-NOPROTO unsupported protocol version\r\n"),
         (&["RESET"], "+RESET\r\n"),
@@ -101,7 +101,8 @@ async fn every_command_answers_as_redis_does() {
 
 /// The interface's list of commands.
 const COMMANDS: &str = "PING ECHO HELLO AUTH SELECT CLIENT COMMAND INFO CONFIG RESET QUIT READONLY READWRITE GET SET \
-    SETNX GETSET GETDEL MGET MSET DEL UNLINK EXISTS STRLEN APPEND INCR DECR INCRBY DECRBY TYPE DBSIZE KEYS SCAN";
+    SETNX GETSET GETDEL MGET MSET DEL UNLINK EXISTS STRLEN APPEND INCR DECR INCRBY DECRBY TYPE DBSIZE KEYS SCAN \
+    SUBSCRIBE PSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE";
 
 #[tokio::test]
 async fn the_server_tells_of_itself_and_of_every_command() {

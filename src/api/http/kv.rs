@@ -217,9 +217,9 @@ fn wants_ndjson(headers: &HeaderMap) -> bool {
     accepted.flat_map(|value| value.split(',')).any(|kind| kind.split(';').next().is_some_and(|k| k.trim() == NDJSON))
 }
 
-/// One row of a list.
+/// One row of a list, or one change of it.
 #[derive(Debug, Serialize)]
-struct ItemBody {
+pub(super) struct ItemBody {
     key: Key,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<String>,

@@ -7,6 +7,7 @@ mod kv;
 mod node;
 mod request;
 mod unread;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,9 +72,9 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/kv", any(kv::handle))
         .route("/v1/kv/{*rest}", any(kv::handle))
         .route("/v1/batch/{org}/{ns}", post(batch::handle))
-        .route("/v1/watch/{*rest}", get(node::watch))
         .route("/v1/backup", get(backup::list))
         .route("/v1/backup/{org}/{ns}", get(backup::copy))
+        .route("/v1/watch/{*rest}", get(watch::handle))
         .route("/v1/orgs", get(node::orgs))
         .route("/v1/shards", get(node::shards))
         .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))

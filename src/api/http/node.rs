@@ -59,11 +59,6 @@ pub(super) async fn checkpoint(State(service): State<Arc<Service>>, request: Req
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// `GET /v1/watch/…`: not built yet.
-pub(super) async fn watch() -> ApiError {
-    ApiError::NotSupported("watch is not supported yet: list, and read again".to_owned())
-}
-
 /// The shard that `{org}/{ns}…` names.
 pub(super) fn shard_in(path: &str) -> Result<ShardId, ApiError> {
     let mut parts = path.split('/');

@@ -19,8 +19,9 @@ use tokio::time::Sleep;
 use super::Shared;
 use super::exec::{Answered, Context, write_value};
 use super::parse::{Parser, Step};
-use super::reply::Reply;
-use super::request::{Args, Limits, ReadAs, Refusal, Request, parse};
+use super::pubsub::{Pubsub, Subscriptions};
+use super::reply::{Reply, Version};
+use super::request::{Args, Limits, Meta, ReadAs, Refusal, Request, check_while_subscribed, parse};
 use super::session::Session;
 use crate::api::command::{Address, Consistency};
 use crate::api::error::{ApiError, Written};
@@ -95,6 +96,7 @@ struct Connection {
     /// Why the command being read is thrown away, where it is not for its size.
     turned_away: Option<ApiError>,
     busy_keys: HashSet<Address>,
+    subscriptions: Subscriptions,
     /// A command that runs alone is running.
     alone: bool,
     /// A command that must wait for others, and the bytes it took.
@@ -136,6 +138,7 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     loop {
         let commands_before = connection.session.commands;
         connection.dispatch();
+        connection.deliver();
         let begun = connection.session.commands - commands_before;
         if begun > 0 {
             connection.metrics().requests.increment(begun);
@@ -170,6 +173,7 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 Ok(_) => connection.starved = false,
                 Err(_) => return Ended::Done,
             },
+            () = rung(&connection.subscriptions) => connection.subscriptions.is_rung = true,
             () = elapsed(half_sent.as_mut()) => {
                 // Said to whoever still listens; what is left of the command is not waited for.
                 connection.refuse(&Refusal::new("ERR the rest of the command did not arrive in time"));
@@ -180,6 +184,14 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
     let _ = writer.flush().await;
     if connection.garbage { Ended::Garbage } else { Ended::Done }
+}
+
+/// Waits until there is something to deliver that was not known of; for ever where there is no subscription.
+async fn rung(subscriptions: &Subscriptions) {
+    if subscriptions.is_empty() || subscriptions.is_rung {
+        return std::future::pending().await;
+    }
+    subscriptions.bell.notified().await;
 }
 
 /// Waits for the timer, for ever where there is none.
@@ -214,6 +226,7 @@ impl Connection {
             share,
             turned_away: None,
             busy_keys: HashSet::new(),
+            subscriptions: Subscriptions::default(),
             alone: false,
             held_back: None,
             starved: false,
@@ -290,7 +303,11 @@ impl Connection {
                     self.consume(bytes);
                     continue;
                 }
-                Ok(Step::Command(bytes)) => (bytes, parse(Args::new(&self.input, self.parser.args()), self.limits)),
+                Ok(Step::Command(bytes)) => {
+                    let args = Args::new(&self.input, self.parser.args());
+                    let allowed = if self.is_subscribed() { check_while_subscribed(args) } else { Ok(()) };
+                    (bytes, allowed.and_then(|()| parse(args, self.limits)))
+                }
                 Ok(Step::TooLarge(bytes)) => {
                     let max = self.limits.value_bytes_max;
                     let why =
@@ -325,8 +342,19 @@ impl Connection {
             return Begun::NotYet(request);
         }
         match request {
+            Request::Meta(Meta::Ping(text)) if self.is_subscribed() => {
+                self.answer(|reply| {
+                    reply.push(2);
+                    reply.bulk(b"pong");
+                    reply.bulk(&text.unwrap_or_default());
+                });
+                Begun::Yes
+            }
             Request::Meta(meta) => {
                 self.session.apply(&meta);
+                if matches!(meta, Meta::Reset) {
+                    self.subscriptions.clear();
+                }
                 let (service, session) = (Arc::clone(&self.service), self.session.clone());
                 let connections = self.shared.connections.load(Ordering::Relaxed);
                 self.answer(|reply| session.answer(&meta, &service, connections, reply));
@@ -346,6 +374,10 @@ impl Connection {
                 Begun::Yes
             }
             several if !self.running.is_empty() => Begun::NotYet(several),
+            Request::Pubsub(pubsub) => {
+                self.pubsub(pubsub);
+                Begun::Yes
+            }
             several => {
                 self.begin_alone(several, bytes);
                 Begun::Yes
@@ -434,7 +466,42 @@ impl Connection {
             Request::Keys(pattern) => self.start(None, Class::Other, bytes, context.keys(pattern)),
             Request::Scan(scan) => self.start(None, Class::Other, bytes, context.scan(scan)),
             // Begun where it is read; they never come here.
-            Request::Meta(_) | Request::Read(..) | Request::Write(..) => self.alone = false,
+            Request::Meta(_) | Request::Read(..) | Request::Write(..) | Request::Pubsub(_) => self.alone = false,
+        }
+    }
+
+    /// True where RESP2 has no way to tell a reply from a message.
+    fn is_subscribed(&self) -> bool {
+        self.session.version == Version::Resp2 && !self.subscriptions.is_empty()
+    }
+
+    fn pubsub(&mut self, pubsub: Pubsub) {
+        let (service, shard) = (Arc::clone(&self.service), self.session.shard.clone());
+        let mut subscriptions = std::mem::take(&mut self.subscriptions);
+        let mut refused = Ok(());
+        self.answer(|reply| match pubsub {
+            Pubsub::Subscribe(by, names) => refused = subscriptions.subscribe(by, names, &shard, &service, reply),
+            Pubsub::Unsubscribe(by, names) => subscriptions.unsubscribe(by, names, &service, reply),
+        });
+        self.subscriptions = subscriptions;
+        if let Err(refusal) = refused {
+            self.refuse(&refusal);
+        }
+    }
+
+    /// Puts the messages that there are behind the replies that there are, as far as there is room.
+    fn deliver(&mut self) {
+        while self.subscriptions.is_rung && !self.is_full() && !self.session.ended {
+            let mut subscriptions = std::mem::take(&mut self.subscriptions);
+            let mut cut = Ok(());
+            self.answer(|reply| cut = subscriptions.deliver(reply));
+            self.subscriptions = subscriptions;
+            if let Err(cut) = cut {
+                // What Redis does to a subscriber that it has no room for, with a word more.
+                self.fail(&cut.into());
+                self.subscriptions.clear();
+                self.session.ended = true;
+            }
         }
     }
 

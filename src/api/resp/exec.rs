@@ -199,22 +199,25 @@ impl Context {
         Ok((cursor, listing.items.into_iter().map(|(_, item)| item.key).filter(wanted).collect()))
     }
 
-    /// Where the keys that match a pattern live, and what they begin with. A pattern that spells out `kind/namespace/`
-    /// looks where such keys are kept; any other in the connection's shard.
     fn place_of(&self, pattern: &[u8]) -> Result<(ShardId, String), ApiError> {
-        let literal = glob::literal_prefix(pattern);
-        let valid = match std::str::from_utf8(&literal) {
-            Ok(text) => text,
-            Err(why) => literal.get(..why.valid_up_to()).map_or("", |text| std::str::from_utf8(text).unwrap_or("")),
-        };
-        let mut shard = self.shard.clone();
-        if valid.splitn(3, '/').count() == 3
-            && let Some(namespace) = namespace_in(valid)
-        {
-            shard.namespace = Namespace::parse(namespace)?;
-        }
-        Ok((shard, valid.to_owned()))
+        place_of_keys(&self.shard, &glob::literal_prefix(pattern))
     }
+}
+
+/// Where the keys that match a pattern live, and what they begin with: `literal`, as far as that is text. A pattern that
+/// spells out `kind/namespace/` looks where such keys are kept; any other in the connection's shard.
+pub(super) fn place_of_keys(shard: &ShardId, literal: &[u8]) -> Result<(ShardId, String), ApiError> {
+    let valid = match std::str::from_utf8(literal) {
+        Ok(text) => text,
+        Err(why) => literal.get(..why.valid_up_to()).map_or("", |text| std::str::from_utf8(text).unwrap_or("")),
+    };
+    let mut shard = shard.clone();
+    if valid.splitn(3, '/').count() == 3
+        && let Some(namespace) = namespace_in(valid)
+    {
+        shard.namespace = Namespace::parse(namespace)?;
+    }
+    Ok((shard, valid.to_owned()))
 }
 
 fn check_reply_bytes(bytes: usize) -> Result<(), ApiError> {

@@ -8,12 +8,13 @@
 //!
 //! Order: replies come in the order of commands. Commands of one connection that touch the same key take effect in
 //! their order, reads included; those on different keys run at the same time. A command of several keys or of the
-//! whole keyspace runs alone. `MSET` and `DEL` of several keys are not atomic: each key is an update of its own.
+//! whole keyspace runs alone, and so does one that changes subscriptions; messages come between replies. `MSET` and `DEL` of several keys are not atomic: each key is an update of its own.
 
 mod connection;
 mod exec;
 mod glob;
 mod parse;
+mod pubsub;
 mod reply;
 mod request;
 mod scan;

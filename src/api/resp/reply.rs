@@ -133,6 +133,14 @@ impl<'a> Reply<'a> {
         self.length(b'*', length);
     }
 
+    /// The head of something that nobody asked for, or not just now; its `length` elements follow. An array in RESP2.
+    pub(super) fn push(&mut self, length: usize) {
+        match self.version {
+            Version::Resp2 => self.length(b'*', length),
+            Version::Resp3 => self.length(b'>', length),
+        }
+    }
+
     /// The head of a map of `pairs` keys and values, which is an array of both in RESP2.
     pub(super) fn map(&mut self, pairs: usize) {
         match self.version {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::parse::parse_i64;
+use super::pubsub::{By, Pubsub};
 use super::reply::Version;
 use crate::api::error::ApiError;
 use crate::store::update::{Change, Condition, Update};
@@ -162,6 +163,7 @@ pub(super) enum Request {
     DbSize,
     Keys(Bytes),
     Scan(Scan),
+    Pubsub(Pubsub),
 }
 
 /// One command that is understood, as `COMMAND` tells clients of it.
@@ -170,7 +172,7 @@ pub(super) struct Spec {
     pub(super) name: &'static str,
     /// How many arguments, the name included; at least so many where negative.
     pub(super) arity: i64,
-    /// `write`, `readonly` or `fast` for those that touch no key.
+    /// `write`, `readonly`, `pubsub`, or `fast` for those that touch no key.
     pub(super) flag: &'static str,
     /// Places of the first and the last key (-1: the last argument), and the step between keys.
     pub(super) keys: (i64, i64, i64),
@@ -233,6 +235,10 @@ pub(super) static COMMANDS: &[Spec] = &[
     spec("quit", -1, "fast", NO_KEY, |_, _| meta(Meta::Quit)),
     spec("readonly", 1, "fast", NO_KEY, |_, _| meta(Meta::ReadOnly)),
     spec("readwrite", 1, "fast", NO_KEY, |_, _| meta(Meta::ReadWrite)),
+    spec("subscribe", -2, "pubsub", NO_KEY, |a, _| Ok(Request::Pubsub(Pubsub::Subscribe(By::Channel, names(a))))),
+    spec("psubscribe", -2, "pubsub", NO_KEY, |a, _| Ok(Request::Pubsub(Pubsub::Subscribe(By::Pattern, names(a))))),
+    spec("unsubscribe", -1, "pubsub", NO_KEY, |a, _| Ok(Request::Pubsub(Pubsub::Unsubscribe(By::Channel, names(a))))),
+    spec("punsubscribe", -1, "pubsub", NO_KEY, |a, _| Ok(Request::Pubsub(Pubsub::Unsubscribe(By::Pattern, names(a))))),
     spec("dbsize", 1, "readonly", NO_KEY, |_, _| Ok(Request::DbSize)),
     spec("keys", 2, "readonly", NO_KEY, |a, _| Ok(Request::Keys(copy(a.at(1))))),
     spec("scan", -2, "readonly", NO_KEY, scan),
@@ -276,6 +282,23 @@ fn copy(bytes: &[u8]) -> Bytes {
 #[expect(clippy::unnecessary_wraps, reason = "the shape that every parser has")]
 fn meta(meta: Meta) -> Result<Request, Refusal> {
     Ok(Request::Meta(meta))
+}
+
+fn names(args: Args<'_>) -> Vec<Bytes> {
+    args.from(1).map(copy).collect()
+}
+
+/// Refuses what RESP2 has no words for between messages of subscriptions.
+pub(super) fn check_while_subscribed(args: Args<'_>) -> Result<(), Refusal> {
+    const ALLOWED: [&str; 7] = ["subscribe", "psubscribe", "unsubscribe", "punsubscribe", "ping", "quit", "reset"];
+    if ALLOWED.iter().any(|name| args.is(0, name)) {
+        return Ok(());
+    }
+    let name = args.at(0).get(..args.at(0).len().min(128)).unwrap_or_default().to_ascii_lowercase();
+    Err(Refusal::new(format!(
+        "ERR Can't execute '{}': only (P)SUBSCRIBE / (P)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
+        name.escape_ascii()
+    )))
 }
 
 fn keys(args: Args<'_>, limits: Limits) -> Result<Vec<Key>, Refusal> {

@@ -158,6 +158,7 @@ fn config_get(patterns: &[Bytes], service: &Service, reply: &mut Reply<'_>) {
         ("databases", "1"),
         ("maxmemory", "0"),
         ("timeout", "0"),
+        ("notify-keyspace-events", "g$KE"),
         ("proto-max-bulk-len", bulk_bytes_max.as_str()),
     ];
     let asked = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));

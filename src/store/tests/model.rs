@@ -253,7 +253,7 @@ fn a_snapshot_newer_than_its_excerpt_is_opened_again() {
     let mut tries = 0;
     let snapshot = Snapshot::open(&conn, shard.path(), || {
         tries += 1;
-        let excerpt = range.of(shard.overlay(), usize::MAX);
+        let excerpt = range.of(shard.overlay(), usize::MAX, || ());
         if tries <= 2 {
             commit(&manager, &put(&id("", "a"), "k", "v", 1 + tries));
             shard.wait_applied();
