@@ -10,6 +10,7 @@ use metrics::Gauge;
 use parking_lot::{Mutex, RwLock};
 
 use super::applier::Queue;
+use super::compare::Summaries;
 use super::error::Error;
 use super::files;
 use super::manager::StoreConfig;
@@ -42,6 +43,7 @@ pub(super) struct Core {
     open_gauge: Gauge,
     pub(super) backlog: Arc<Backlog>,
     pub(super) queue: Queue,
+    pub(super) summaries: Summaries,
     replicator: RwLock<Option<Installed>>,
     local: Mutex<Local>,
     is_closed: AtomicBool,
@@ -82,6 +84,7 @@ impl Core {
             open_gauge: metrics::gauge!(telemetry::OPEN_SHARDS),
             backlog: Arc::default(),
             queue: Queue::default(),
+            summaries: Summaries::default(),
             replicator: RwLock::default(),
             local: Mutex::new(Local { clock: HybridClock::new(slot, Duration::MAX, Ballot::ZERO), seq }),
             is_closed: AtomicBool::new(false),

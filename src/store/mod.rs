@@ -13,7 +13,9 @@
 //! Not here: agreement, networks, and order across keys.
 
 mod applier;
+mod compare;
 mod core;
+pub mod digest;
 pub mod error;
 mod files;
 mod keys;
