@@ -11,6 +11,7 @@ use metrics::Counter;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 
 use super::{Input, Rooms};
+use crate::clock::Clock as _;
 use crate::replication::register::{Address, Record};
 use crate::replication::repair::{Comparison, Next, is_missed, portions};
 use crate::replication::wire::{self, Answer, Malformed, Request};
@@ -57,8 +58,11 @@ pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
     let task = tokio::task::id();
     let ended = |outcome| metrics::counter!(telemetry::COMPARISONS, "outcome" => outcome).increment(1);
     loop {
+        let began = rooms.clock.now().monotonic;
         let mut with = With::new(&node, &rooms);
         let compared = with.compare(async |rows| {
+            let took = rooms.clock.now().monotonic.saturating_sub(began);
+            metrics::histogram!(telemetry::COMPARISON_SECONDS).record(took.as_secs_f64());
             // Nobody listens any more only while the node stops.
             let _ = rooms.inputs.send(Input::CaughtUp { peer, task, rows }).await;
         });

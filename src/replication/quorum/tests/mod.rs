@@ -1,5 +1,6 @@
 //! Whole drivers over the in-memory network: real journals, real shard files, real time; connections are cut by hand.
 
+mod repair;
 mod trouble;
 
 use std::path::Path;
