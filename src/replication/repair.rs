@@ -26,7 +26,8 @@ const KEY_BYTES_PER_REQUEST: usize = crate::transport::REQUEST_BYTES_MAX / 2;
 /// What a key takes on the wire beside its text, at most.
 const KEY_OVERHEAD_BYTES: usize = 8;
 
-/// How long roots may go on differing while they change, as under load, before rows are compared all the same.
+/// How long roots may go on differing while they change, as under load, or not be known, before rows are compared all the
+/// same.
 const MOVING_MAX: Duration = Duration::from_secs(30);
 /// How long after a comparison the next may come, at first and at most.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
@@ -122,12 +123,13 @@ pub fn portions(keys: Vec<Key>) -> Vec<Vec<Key>> {
 /// What is thought of one peer's rows by the roots that gossip brings, which are a second or two old.
 #[derive(Debug, Default)]
 pub struct Doubt {
-    /// The roots of the last look, where they differed.
+    /// Both roots, when last looked at, where both were known and differed.
     last: Option<(Root, Root)>,
-    /// When they began to, or were last acted upon.
+    /// When they began to, or since when rows were last compared.
     since: Option<Duration>,
-    /// No comparison before then.
-    not_before: Duration,
+    /// When rows were last compared, and what the roots were then.
+    compared: Option<(Duration, Option<(Root, Root)>)>,
+    /// How long after that they are left alone where the roots are still the same.
     pause: Duration,
 }
 
@@ -143,29 +145,29 @@ pub enum Seen {
 }
 
 impl Doubt {
-    /// Looks at both roots, about once a second. Rows are compared where both roots stand still and differ; where they
-    /// have been differing for long; and where the last comparison found the peer not `in_step`: each time after a pause
-    /// that grows as long as it comes to nothing.
+    /// Looks at both roots, none where one is not known, about once a second. Rows are compared where both roots stand
+    /// still and differ; where they have not been the same for long; and where the last comparison found the peer not
+    /// `in_step`: each time after a pause that grows as long as it comes to nothing.
     pub fn look(&mut self, now: Duration, in_step: bool, mine: Option<Root>, theirs: Option<Root>) -> Seen {
-        let compare = match (mine, theirs) {
-            (Some(mine), Some(theirs)) if mine == theirs => {
-                *self = Self::default();
-                return Seen::Same;
-            }
-            (Some(mine), Some(theirs)) => {
-                let is_still = self.last.replace((mine, theirs)) == Some((mine, theirs));
-                is_still || now.saturating_sub(*self.since.get_or_insert(now)) >= MOVING_MAX
-            }
-            _ => {
-                (self.last, self.since) = (None, None);
-                false
-            }
-        };
-        if !(compare || !in_step) || now < self.not_before {
+        if mine.is_some() && mine == theirs {
+            *self = Self::default();
+            return Seen::Same;
+        }
+        let roots = mine.zip(theirs);
+        let is_still = roots.is_some() && std::mem::replace(&mut self.last, roots) == roots;
+        let is_long = now.saturating_sub(*self.since.get_or_insert(now)) >= MOVING_MAX;
+        let is_new = is_still && self.compared.is_none_or(|(_, then)| then != roots);
+        if is_new {
+            self.pause = PAUSE_MIN;
+        }
+        let is_early = self.compared.is_some_and(|(at, _)| now < at + self.pause);
+        if is_early || (in_step && !is_still && !is_long) {
             return Seen::Unsure;
         }
-        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-        self.not_before = now + self.pause;
+        if !is_new {
+            self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        }
+        self.compared = Some((now, roots));
         self.since = None;
         Seen::Compare
     }
@@ -347,16 +349,23 @@ mod tests {
         let seen: Vec<u64> = (1..100).filter(|n| look(*n, true) == Seen::Compare).collect();
         assert_eq!(seen, [31, 62, 93]);
         assert_eq!(look(101, false), Seen::Compare, "what is known to differ is not left alone");
+        // What stands still after all that is looked into at once.
+        let (one, other) = (Some(Root(1)), Some(Root(2)));
+        let seen: Vec<u64> =
+            (102..110).filter(|n| doubt.look(Duration::from_secs(*n), true, one, other) == Seen::Compare).collect();
+        assert_eq!(seen, [103, 105, 109]);
     }
 
+    /// A shard that has to be built anew has no root before it is compared; a peer of another version may tell none.
     #[test]
-    fn a_root_that_is_not_known_tells_nothing() {
+    fn without_a_root_rows_are_compared_now_and_then() {
         let mut doubt = Doubt::default();
-        for n in 0..100 {
-            let (mine, theirs) = if n % 2 == 0 { (None, Some(Root(1))) } else { (Some(Root(2)), None) };
-            assert_eq!(doubt.look(Duration::from_secs(n), true, mine, theirs), Seen::Unsure);
-        }
-        assert_eq!(doubt.look(Duration::from_secs(100), false, None, None), Seen::Compare);
+        let mut look = |n| match n % 2 {
+            0 => doubt.look(Duration::from_secs(n), true, None, Some(Root(1))),
+            _ => doubt.look(Duration::from_secs(n), true, Some(Root(2)), None),
+        };
+        let seen: Vec<u64> = (0..100).filter(|n| look(*n) == Seen::Compare).collect();
+        assert_eq!(seen, [30, 61, 92]);
     }
 
     fn node() -> impl Strategy<Value = Node> {

@@ -48,6 +48,8 @@ pub(super) enum Error {
     Incomplete,
     #[error("the peer names more than {SHARDS_MAX} shards")]
     TooManyShards,
+    #[error("what was fetched could not be taken in just now")]
+    NotTakenIn,
     #[error("this node is stopping")]
     Stopping,
 }
@@ -87,6 +89,8 @@ struct With<'a> {
     rooms: &'a Rooms,
     /// Rows fetched.
     rows: u64,
+    /// The latest part of them, until it is on the disk.
+    installing: Option<oneshot::Receiver<()>>,
     bytes: Counter,
     compared: Counter,
 }
@@ -94,7 +98,8 @@ struct With<'a> {
 impl<'a> With<'a> {
     fn new(node: &'a NodeId, rooms: &'a Rooms) -> Self {
         let (bytes, compared) = (telemetry::COMPARED_BYTES, telemetry::COMPARED_ROWS);
-        Self { node, rooms, rows: 0, bytes: metrics::counter!(bytes), compared: metrics::counter!(compared) }
+        let (bytes, compared) = (metrics::counter!(bytes), metrics::counter!(compared));
+        Self { node, rooms, rows: 0, installing: None, bytes, compared }
     }
 
     /// True where both turn out to hold the same. `caught_up` is told how many rows were fetched once nothing is missing
@@ -138,6 +143,7 @@ impl<'a> With<'a> {
             let buckets = comparison.buckets(&shard, &mine, &theirs);
             if !buckets.is_empty() {
                 self.fetch_missed(&open, &shard, buckets).await?;
+                self.installed().await?;
             }
         }
         Ok(comparison.end_look())
@@ -185,16 +191,27 @@ impl<'a> With<'a> {
         Ok(())
     }
 
-    /// Hands rows to the register. One part at a time: what is fetched never waits for the disk in heaps.
-    async fn install(&self, shard: &ShardId, rows: Vec<(Key, Record)>) -> Result<(), Error> {
+    /// Hands rows to the register. Two parts at a time, one on its way to the disk, one on its way here: what is fetched
+    /// never waits in heaps.
+    async fn install(&mut self, shard: &ShardId, rows: Vec<(Key, Record)>) -> Result<(), Error> {
         while self.rooms.manager.apply_backlog() > APPLY_BACKLOG_MAX {
             tokio::time::sleep(APPLY_BACKLOG_POLL).await;
         }
+        self.installed().await?;
         let address = |key| Address { shard: shard.clone(), key };
         let rows = rows.into_iter().map(|(key, record)| (address(key), record)).collect();
         let (done, durable) = oneshot::channel();
         self.rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| Error::Stopping)?;
-        durable.await.map_err(|_| Error::Stopping)
+        self.installing = Some(durable);
+        Ok(())
+    }
+
+    /// Waits until what was handed to the register is on the disk.
+    async fn installed(&mut self) -> Result<(), Error> {
+        match self.installing.take() {
+            Some(durable) => durable.await.map_err(|_| Error::NotTakenIn),
+            None => Ok(()),
+        }
     }
 
     async fn ask(&self, request: &Request) -> Result<Answers, Error> {
