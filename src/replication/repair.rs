@@ -278,7 +278,7 @@ mod tests {
         assert!(same < 200, "{same} bytes where nothing differs");
         one.rows(&orders).insert(Key::parse("wf/orders/0000000000000007").unwrap(), row(1 << 61, true));
         let (next, single) = other.compare(&one);
-        assert_eq!((next, &one.0 == &other.0), (Next::Same, true));
+        assert_eq!((next, one.0 == other.0), (Next::Same, true));
         assert!(single < 100_000, "{single} bytes for one key of 200,000");
     }
 
