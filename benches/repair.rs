@@ -3,6 +3,7 @@
 //!
 //! ```sh
 //! cargo bench --bench repair                     # some minutes; ROWS=100000 MISSED=10000 for less
+//! BINARY=... cargo bench --bench repair          # of another build of the program
 //! ```
 
 #![allow(
@@ -23,9 +24,6 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, Node};
 use outrigger::client::{Client, Consistency};
-use outrigger::store::Manager;
-use outrigger::store::replicator::{Decision, Frame, Op, Proposal, Replicator, Subscriber};
-use outrigger::types::{Ballot, Key, ShardId, Value};
 
 const VALUE_BYTES: usize = 256;
 /// Writers of what is missed.
@@ -41,39 +39,26 @@ fn key(n: u64) -> String {
     format!("wf/orders/{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// Stands for a journal, so that rows are not synced one transaction at a time.
-struct Journal;
-
-#[async_trait::async_trait]
-impl Replicator for Journal {
-    async fn propose(&self, _: Proposal) -> Decision {
-        Decision::Timeout
-    }
-    fn subscribe(&self, _: Arc<dyn Subscriber>) {}
-    fn is_durable(&self) -> bool {
-        true
-    }
-    async fn close(&self) {}
-}
-
-/// Fills a shard of the first node and copies its file to the others.
-async fn fill(cluster: &Cluster, rows: u64) {
-    let shard = ShardId::parse("acme", "orders").unwrap();
-    let manager = Manager::new(cluster.nodes[0].data()).unwrap();
-    manager.with_replicator(Arc::new(Journal));
-    for n in 0..rows {
-        let upd = Ballot(FIRST + (i64::try_from(n).unwrap() << 12));
-        let op = Op::Put(Value::from(vec![b'v'; VALUE_BYTES]));
-        let key = Key::parse(&key(n)).unwrap();
-        manager.on_commit(&Frame { shard: shard.clone(), seq: n, key, op, upd, ballot: upd });
-        while manager.apply_backlog() > 16_384 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-    manager.close().await.unwrap();
-    for node in &cluster.nodes[1..] {
+/// Fills a shard of the first node, as any program may, and copies its file to the others.
+fn fill(cluster: &Cluster, rows: u64) {
+    let file = |node: &Node| node.data().join("acme/orders.db");
+    for node in &cluster.nodes {
         std::fs::create_dir_all(node.data().join("acme")).unwrap();
-        std::fs::copy(cluster.nodes[0].data().join("acme/orders.db"), node.data().join("acme/orders.db")).unwrap();
+    }
+    let first = file(&cluster.nodes[0]);
+    let mut shard = rusqlite::Connection::open(&first).unwrap();
+    shard.execute_batch("CREATE TABLE kv(key TEXT PRIMARY KEY, value BLOB NOT NULL, upd INTEGER NOT NULL)").unwrap();
+    let filling = shard.transaction().unwrap();
+    let mut insert = filling.prepare("INSERT INTO kv VALUES(?1, ?2, ?3)").unwrap();
+    for n in 0..rows {
+        let upd = FIRST + (i64::try_from(n).unwrap() << 12);
+        insert.execute((key(n), [b'v'; VALUE_BYTES].as_slice(), upd)).unwrap();
+    }
+    drop(insert);
+    filling.commit().unwrap();
+    drop(shard);
+    for node in &cluster.nodes[1..] {
+        std::fs::copy(&first, file(node)).unwrap();
     }
 }
 
@@ -138,7 +123,11 @@ async fn write(cluster: &Cluster, count: u64) {
 async fn main() {
     let (rows, missed) = (number("ROWS", 1_000_000), number("MISSED", 100_000));
     let mut cluster = Cluster::prepare(3);
-    fill(&cluster, rows).await;
+    if let Ok(binary) = std::env::var("BINARY") {
+        let instead = ["sh", "-c", "shift; exec \"$BINARY\" \"$@\"", &binary].map(str::to_owned);
+        cluster.nodes.iter_mut().for_each(|node| node.launcher = instead.to_vec());
+    }
+    fill(&cluster, rows);
     println!("three nodes with {rows} rows of {VALUE_BYTES} bytes each");
     let began = Instant::now();
     cluster.nodes.iter_mut().for_each(Node::start);

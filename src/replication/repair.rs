@@ -19,8 +19,8 @@ use crate::types::{Ballot, Key, ShardId};
 
 /// Looks of one comparison.
 pub const LOOKS_MAX: u32 = 3;
-/// Keys in one request for rows: what they come to is taken in at once, and holds up the register for as long.
-pub const KEYS_PER_REQUEST_MAX: usize = 256;
+/// Keys in one request for rows.
+pub const KEYS_PER_REQUEST_MAX: usize = 4096;
 /// Bytes of keys in one request for rows, below what the transport takes, with room for the longest key.
 const KEY_BYTES_PER_REQUEST: usize = crate::transport::REQUEST_BYTES_MAX / 2;
 /// What a key takes on the wire beside its text, at most.

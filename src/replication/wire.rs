@@ -57,6 +57,8 @@ pub enum Answer {
 pub const SHARDS_PER_ANSWER_MAX: usize = 1024;
 /// Keys in one [`Answer::Pairs`]: the longest fit into one message of the transport.
 pub const PAIRS_PER_ANSWER_MAX: usize = 1024;
+/// Rows in one [`Answer::Rows`]: they are taken in together, and hold up the register for as long.
+pub const ROWS_PER_ANSWER_MAX: usize = 256;
 /// Bytes of values after which an [`Answer::Rows`] is sent off.
 pub const ROWS_BYTES_PER_ANSWER: usize = 1 << 20;
 

@@ -4,6 +4,7 @@
 //! Two nodes compare in both directions, each asking for itself, whenever they connect, and whenever the roots that they
 //! gossip differ without need. `serve.rs` answers.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 use super::{Input, Rooms};
 use crate::clock::Clock as _;
 use crate::replication::register::{Address, Record};
-use crate::replication::repair::{Comparison, Next, is_missed, portions};
+use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_missed, portions};
 use crate::replication::wire::{self, Answer, Malformed, Request};
 use crate::store::digest::{Buckets, Digest};
 use crate::store::{self, Shard};
@@ -33,6 +34,8 @@ const TURN_MAX: Duration = Duration::from_secs(5);
 const APPLY_BACKLOG_MAX: u64 = 16_384;
 /// How often that is looked at.
 const APPLY_BACKLOG_POLL: Duration = Duration::from_millis(5);
+/// Parts of answers that are on their way to the disk.
+const INSTALLS_MAX: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -89,8 +92,8 @@ struct With<'a> {
     rooms: &'a Rooms,
     /// Rows fetched.
     rows: u64,
-    /// The latest part of them, until it is on the disk.
-    installing: Option<oneshot::Receiver<()>>,
+    /// The latest parts of them, each until it is on the disk.
+    installing: VecDeque<oneshot::Receiver<()>>,
     bytes: Counter,
     compared: Counter,
 }
@@ -99,7 +102,7 @@ impl<'a> With<'a> {
     fn new(node: &'a NodeId, rooms: &'a Rooms) -> Self {
         let (bytes, compared) = (telemetry::COMPARED_BYTES, telemetry::COMPARED_ROWS);
         let (bytes, compared) = (metrics::counter!(bytes), metrics::counter!(compared));
-        Self { node, rooms, rows: 0, installing: None, bytes, compared }
+        Self { node, rooms, rows: 0, installing: VecDeque::new(), bytes, compared }
     }
 
     /// True where both turn out to hold the same. `caught_up` is told how many rows were fetched once nothing is missing
@@ -143,7 +146,7 @@ impl<'a> With<'a> {
             let buckets = comparison.buckets(&shard, &mine, &theirs);
             if !buckets.is_empty() {
                 self.fetch_missed(&open, &shard, buckets).await?;
-                self.installed().await?;
+                self.wait_installed(0).await?;
             }
         }
         Ok(comparison.end_look())
@@ -170,13 +173,22 @@ impl<'a> With<'a> {
         buckets: Buckets,
     ) -> Result<(), Error> {
         let mut answers = self.ask(&Request::Pairs(shard.clone(), buckets)).await?;
+        let mut wanted = Vec::new();
         while let Some(answer) = answers.next().await? {
             let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
             self.compared.increment(pairs.len() as u64);
             let open = open.clone();
-            for keys in portions(blocking(move || missed(&open, pairs)).await?) {
-                self.fetch(shard, keys).await?;
+            wanted.extend(blocking(move || missed(&open, pairs)).await?);
+            if wanted.len() > KEYS_PER_REQUEST_MAX {
+                let mut whole = portions(wanted);
+                wanted = whole.pop().unwrap_or_default();
+                for keys in whole {
+                    self.fetch(shard, keys).await?;
+                }
             }
+        }
+        for keys in portions(wanted) {
+            self.fetch(shard, keys).await?;
         }
         Ok(())
     }
@@ -191,27 +203,28 @@ impl<'a> With<'a> {
         Ok(())
     }
 
-    /// Hands rows to the register. Two parts at a time, one on its way to the disk, one on its way here: what is fetched
-    /// never waits in heaps.
+    /// Hands rows to the register, a few parts at a time: what is fetched never waits for the disk in heaps.
     async fn install(&mut self, shard: &ShardId, rows: Vec<(Key, Record)>) -> Result<(), Error> {
         while self.rooms.manager.apply_backlog() > APPLY_BACKLOG_MAX {
             tokio::time::sleep(APPLY_BACKLOG_POLL).await;
         }
-        self.installed().await?;
+        self.wait_installed(INSTALLS_MAX - 1).await?;
         let address = |key| Address { shard: shard.clone(), key };
         let rows = rows.into_iter().map(|(key, record)| (address(key), record)).collect();
         let (done, durable) = oneshot::channel();
         self.rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| Error::Stopping)?;
-        self.installing = Some(durable);
+        self.installing.push_back(durable);
         Ok(())
     }
 
-    /// Waits until what was handed to the register is on the disk.
-    async fn installed(&mut self) -> Result<(), Error> {
-        match self.installing.take() {
-            Some(durable) => durable.await.map_err(|_| Error::NotTakenIn),
-            None => Ok(()),
+    /// Waits until no more than so many parts that were handed to the register are not on the disk yet.
+    async fn wait_installed(&mut self, parts_max: usize) -> Result<(), Error> {
+        while self.installing.len() > parts_max
+            && let Some(durable) = self.installing.pop_front()
+        {
+            durable.await.map_err(|_| Error::NotTakenIn)?;
         }
+        Ok(())
     }
 
     async fn ask(&self, request: &Request) -> Result<Answers, Error> {

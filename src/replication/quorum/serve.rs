@@ -7,7 +7,7 @@ use super::{Input, Rooms};
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
-    self, Answer, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request, SHARDS_PER_ANSWER_MAX,
+    self, Answer, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, ROWS_PER_ANSWER_MAX, Request, SHARDS_PER_ANSWER_MAX,
 };
 use crate::store::digest::{Buckets, Digest};
 use crate::store::{Manager, StoredRow};
@@ -94,6 +94,7 @@ async fn rows(call: &Call, manager: &Manager, shard: &ShardId, keys: Vec<Key>) -
         let (rest, rows) = blocking(move || {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             while bytes < ROWS_BYTES_PER_ANSWER
+                && rows.len() < ROWS_PER_ANSWER_MAX
                 && let Some(key) = keys.next()
             {
                 // Deleted for good meanwhile: the asker will see it in its next comparison.
