@@ -1,9 +1,9 @@
 //! A shard's digest beside its file, and what two nodes tell each other of it.
 //!
 //! ```text
-//!   apply: rows and batch number in one transaction ──► the digest in memory changes by as much
-//!   sync, close: the digest goes into the file, with the number of the batch that it is of
-//!   open: taken from there if the numbers agree; else (a crash came between) built from the rows when first asked for
+//!   apply: the digest in memory changes with the rows; one in the file is taken out in the same transaction
+//!   sync, close: the digest goes into the file
+//!   open: taken from there; where there is none (a crash came before the end) built from the rows when first asked for
 //! ```
 //!
 //! It is built while the shard goes on: from a snapshot, with what is applied meanwhile added to it in the end. What is

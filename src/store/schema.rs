@@ -41,13 +41,12 @@ pub(super) struct Meta {
     pub(super) digest: Option<Digest>,
 }
 
-/// The digest as the meta table keeps it. Every batch renumbers the file in its own transaction, and nothing else writes
-/// rows: so one with the file's number is of the file's rows, whatever a crash left of the file.
+/// The digest as the meta table keeps it. The first transaction that changes rows takes it out: so one that is there is of
+/// the file's rows, whatever a crash left of the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedDigest<D> {
     /// Of [`Digest`]'s numbers: another version may count otherwise.
     format: u8,
-    batch: u64,
     digest: D,
 }
 
@@ -86,21 +85,26 @@ pub(super) fn open_reader(disk: &dyn Disk, path: &Path) -> Result<Connection, Er
 fn read_meta(conn: &Connection, fresh: bool) -> rusqlite::Result<Meta> {
     let gc_floor = Ballot(meta(conn, "gc_floor")?);
     let batch = u64::try_from(meta(conn, "batch")?).unwrap_or(0);
-    let digest = if fresh { Some(Digest::new(gc_floor)) } else { saved_digest(conn, batch, gc_floor)? };
+    let digest = if fresh { Some(Digest::new(gc_floor)) } else { saved_digest(conn, gc_floor)? };
     Ok(Meta { gc_floor, batch, digest })
 }
 
-fn saved_digest(conn: &Connection, batch: u64, gc_floor: Ballot) -> rusqlite::Result<Option<Digest>> {
+fn saved_digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Option<Digest>> {
     let mut get = conn.prepare("SELECT value FROM outrigger_meta WHERE key = 'digest' AND typeof(value) = 'blob'")?;
     let saved: Option<Vec<u8>> = get.query_row([], |row| row.get(0)).optional()?;
     let saved = saved.and_then(|bytes| messagepack::decode::<SavedDigest<Digest>>(&bytes).ok());
-    let saved = saved.filter(|saved| saved.format == DIGEST_FORMAT && saved.batch == batch);
+    let saved = saved.filter(|saved| saved.format == DIGEST_FORMAT);
     Ok(saved.map(|saved| saved.digest).filter(|digest| digest.summary().floor == gc_floor))
 }
 
-/// Keeps the digest of the rows as batch `batch` left them.
-pub(super) fn save_digest(conn: &Connection, batch: u64, digest: &Digest) -> rusqlite::Result<()> {
-    let saved = SavedDigest { format: DIGEST_FORMAT, batch, digest };
+/// Takes the digest out, as the rows change.
+pub(super) fn drop_digest(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM outrigger_meta WHERE key = 'digest'", []).map(drop)
+}
+
+/// Keeps the digest of the rows as they are.
+pub(super) fn save_digest(conn: &Connection, digest: &Digest) -> rusqlite::Result<()> {
+    let saved = SavedDigest { format: DIGEST_FORMAT, digest };
     let bytes =
         rmp_serde::to_vec_named(&saved).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     conn.execute("INSERT OR REPLACE INTO outrigger_meta(key, value) VALUES('digest', ?1)", [bytes]).map(drop)

@@ -79,11 +79,11 @@ pub(super) struct Writer {
     is_entered: bool,
     /// Log written since the last checkpoint, in bytes, roughly.
     logged: u64,
-    /// The number of the last batch in the file.
-    batch: u64,
     digest: Tracked,
-    /// The digest in the file is of this batch.
-    digest_saved: Option<u64>,
+    /// The file holds it.
+    is_digest_saved: bool,
+    /// The file may hold one, which the next change of its rows takes out.
+    may_hold_digest: bool,
 }
 
 impl Writer {
@@ -97,8 +97,8 @@ impl Writer {
             is_unsynced: true,
             is_entered: false,
             logged: 0,
-            batch: meta.batch,
-            digest_saved: meta.digest.is_some().then_some(meta.batch),
+            is_digest_saved: false,
+            may_hold_digest: true,
             digest: meta.digest.map_or(Tracked::Unknown, Tracked::Known),
         }
     }
@@ -116,7 +116,7 @@ impl Writer {
                 return Err(error);
             }
         }
-        self.batch = batch.number;
+        (self.is_digest_saved, self.may_hold_digest) = (false, false);
         if durable {
             self.enter()?;
         }
@@ -140,6 +140,9 @@ impl Writer {
         let mut changes = Vec::with_capacity(batch.frames.len());
         for (key, pending) in &batch.frames {
             changes.push((bucket_of(key.as_str()), apply_one(&tx, key, pending, gc_floor)?));
+        }
+        if self.may_hold_digest {
+            schema::drop_digest(&tx)?;
         }
         schema::set_meta(&tx, "batch", i64::try_from(batch.number).unwrap_or(i64::MAX))?;
         tx.commit().map(|()| changes)
@@ -168,17 +171,17 @@ impl Writer {
         Ok(Some(digest))
     }
 
-    /// Keeps the digest in the file, where the next process finds it. One that is of another batch than the file is
-    /// passed over then, so that whatever becomes of this, or comes after it, a digest that is found is right.
+    /// Keeps the digest in the file, where the next process finds it, unless rows change before.
     fn save_digest(&mut self) -> Result<(), Error> {
-        let Some(digest) = self.digest.known().filter(|_| self.digest_saved != Some(self.batch)) else { return Ok(()) };
-        let saved = schema::save_digest(&self.conn, self.batch, digest);
+        let Some(digest) = self.digest.known().filter(|_| !self.is_digest_saved) else { return Ok(()) };
+        let saved = schema::save_digest(&self.conn, digest);
+        self.may_hold_digest = true;
         match saved.map_err(Error::sqlite("writing", &self.path)) {
             Err(error) if Fault::of(&*self.disk, &error) == Fault::Fatal => Err(error),
             // No room: it is built anew where it is needed.
             Err(_) => Ok(()),
             Ok(()) => {
-                self.digest_saved = Some(self.batch);
+                self.is_digest_saved = true;
                 Ok(())
             }
         }

@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// Shards that a peer may have.
 const SHARDS_MAX: usize = 1 << 20;
 /// How long one peer's rows may hold up the comparison with another's, so that both are not asked for the same.
-const TURN_MAX: Duration = Duration::from_secs(5);
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// Committed frames that wait for their files, above which no more rows are fetched: clients' writes come first.
 const APPLY_BACKLOG_MAX: u64 = 16_384;
 /// How often that is looked at.

@@ -29,10 +29,32 @@ fn a_digest_is_kept_through_a_good_end() {
     assert_eq!(saved(&shard), Some(digest), "not built anew");
 }
 
-/// A file that was not closed has the digest of an earlier batch in it. To trust that would hide from the peers for good
-/// what was written since.
+/// A digest was told from a stale one by the number of the file's last batch. But a batch that was taken before the file
+/// was open counted from one again, so that after two restarts a stale digest was trusted, and hid from the peers for good
+/// what had been written since. Found by the simulated world.
 #[test]
-fn a_digest_of_an_earlier_batch_is_not_trusted() {
+fn a_digest_of_earlier_rows_is_not_trusted_though_batches_count_anew() {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(copy.path().join("_")).unwrap();
+    for life in 1..4 {
+        let manager = Manager::new(dir.path()).unwrap();
+        // As a journal does that is replayed, while the file is not open.
+        commit(&manager, &put(&id("", "a"), "k", "v", life));
+        manager.open(&id("", "a")).unwrap().wait_applied();
+        for name in ["_/a.db", "_/a.db-wal"] {
+            std::fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+        }
+        close(&manager);
+    }
+    let crashed = Manager::new(copy.path()).unwrap();
+    let shard = crashed.open(&id("", "a")).unwrap();
+    assert_eq!(saved(&shard), None);
+    assert_eq!(shard.digest().unwrap(), digest_of_rows(&shard));
+}
+
+/// A file that was not closed.
+#[test]
+fn a_digest_of_earlier_rows_is_not_trusted() {
     let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let manager = Manager::new(dir.path()).unwrap();
     let shard = manager.open(&id("", "a")).unwrap();

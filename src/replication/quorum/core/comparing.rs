@@ -51,9 +51,7 @@ impl Core {
     /// All rows were compared: both have the same, or the peer has missed some.
     pub(super) fn compared(&mut self, peer: usize, task: Id, same: bool) {
         let Some(peer) = self.compared_by(peer, task) else { return };
-        if peer.in_step != same {
-            tracing::info!(peer = %peer.node, same, "all rows were compared");
-        }
+        tracing::debug!(peer = %peer.node, same, "all rows were compared");
         peer.in_step = same;
         self.has_news = true;
     }
