@@ -17,6 +17,9 @@ use crate::types::{Ballot, Key, NodeId, ShardId};
 /// Calls served at once, over all peers.
 const CALLS_MAX: usize = 16;
 
+/// Keys found by one scan of a shard: each begins with a snapshot of its own.
+const PAIRS_PER_SCAN_MAX: usize = 32_768;
+
 /// Serves peers that catch up, until the transport ends.
 pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
     let at_once = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
@@ -74,11 +77,11 @@ async fn pairs(call: &Call, manager: &Manager, shard: &ShardId, buckets: Buckets
     let mut after: Option<Key> = None;
     loop {
         let (shard, from, buckets) = (open.clone(), after.take(), buckets.clone());
-        let pairs = blocking(move || shard.pairs(&buckets, from.as_ref(), PAIRS_PER_ANSWER_MAX)).await?;
-        let is_last = pairs.len() < PAIRS_PER_ANSWER_MAX;
+        let pairs = blocking(move || shard.pairs(&buckets, from.as_ref(), PAIRS_PER_SCAN_MAX)).await?;
+        let is_last = pairs.len() < PAIRS_PER_SCAN_MAX;
         after = pairs.last().map(|(key, _)| key.clone());
-        if !pairs.is_empty() {
-            say(call, &Answer::Pairs(pairs)).await?;
+        for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
+            say(call, &Answer::Pairs(some.to_vec())).await?;
         }
         if is_last {
             return Ok(());
