@@ -56,6 +56,11 @@ metrics_table! {
     MESSAGES_DROPPED, Counter, "outrigger_peer_messages_dropped_total", "Messages dropped because a peer's queue was full.";
     MESSAGES_MALFORMED, Counter, "outrigger_peer_messages_malformed_total", "Messages from peers that could not be read.";
     SYNCED_ROWS, Counter, "outrigger_synced_rows_total", "Rows fetched from peers because this node had missed them.";
+    COMPARISONS, Counter, "outrigger_comparisons_total", "Comparisons of all rows with a peer's, by outcome: same, different, failed.";
+    COMPARISON_SECONDS, Histogram, "outrigger_comparison_seconds", "From the beginning of a comparison until what the peer had and this node had missed was fetched.";
+    COMPARED_BYTES, Counter, "outrigger_compared_bytes_total", "Bytes of answers received while comparing rows with peers, and fetching those that were missed.";
+    COMPARED_ROWS, Counter, "outrigger_compared_rows_total", "Keys whose versions were compared with a peer's one by one.";
+    DIGESTS_BUILT, Counter, "outrigger_digests_built_total", "Digests of shards built from all their rows, as after a crash.";
     OPEN_SHARDS, Gauge, "outrigger_open_shards", "Shards held open.";
     REQUESTS, Counter, "outrigger_requests_total", "Requests on the socket, by dialect: http, resp.";
     REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";

@@ -40,7 +40,7 @@ pub struct NodeStatus {
     pub pending_frames: Option<u64>,
     /// How far its clock is ahead of ours, in microseconds, at the last message; negative where it is behind.
     pub clock_skew_us: Option<i64>,
-    /// True once this node and that one have compared all rows since they last connected.
+    /// True where the last comparison of all rows found the same on this node and that one.
     pub in_step: bool,
     /// Committed frames that wait for their shard file, as it gossips them.
     pub lag_frames: Option<u64>,
@@ -98,7 +98,7 @@ pub struct ShardStatus {
     pub bytes: u64,
     /// The latest version in it, 0 when empty.
     pub last_upd: Ballot,
-    /// The replicas that this node has compared all rows with since they last connected.
+    /// The replicas that held the same rows as this node when all were last compared.
     pub in_step: Vec<NodeId>,
 }
 
@@ -113,6 +113,6 @@ pub trait Observe: Send + Sync + 'static {
     /// `Ok` once this node is in step and serves; otherwise what it waits for.
     fn ready(&self) -> Result<(), String>;
 
-    /// The connected nodes whose rows were all compared with this node's.
+    /// The connected nodes that held the same rows as this one when all were last compared.
     fn in_step(&self) -> Vec<NodeId>;
 }

@@ -320,7 +320,7 @@ async fn follow_leavers(gossip: Arc<Gossip>, replicator: Arc<QuorumReplicator>) 
     }
 }
 
-/// Renews the card, closes idle shards, shows round trips.
+/// Renews the card, has the peers' compared with it, closes idle shards, shows round trips.
 async fn keep_house(view: Arc<View>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -334,10 +334,15 @@ async fn keep_house(view: Arc<View>) {
             metrics::gauge!(crate::telemetry::PEER_ROUND_TRIP, "peer" => peer).set(seconds);
         }
         if let Some(gossip) = view.gossip.read().clone() {
-            gossip.say(view.card());
-            for peer in gossip.peers() {
+            let card = view.card();
+            let root = card.root;
+            gossip.say(card);
+            let peers = gossip.peers();
+            for peer in &peers {
                 view.greeter.heard(&peer.node, &peer.card.figures());
             }
+            let roots = peers.into_iter().filter(|peer| peer.live).map(|peer| (peer.node, peer.card.root));
+            view.replicator.look(root, roots.collect());
         }
         let manager = view.manager.clone();
         // Closing a shard checkpoints it: nothing for this task's thread.

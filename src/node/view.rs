@@ -46,6 +46,7 @@ impl View {
             pending_frames: self.replicator.status().pending as u64,
             lag_frames: self.manager.apply_backlog(),
             ready: self.ready().is_ok(),
+            root: self.manager.root(),
         }
     }
 

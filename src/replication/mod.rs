@@ -3,13 +3,14 @@
 //! ```text
 //!   register   PURE: one key's Paxos        journal    what makes a vote survive
 //!   quorum     the driver of both           local      agreement of one node with itself
-//!   wire       what drivers say to each other
+//!   wire       what drivers say to each other    repair     PURE: which rows to ask a peer for
 //! ```
 
 pub mod journal;
 pub mod local;
 pub mod quorum;
 pub mod register;
+pub mod repair;
 pub mod wire;
 
 pub use local::LocalReplicator;

@@ -1,10 +1,12 @@
-//! What travels between replicators: batches of register messages, and the requests by which a node catches up.
+//! What travels between replicators: batches of register messages, and the requests by which a node finds and fetches
+//! the rows that it has missed.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
 use crate::messagepack;
+use crate::store::digest::{Buckets, Digest, Summary};
 use crate::types::{Ballot, Key, ShardId};
 
 /// Messages of one tick for one peer.
@@ -21,13 +23,15 @@ pub struct Batch {
     pub messages: Vec<Message>,
 }
 
-/// A request on a stream of its own.
+/// A request on a stream of its own: each asks for what the answer to the one before showed to differ.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
-    /// Which shards are there? Answered by [`Answer::Shards`].
+    /// Which shards are there, and what do they hold? Answered by [`Answer::Shards`].
     Shards,
-    /// Which keys, in which versions? Answered by [`Answer::Pairs`], in key order.
-    Pairs(ShardId),
+    /// In which parts of this shard are which rows? Answered by one [`Answer::Digest`].
+    Digest(ShardId),
+    /// Which keys of these buckets, in which versions? Answered by [`Answer::Pairs`], in key order.
+    Pairs(ShardId, Buckets),
     /// The rows of these keys, please. Answered by [`Answer::Rows`].
     Rows(ShardId, Vec<Key>),
     /// Say [`Answer::Done`] once everything of this shard that you accepted before this request is committed at yours.
@@ -38,7 +42,9 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
     /// Some shards.
-    Shards(Vec<ShardId>),
+    Shards(Vec<(ShardId, Summary)>),
+    /// A shard's digest; that of no rows where there is no such shard.
+    Digest(Digest),
     /// Some keys with their versions, deleted ones included.
     Pairs(Vec<(Key, Ballot)>),
     /// Some rows, all of them chosen.
@@ -49,10 +55,12 @@ pub enum Answer {
     Failed(String),
 }
 
-/// Keys in one [`Request::Rows`].
-pub const KEYS_PER_REQUEST_MAX: usize = 1024;
+/// Shards in one [`Answer::Shards`].
+pub const SHARDS_PER_ANSWER_MAX: usize = 1024;
 /// Keys in one [`Answer::Pairs`]: the longest fit into one message of the transport.
 pub const PAIRS_PER_ANSWER_MAX: usize = 1024;
+/// Rows in one [`Answer::Rows`]: they are taken in together, and hold up the register for as long.
+pub const ROWS_PER_ANSWER_MAX: usize = 256;
 /// Bytes of values after which an [`Answer::Rows`] is sent off.
 pub const ROWS_BYTES_PER_ANSWER: usize = 1 << 20;
 

@@ -14,7 +14,7 @@ use super::core::{Core, Opener};
 use super::error::Error;
 use super::overlay::Batch;
 use super::state::{ShardState, Stuck};
-use super::writer::Fault;
+use super::writer::{Fault, Writer};
 use crate::blocking::{self, Worker};
 use crate::telemetry;
 
@@ -182,7 +182,12 @@ impl Applier {
             let started = self.core.clock.now().monotonic;
             let gc_floor = shard.gc_floor();
             // None: closed between the two lines, so it is opened again.
-            if let Some(applied) = shard.with_writer(|writer| writer.apply(batch, gc_floor, durable)) {
+            let apply = |writer: &mut Writer| {
+                let applied = writer.apply(batch, gc_floor, durable);
+                self.core.summaries.set(&state.id, writer.summary());
+                applied
+            };
+            if let Some(applied) = shard.with_writer(apply) {
                 self.seconds.record(self.core.clock.now().monotonic.saturating_sub(started).as_secs_f64());
                 return applied;
             }

@@ -10,6 +10,7 @@ use metrics::Gauge;
 use parking_lot::{Mutex, RwLock};
 
 use super::applier::Queue;
+use super::compare::Summaries;
 use super::error::Error;
 use super::feed::{Before, Feed};
 use super::files;
@@ -44,6 +45,7 @@ pub(super) struct Core {
     pub(super) backlog: Arc<Backlog>,
     pub(super) queue: Queue,
     pub(super) feed: Arc<Feed>,
+    pub(super) summaries: Summaries,
     replicator: RwLock<Option<Installed>>,
     local: Mutex<Local>,
     is_closed: AtomicBool,
@@ -85,6 +87,7 @@ impl Core {
             open_gauge: metrics::gauge!(telemetry::OPEN_SHARDS),
             backlog: Arc::default(),
             queue: Queue::default(),
+            summaries: Summaries::default(),
             replicator: RwLock::default(),
             local: Mutex::new(Local { clock: HybridClock::new(slot, Duration::MAX, Ballot::ZERO), seq }),
             is_closed: AtomicBool::new(false),

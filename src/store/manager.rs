@@ -1,5 +1,6 @@
 //! The open-shard cache as the rest of the house sees it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use super::applier;
 use super::copying;
 use super::core::{Core, Opener};
+use super::digest::{Root, Summary};
 use super::error::Error;
 use super::feed::Feed;
 use super::files;
@@ -141,6 +143,22 @@ impl Manager {
         shards.sort();
         shards.dedup();
         Ok(shards)
+    }
+
+    /// What every shard holds, as reads see it. Blocking: it opens those of which that is not known yet, one by one.
+    pub fn summaries(&self) -> Result<BTreeMap<ShardId, Summary>, Error> {
+        let mut shards = Vec::new();
+        for org in self.orgs()? {
+            shards.extend(self.shards_of(&org)?);
+        }
+        self.core.summarize_all(shards, |shard| self.open(shard))
+    }
+
+    /// All shards in one number, as their files are now: equal on nodes that hold the same rows, once nothing is on its
+    /// way. None before [`Manager::summaries`] was called, and where a crash left a shard that was not compared since.
+    #[must_use]
+    pub fn root(&self) -> Option<Root> {
+        self.core.root()
     }
 
     /// Opens every shard of an org, in the order of namespaces. All are held open together, so an org of more than

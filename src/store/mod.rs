@@ -15,8 +15,10 @@
 //! Not here: agreement, networks, and order across keys.
 
 mod applier;
+mod compare;
 mod copying;
 mod core;
+pub mod digest;
 pub mod error;
 pub mod feed;
 mod files;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
+use super::digest::Sum;
 use super::replicator::{Frame, Op};
 use super::rows::StoredRow;
 use crate::types::{Ballot, Key};
@@ -50,6 +51,11 @@ pub(super) struct Pending {
 impl Pending {
     pub(super) fn to_stored(&self) -> StoredRow {
         StoredRow { op: self.op.clone(), upd: self.upd, ballot: self.ballot }
+    }
+
+    /// What it adds to the digest where the file holds nothing of `key`.
+    pub(super) fn sum(&self, key: &Key) -> Sum {
+        Sum::of(key.as_str(), self.upd, self.op != Op::Del)
     }
 
     pub(super) fn is_above_file(&self) -> bool {

@@ -9,9 +9,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{Value as SqlValue, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Statement};
+use rusqlite::{Connection, OptionalExtension, Statement, params_from_iter};
 
+use super::digest::{Buckets, Digest, Sum, bucket_of};
 use super::error::Error;
 use super::overlay::{Excerpt, Overlay, Pending};
 use super::reads::Shown;
@@ -32,20 +34,63 @@ const POINT: &str = "\
 pub(super) const LIVE: &str = "SELECT value, upd FROM kv WHERE key = ?1";
 const ROWS: &str = "SELECT key, upd, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const KEYS: &str = "SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key";
+/// The function looks at keys alone, which are in the index: rows of other buckets are not touched.
 const PAIRS: &str = "\
-    SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 \
+    SELECT key, upd, NULL FROM kv WHERE key >= ?1 AND key < ?2 AND outrigger_in(key, ?3) \
     UNION ALL \
-    SELECT key, upd, NULL FROM tombstone WHERE key >= ?1 AND key < ?2 ORDER BY key";
+    SELECT key, upd, NULL FROM tombstone WHERE key >= ?1 AND key < ?2 AND outrigger_in(key, ?3) ORDER BY key";
 
 /// What of each row a scan returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Want {
+pub(super) enum Want<'a> {
     /// Live rows with values.
     Rows,
     /// Live rows without values.
     Keys,
-    /// Deletions too, without values.
-    Pairs,
+    /// Those of these buckets, deletions too, without values.
+    Pairs(&'a Buckets),
+}
+
+impl Want<'_> {
+    fn holds(&self, key: &Key) -> bool {
+        match self {
+            Self::Rows | Self::Keys => true,
+            Self::Pairs(buckets) => buckets.hold(key),
+        }
+    }
+}
+
+/// Adds what the statements of this file call.
+pub(super) fn add_functions(conn: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_DIRECTONLY;
+    conn.create_scalar_function("outrigger_in", 2, flags, |context| {
+        let (key, buckets) = (context.get_raw(0), context.get_raw(1));
+        let (Ok(key), Ok(buckets)) = (key.as_str(), buckets.as_blob()) else { return Ok(false) };
+        let bucket = usize::from(bucket_of(key));
+        Ok(buckets.get(bucket / 8).is_some_and(|bits| bits & (1 << (bucket % 8)) != 0))
+    })
+}
+
+/// The digest of all rows of the file.
+pub(super) fn digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Digest> {
+    let mut digest = Digest::new(gc_floor);
+    for (sql, is_live) in [("SELECT key, upd FROM kv", true), ("SELECT key, upd FROM tombstone", false)] {
+        let mut statement = conn.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            // What is no key can be read by nobody, so it is not compared either.
+            let Ok(key) = row.get_ref(0)?.as_str() else { continue };
+            digest.add(bucket_of(key), Sum::of(key, version(row.get_ref(1)?), is_live));
+        }
+    }
+    Ok(digest)
+}
+
+/// What the deletion of `key` that is remembered adds to the digest.
+pub(super) fn tombstone(conn: &Connection, key: &Key) -> rusqlite::Result<Sum> {
+    let mut get = conn.prepare_cached("SELECT upd FROM tombstone WHERE key = ?1")?;
+    let upd = get.query_row([key.as_str()], |row| Ok(version(row.get_ref(0)?))).optional()?;
+    Ok(upd.map_or_else(Sum::default, |upd| Sum::of(key.as_str(), upd, false)))
 }
 
 /// The stored row of `key`, deletions included.
@@ -122,9 +167,13 @@ impl Range {
     }
 
     /// In SQLite every text is below every blob: the empty one bounds what has no upper bound.
-    fn parameters(&self) -> [SqlValue; 2] {
+    fn parameters(&self, want: Want<'_>) -> Vec<SqlValue> {
         let end = self.end.clone().map_or(SqlValue::Blob(Vec::new()), SqlValue::Text);
-        [SqlValue::Text(self.start.clone()), end]
+        let mut parameters = vec![SqlValue::Text(self.start.clone()), end];
+        if let Want::Pairs(buckets) = want {
+            parameters.push(SqlValue::Blob(buckets.to_bits()));
+        }
+        parameters
     }
 }
 
@@ -172,17 +221,17 @@ impl<'a> Snapshot<'a> {
     pub(super) fn scan(
         &self,
         range: &Range,
-        want: Want,
+        want: Want<'_>,
         mut emit: impl FnMut(Item) -> ControlFlow<()>,
     ) -> Result<End, Error> {
         let sql = match want {
             Want::Rows => ROWS,
             Want::Keys => KEYS,
-            Want::Pairs => PAIRS,
+            Want::Pairs(_) => PAIRS,
         };
         let failed = || Error::sqlite("listing", self.path);
         let mut statement = self.conn.prepare_cached(sql).map_err(failed())?;
-        let mut rows = statement.query(range.parameters()).map_err(failed())?;
+        let mut rows = statement.query(params_from_iter(range.parameters(want))).map_err(failed())?;
         let mut next = || match rows.next().map_err(failed())? {
             Some(row) => self.item(row, want).map(Some),
             None => Ok(None),
@@ -208,11 +257,14 @@ impl<'a> Snapshot<'a> {
             } else {
                 let stored = if order == Ordering::Equal { file.take() } else { None };
                 let Some((key, pending)) = frames.next() else { continue };
+                if !want.holds(key) {
+                    continue;
+                }
                 if stored.is_some() {
                     file = next()?;
                 }
                 // Without its tombstone a row of the file is gone from a scan for pairs: one key, one item.
-                while want == Want::Pairs && file.as_ref().is_some_and(|item| item.key == *key) {
+                while matches!(want, Want::Pairs(_)) && file.as_ref().is_some_and(|item| item.key == *key) {
                     file = next()?;
                 }
                 if self.is_above_file(key, pending)? { of_pending(key, pending, want) } else { stored }
@@ -237,7 +289,7 @@ impl<'a> Snapshot<'a> {
         Ok(above)
     }
 
-    fn item(&self, row: &rusqlite::Row<'_>, want: Want) -> Result<Item, Error> {
+    fn item(&self, row: &rusqlite::Row<'_>, want: Want<'_>) -> Result<Item, Error> {
         let failed = || Error::sqlite("listing", self.path);
         let key = row.get_ref(0).map_err(failed())?;
         let key = key.as_bytes().ok().map(|bytes| Key::parse_bytes(bytes, crate::types::KEY_BYTES_LIMIT));
@@ -268,10 +320,10 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-fn of_pending(key: &Key, pending: &Pending, want: Want) -> Option<Item> {
+fn of_pending(key: &Key, pending: &Pending, want: Want<'_>) -> Option<Item> {
     let value = pending.op.value().cloned();
     match want {
-        Want::Pairs => Some(Item { key: key.clone(), value: None, upd: pending.upd }),
+        Want::Pairs(_) => Some(Item { key: key.clone(), value: None, upd: pending.upd }),
         Want::Rows => value.map(|value| Item { key: key.clone(), value: Some(value), upd: pending.upd }),
         Want::Keys => value.map(|_| Item { key: key.clone(), value: None, upd: pending.upd }),
     }

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use serde::{Deserialize, Serialize};
+
+use super::digest::Digest;
 use super::error::Error;
-use super::files;
+use super::{files, queries};
 use crate::disk::Disk;
+use crate::messagepack;
 use crate::types::Ballot;
 
 /// How long SQLite waits for a lock that another program holds.
@@ -27,13 +31,27 @@ const TABLES: [(&str, &str); 4] = [
 ];
 
 /// The facts that a shard file keeps about itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Meta {
     /// Everything up to here that is absent was deleted and has been forgotten.
     pub(super) gc_floor: Ballot,
     /// The number of the last batch of frames applied: tells a reader which batches its snapshot holds.
     pub(super) batch: u64,
+    /// The digest of the rows; none where it has to be built from them.
+    pub(super) digest: Option<Digest>,
 }
+
+/// The digest as the meta table keeps it. The first transaction that changes rows takes it out: so one that is there is of
+/// the file's rows, whatever a crash left of the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedDigest<D> {
+    /// Of [`Digest`]'s numbers: another version may count otherwise.
+    format: u8,
+    digest: D,
+}
+
+/// Another than this is passed over.
+const DIGEST_FORMAT: u8 = 1;
 
 /// Opens the one connection that writes, creating file, directories and tables as needed. Tables that are there, be
 /// they another program's, stay as they are.
@@ -47,10 +65,7 @@ pub(super) fn open_writer(disk: &dyn Disk, root: &Path, path: &Path) -> Result<(
     let mut conn = connect(disk, path, flags)?;
     create_tables(&mut conn).map_err(Error::sqlite("creating the tables of", path))?;
     check_format(&conn, path)?;
-    let meta = Meta {
-        gc_floor: Ballot(meta(&conn, "gc_floor").map_err(Error::sqlite("reading", path))?),
-        batch: u64::try_from(meta(&conn, "batch").map_err(Error::sqlite("reading", path))?).unwrap_or(0),
-    };
+    let meta = read_meta(&conn, fresh).map_err(Error::sqlite("reading", path))?;
     if fresh {
         files::sync_directory(disk, directory)?;
         files::sync_directory(disk, root)?;
@@ -63,7 +78,36 @@ pub(super) fn open_writer(disk: &dyn Disk, root: &Path, path: &Path) -> Result<(
 pub(super) fn open_reader(disk: &dyn Disk, path: &Path) -> Result<Connection, Error> {
     let conn = connect(disk, path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.pragma_update(None, "query_only", true).map_err(Error::sqlite("opening", path))?;
+    queries::add_functions(&conn).map_err(Error::sqlite("opening", path))?;
     Ok(conn)
+}
+
+fn read_meta(conn: &Connection, fresh: bool) -> rusqlite::Result<Meta> {
+    let gc_floor = Ballot(meta(conn, "gc_floor")?);
+    let batch = u64::try_from(meta(conn, "batch")?).unwrap_or(0);
+    let digest = if fresh { Some(Digest::new(gc_floor)) } else { saved_digest(conn, gc_floor)? };
+    Ok(Meta { gc_floor, batch, digest })
+}
+
+fn saved_digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Option<Digest>> {
+    let mut get = conn.prepare("SELECT value FROM outrigger_meta WHERE key = 'digest' AND typeof(value) = 'blob'")?;
+    let saved: Option<Vec<u8>> = get.query_row([], |row| row.get(0)).optional()?;
+    let saved = saved.and_then(|bytes| messagepack::decode::<SavedDigest<Digest>>(&bytes).ok());
+    let saved = saved.filter(|saved| saved.format == DIGEST_FORMAT);
+    Ok(saved.map(|saved| saved.digest).filter(|digest| digest.summary().floor == gc_floor))
+}
+
+/// Takes the digest out, as the rows change.
+pub(super) fn drop_digest(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM outrigger_meta WHERE key = 'digest'", []).map(drop)
+}
+
+/// Keeps the digest of the rows as they are.
+pub(super) fn save_digest(conn: &Connection, digest: &Digest) -> rusqlite::Result<()> {
+    let saved = SavedDigest { format: DIGEST_FORMAT, digest };
+    let bytes =
+        rmp_serde::to_vec_named(&saved).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    conn.execute("INSERT OR REPLACE INTO outrigger_meta(key, value) VALUES('digest', ?1)", [bytes]).map(drop)
 }
 
 fn connect(disk: &dyn Disk, path: &Path, flags: OpenFlags) -> Result<Connection, Error> {

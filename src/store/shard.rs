@@ -39,7 +39,7 @@ const LIST_TURN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Cheap to share. For as long as someone holds one, its file stays open; after [`Shard::close`] every method
 /// returns [`Error::Closed`], and the manager opens the file anew for who asks.
 pub struct Shard {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
@@ -47,9 +47,11 @@ pub(super) struct Inner {
     core: Weak<Core>,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
-    readers: Readers,
-    writer: Mutex<Option<Writer>>,
-    gc_floor: Ballot,
+    pub(super) readers: Readers,
+    pub(super) writer: Mutex<Option<Writer>>,
+    /// Held by who scans all of it to compare it with a peer's: others need the connections, too.
+    pub(super) comparing: Mutex<()>,
+    pub(super) gc_floor: Ballot,
     is_closed: AtomicBool,
     key_bytes_max: usize,
     value_bytes_max: usize,
@@ -67,14 +69,18 @@ impl Shard {
         let (disk, path) = (Arc::clone(&core.config.disk), core.shard_path(&state.id));
         let (conn, meta) = schema::open_writer(&*disk, &core.config.root_dir, &path)?;
         state.overlay.resume_batches(meta.batch);
+        let gc_floor = meta.gc_floor;
+        let writer = Writer::new(conn, meta, Arc::clone(&disk), path.clone());
+        core.summaries.set(&state.id, writer.summary());
         let inner = Inner {
             state: Arc::clone(state),
             core: Arc::downgrade(core),
             readers: Readers::new(Arc::clone(&disk), path.clone()),
-            writer: Mutex::new(Some(Writer::new(conn, Arc::clone(&disk), path.clone()))),
+            writer: Mutex::new(Some(writer)),
+            comparing: Mutex::default(),
             disk,
             path,
-            gc_floor: meta.gc_floor,
+            gc_floor,
             is_closed: AtomicBool::new(false),
             key_bytes_max: core.config.key_bytes_max,
             value_bytes_max: core.config.value_bytes_max,
@@ -262,24 +268,6 @@ impl Shard {
         self.inner.walk(query, &mut || (), each)
     }
 
-    /// Up to `limit` keys after `after` with their versions, deletions included, in key order. Blocking.
-    pub fn pairs(&self, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Ballot)>, Error> {
-        let mut pairs: Vec<(Key, Ballot)> = Vec::new();
-        let mut range = Range::new("", after);
-        while pairs.len() < limit {
-            let wanted = limit - pairs.len();
-            let end = self.inner.scan(&range, Want::Pairs, wanted + 1, |item| {
-                pairs.push((item.key, item.upd));
-                if pairs.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-            match end {
-                End::Whole => break,
-                End::Excerpt(key) => range = Range::new("", Some(&key)),
-            }
-        }
-        Ok(pairs)
-    }
-
     /// Counts this shard. Blocking, and reads all of it.
     pub fn stats(&self) -> Result<ShardStats, Error> {
         let range = Range::new("", None);
@@ -398,7 +386,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 
 impl Inner {
     /// Counts as use; fails where the shard is closed or spoilt.
-    fn check(&self) -> Result<Arc<Core>, Error> {
+    pub(super) fn check(&self) -> Result<Arc<Core>, Error> {
         let core = self.core.upgrade().filter(|core| !core.is_closed()).ok_or(Error::Closed)?;
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
@@ -498,10 +486,10 @@ impl Inner {
         self.noticed(reader.run(|conn| read(&Snapshot::open(conn, &self.path, excerpt)?)))
     }
 
-    fn scan(
+    pub(super) fn scan(
         &self,
         range: &Range,
-        want: Want,
+        want: Want<'_>,
         frames_max: usize,
         emit: impl FnMut(Item) -> ControlFlow<()>,
     ) -> Result<End, Error> {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 
+use super::compare::Tracked;
+use super::digest::{Digest, Sum, Summary, bucket_of};
 use super::error::Error;
-use super::overlay::{Batch, Pending};
+use super::overlay::{Batch, Excerpt, Pending};
 use super::replicator::Op;
 use super::rows::supersedes;
+use super::schema::Meta;
 use super::{files, queries, schema};
 use crate::disk::Disk;
 use crate::types::{Ballot, Key};
@@ -76,17 +79,44 @@ pub(super) struct Writer {
     is_entered: bool,
     /// Log written since the last checkpoint, in bytes, roughly.
     logged: u64,
+    digest: Tracked,
+    /// The file holds it.
+    is_digest_saved: bool,
+    /// The file may hold one, which the next change of its rows takes out.
+    may_hold_digest: bool,
 }
 
 impl Writer {
-    pub(super) fn new(conn: Connection, disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        // What an earlier process left in the log was perhaps never synced.
-        Self { conn, disk, path, syncs_commits: false, is_unsynced: true, is_entered: false, logged: 0 }
+    pub(super) fn new(conn: Connection, meta: Meta, disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+        Self {
+            conn,
+            disk,
+            path,
+            syncs_commits: false,
+            // What an earlier process left in the log was perhaps never synced.
+            is_unsynced: true,
+            is_entered: false,
+            logged: 0,
+            is_digest_saved: false,
+            may_hold_digest: true,
+            digest: meta.digest.map_or(Tracked::Unknown, Tracked::Known),
+        }
     }
 
     /// Applies a batch in one transaction; durable on return if `durable`.
     pub(super) fn apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> Result<(), Error> {
-        self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path))?;
+        let applied = self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path));
+        match applied {
+            Ok(changes) => self.digest.change(&changes),
+            Err(error) => {
+                if Fault::of(&*self.disk, &error) == Fault::Fatal {
+                    // Whether it is in the file is not known.
+                    self.digest = Tracked::Unknown;
+                }
+                return Err(error);
+            }
+        }
+        (self.is_digest_saved, self.may_hold_digest) = (false, false);
         if durable {
             self.enter()?;
         }
@@ -100,18 +130,61 @@ impl Writer {
         Ok(())
     }
 
-    fn try_apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> rusqlite::Result<()> {
+    fn try_apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> rusqlite::Result<Vec<(u16, Sum)>> {
         if self.syncs_commits != durable {
             self.conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })?;
             self.syncs_commits = durable;
         }
         self.is_unsynced = true;
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut changes = Vec::with_capacity(batch.frames.len());
         for (key, pending) in &batch.frames {
-            apply_one(&tx, key, pending, gc_floor)?;
+            changes.push((bucket_of(key.as_str()), apply_one(&tx, key, pending, gc_floor)?));
+        }
+        if self.may_hold_digest {
+            schema::drop_digest(&tx)?;
         }
         schema::set_meta(&tx, "batch", i64::try_from(batch.number).unwrap_or(i64::MAX))?;
-        tx.commit()
+        tx.commit().map(|()| changes)
+    }
+
+    /// The digest of the file's rows, where it is known, in one sum.
+    pub(super) fn summary(&self) -> Option<Summary> {
+        self.digest.known().map(Digest::summary)
+    }
+
+    pub(super) fn digest(&mut self) -> &mut Tracked {
+        &mut self.digest
+    }
+
+    /// The digest of the rows as reads see them: the file's, with `excerpt` of the overlay above it. None while the
+    /// file's is not known.
+    pub(super) fn digest_above(&self, excerpt: &Excerpt, gc_floor: Ballot) -> Result<Option<Digest>, Error> {
+        let Some(mut digest) = self.digest.known().cloned() else { return Ok(None) };
+        for (key, pending) in &excerpt.frames {
+            let stored = queries::point(&self.conn, key).map_err(Error::sqlite("reading", &self.path))?;
+            if supersedes(pending.ballot, pending.upd, stored.as_ref(), gc_floor) {
+                let change = pending.sum(key).minus(Sum::of_stored(key.as_str(), stored.as_ref()));
+                digest.add(bucket_of(key.as_str()), change);
+            }
+        }
+        Ok(Some(digest))
+    }
+
+    /// Keeps the digest in the file, where the next process finds it, unless rows change before.
+    fn save_digest(&mut self) -> Result<(), Error> {
+        let Some(digest) = self.digest.known().filter(|_| !self.is_digest_saved) else { return Ok(()) };
+        let saved = schema::save_digest(&self.conn, digest);
+        self.may_hold_digest = true;
+        match saved.map_err(Error::sqlite("writing", &self.path)) {
+            Err(error) if Fault::of(&*self.disk, &error) == Fault::Fatal => Err(error),
+            // No room: it is built anew where it is needed.
+            Err(_) => Ok(()),
+            Ok(()) => {
+                self.is_digest_saved = true;
+                Ok(())
+            }
+        }
     }
 
     /// Copies what it can of the log into the file without waiting for anyone. A full disk is no failure here: the
@@ -139,6 +212,7 @@ impl Writer {
         if !self.is_unsynced {
             return Ok(());
         }
+        self.save_digest()?;
         self.checkpoint_passive()?;
         files::sync_wal(&*self.disk, &self.path)?;
         self.enter()?;
@@ -158,11 +232,13 @@ impl Writer {
     }
 }
 
-fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) -> rusqlite::Result<()> {
+/// Applies one frame, unless what is stored is newer; returns what that changes of the digest.
+fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) -> rusqlite::Result<Sum> {
     let stored = queries::point(conn, key)?;
     if !supersedes(pending.ballot, pending.upd, stored.as_ref(), gc_floor) {
-        return Ok(());
+        return Ok(Sum::default());
     }
+    let mut change = pending.sum(key).minus(Sum::of_stored(key.as_str(), stored.as_ref()));
     let same = stored.as_ref().is_some_and(|row| row.upd == pending.upd && row.op == pending.op);
     let run = |sql: &str| conn.prepare_cached(sql)?.execute([key.as_str()]).map(drop);
     match &pending.op {
@@ -174,6 +250,10 @@ fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) 
             }
         }
         Op::Del => {
+            if stored.as_ref().is_some_and(|row| row.op != Op::Del) {
+                // Another program may have left a deletion beside the row.
+                change = change.minus(queries::tombstone(conn, key)?);
+            }
             conn.prepare_cached("INSERT OR REPLACE INTO tombstone(key, upd) VALUES(?1, ?2)")?
                 .execute((key.as_str(), pending.upd.0))?;
             run("DELETE FROM kv WHERE key = ?1")?;
@@ -185,5 +265,5 @@ fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) 
     } else if stored.is_none_or(|row| row.ballot > row.upd) {
         run("DELETE FROM outrigger_ballot WHERE key = ?1")?;
     }
-    Ok(())
+    Ok(change)
 }

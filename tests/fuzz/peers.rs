@@ -18,6 +18,7 @@ use outrigger::replication::journal::{Durability, Journal, JournalConfig};
 use outrigger::replication::quorum::{Foundations, Greeter, QuorumConfig, QuorumStatus};
 use outrigger::replication::register::{Address, Body, Lineage, Message, Record, Refusal, Vote};
 use outrigger::replication::wire::{self, Answer, Batch, Request};
+use outrigger::store::digest::{Digest, Sum};
 use outrigger::store::replicator::{Decision, Op, Proposal, Replicator};
 use outrigger::store::update::Update;
 use outrigger::store::{Manager, StoreConfig};
@@ -63,6 +64,7 @@ const WORDS: &[&[u8]] = &[
     b"\xa4Pull",
     b"\xa6Chosen",
     b"\xa6Shards",
+    b"\xa6Digest",
     b"\xa5Pairs",
     b"\xa4Rows",
     b"\xa4Done",
@@ -118,11 +120,18 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<_> = bodies.iter().map(|body| batch(vec![message(body.clone())])).collect();
     seeds.push(batch(bodies.into_iter().map(message).collect()));
     let Address { shard, key } = address();
-    let requests =
-        [Request::Shards, Request::Pairs(shard.clone()), Request::Rows(shard.clone(), vec![key.clone(), key.clone()])];
+    let requests = [
+        Request::Shards,
+        Request::Digest(shard.clone()),
+        Request::Pairs(shard.clone(), [0, 1, 1023].into_iter().collect()),
+        Request::Rows(shard.clone(), vec![key.clone(), key.clone()]),
+    ];
     seeds.extend(requests.iter().map(|request| wire::encode(request).unwrap().to_vec()));
+    let mut digest = Digest::new(Ballot::ZERO);
+    digest.add(7, Sum { live: u64::MAX, dead: 1 });
     let answers = [
-        Answer::Shards(vec![shard]),
+        Answer::Shards(vec![(shard, digest.summary())]),
+        Answer::Digest(digest),
         Answer::Pairs(vec![(key.clone(), ballot)]),
         Answer::Rows(vec![(key, record(ballot))]),
         Answer::Done,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::cluster::memory::Figures;
+use crate::store::digest::Root;
 use crate::types::{Ballot, Slot, StorageId};
 
 /// What a node says of itself. Small on purpose: a large state delays the return of a node that was away.
@@ -35,10 +36,15 @@ pub struct Card {
     pub lag_frames: u64,
     /// Whether it serves.
     pub ready: bool,
+    /// All its rows in one number; none where it is not known, or told in another version's way.
+    pub root: Option<Root>,
 }
 
 /// Says that the node is on its way out, by its own will.
 const LEFT: &str = "left";
+/// All rows in one number, in hexadecimal digits after what names the way in which it comes about; a card may lack it.
+const ROOT: &str = "root";
+const ROOT_FORMAT: &str = "1-";
 /// Every key a complete card has.
 const KEYS: [&str; 13] = [
     "address",
@@ -92,6 +98,8 @@ impl Card {
             self.ready.to_string(),
         ];
         let mut pairs: Vec<_> = KEYS.into_iter().zip(values).collect();
+        let root = self.root.map_or_else(String::new, |root| format!("{ROOT_FORMAT}{:016x}", root.0));
+        pairs.push((ROOT, root));
         if left {
             pairs.push((LEFT, true.to_string()));
         }
@@ -129,8 +137,13 @@ impl Card {
             pending_frames: field(pairs, "pending_frames")?,
             lag_frames: field(pairs, "lag_frames")?,
             ready: field(pairs, "ready")?,
+            root: pairs.get(ROOT).and_then(|root| root.strip_prefix(ROOT_FORMAT)).and_then(parse_root),
         })
     }
+}
+
+fn parse_root(digits: &str) -> Option<Root> {
+    u64::from_str_radix(digits, 16).ok().map(Root)
 }
 
 #[cfg(test)]
@@ -154,6 +167,7 @@ mod tests {
             pending_frames: 5,
             lag_frames: 6,
             ready: true,
+            root: Some(Root(0xbeef)),
         }
     }
 
@@ -176,6 +190,18 @@ mod tests {
             let mut pairs = card().pairs(false);
             pairs.remove(missing);
             assert_eq!(read(&pairs), Read::Incomplete, "without {key}");
+        }
+    }
+
+    #[test]
+    fn a_root_that_is_missing_or_told_otherwise_is_not_known() {
+        let rootless = Card { root: None, ..card() };
+        assert_eq!(read(&rootless.pairs(false)), Read::Card(Box::new(rootless.clone()), false));
+        for other in [None, Some(""), Some("2-00ff"), Some("1-xyz"), Some("00ff")] {
+            let mut pairs = card().pairs(false);
+            pairs.retain(|(key, _)| *key != ROOT);
+            pairs.extend(other.map(|value| (ROOT, value.to_owned())));
+            assert_eq!(read(&pairs), Read::Card(Box::new(rootless.clone()), false), "{other:?}");
         }
     }
 

@@ -140,6 +140,7 @@ fn card(address: SocketAddr, boot: u64) -> Card {
         position: 0,
         lag_frames: 0,
         ready: false,
+        root: None,
     }
 }
 

@@ -1,35 +1,43 @@
-//! Fetching what was committed while this node was away, and handing out the same: a full comparison of `(key, upd)`
-//! per shard with one peer, then the rows that are newer there. What is fetched goes through the journal like any
-//! other chosen record.
+//! Finding the rows that this node has missed and a peer has, and fetching them: what `replication/repair.rs` plans, asked
+//! and installed. What is fetched goes through the journal like any other chosen record.
 //!
-//! Two nodes compare in both directions, each asking for itself, whenever they connect.
+//! Two nodes compare in both directions, each asking for itself, whenever they connect, and whenever the roots that they
+//! gossip differ without need. `serve.rs` answers.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use metrics::Counter;
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 
 use super::{Input, Rooms};
-use crate::replication::register::{Address, Lineage, Record};
-use crate::replication::wire::{
-    self, Answer, KEYS_PER_REQUEST_MAX, Malformed, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, Request,
-};
-use crate::store::{self, Manager, StoredRow};
-use crate::transport::{Call, CallError, REQUEST_BYTES_MAX};
+use crate::clock::Clock as _;
+use crate::replication::register::{Address, Record};
+use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_missed, portions};
+use crate::replication::wire::{self, Answer, Malformed, Request};
+use crate::store::digest::{Buckets, Digest, Summary};
+use crate::store::{self, Shard};
+use crate::telemetry;
+use crate::transport::CallError;
 use crate::types::{Ballot, Key, NodeId, ShardId};
 
-/// Calls served at once, over all peers.
-const CALLS_MAX: usize = 16;
-/// Shards in one [`Answer::Shards`].
-const SHARDS_PER_ANSWER_MAX: usize = 1024;
-/// Bytes of keys in one [`Request::Rows`]: below what the transport takes, with room for the longest key.
-const KEY_BYTES_PER_REQUEST: usize = REQUEST_BYTES_MAX / 2;
-/// What a key takes on the wire beside its text, at most.
-const KEY_OVERHEAD_BYTES: usize = 8;
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long what was accepted may take to be committed. Where its proposer has gone, it is completed after a second.
-const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks of one comparison: what is on its way meanwhile arrives.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// Shards that a peer may have.
+const SHARDS_MAX: usize = 1 << 20;
+/// How long one peer's rows may hold up the comparison with another's, so that both are not asked for the same.
+const TURN_MAX: Duration = Duration::from_secs(30);
+/// Committed frames that wait for their files, above which no more rows are fetched: clients' writes come first.
+const APPLY_BACKLOG_MAX: u64 = 16_384;
+/// How often that is looked at.
+const APPLY_BACKLOG_POLL: Duration = Duration::from_millis(5);
+/// Parts of answers that are on their way to the disk.
+const INSTALLS_MAX: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -43,124 +51,234 @@ pub(super) enum Error {
     Peer(String),
     #[error("the answer broke off or was of another kind")]
     Incomplete,
+    #[error("the peer names more than {SHARDS_MAX} shards")]
+    TooManyShards,
+    #[error("what was fetched could not be taken in just now")]
+    NotTakenIn,
     #[error("this node is stopping")]
     Stopping,
     #[error("records accepted before are still not settled after {SETTLE_WITHIN:?}: is there a quorum?")]
     Unsettled,
 }
 
-/// Compares everything with `node` until it succeeded once, then says so. Ends by being aborted when the peer is lost.
+/// Compares everything with the peer of this number, fetches what was missed, says so, and at last whether the peer has
+/// missed anything. Tries again where that fails. Ends by being aborted when the peer is lost.
 pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
+    let task = tokio::task::id();
+    let ended = |outcome| metrics::counter!(telemetry::COMPARISONS, "outcome" => outcome).increment(1);
     loop {
-        match compare(&node, &rooms).await {
-            Ok(rows) => {
-                // Nobody listens any more only while the node stops.
-                let _ = rooms.inputs.send(Input::InStep { peer, task: tokio::task::id(), rows }).await;
+        let began = rooms.clock.now().monotonic;
+        let mut with = With::new(&node, &rooms);
+        let compared = with.compare(async |rows| {
+            let took = rooms.clock.now().monotonic.saturating_sub(began);
+            metrics::histogram!(telemetry::COMPARISON_SECONDS).record(took.as_secs_f64());
+            // Nobody listens any more only while the node stops.
+            let _ = rooms.inputs.send(Input::CaughtUp { peer, task, rows }).await;
+        });
+        match compared.await {
+            Ok(same) => {
+                ended(if same { "same" } else { "different" });
+                let _ = rooms.inputs.send(Input::Compared { peer, task, same }).await;
                 return;
             }
-            Err(error) => tracing::warn!(peer = %node, %error, "comparing rows failed; it is tried again"),
+            Err(error) => {
+                ended("failed");
+                tracing::warn!(peer = %node, %error, "comparing rows failed; it is tried again");
+            }
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn compare(node: &NodeId, rooms: &Rooms) -> Result<u64, Error> {
-    let mut rows = 0;
-    for shard in shards_of(node, rooms).await? {
-        rows += compare_shard(node, rooms, &shard).await?;
-    }
-    Ok(rows)
+/// A comparison under way.
+pub(super) struct With<'a> {
+    node: &'a NodeId,
+    rooms: &'a Rooms,
+    /// Rows fetched.
+    rows: u64,
+    /// The latest parts of them, each until it is on the disk.
+    installing: VecDeque<oneshot::Receiver<()>>,
+    bytes: Counter,
+    compared: Counter,
 }
 
-/// The shards that `node` stores, once all that was chosen before is visible there.
-pub(super) async fn shards_of(node: &NodeId, rooms: &Rooms) -> Result<Vec<ShardId>, Error> {
-    let mut shards = Vec::new();
-    let mut answers = Answers::ask(node, rooms, &Request::Shards).await?;
-    while let Some(answer) = answers.next().await? {
-        let Answer::Shards(some) = answer else { return Err(Error::Incomplete) };
-        shards.extend(some);
+impl<'a> With<'a> {
+    pub(super) fn new(node: &'a NodeId, rooms: &'a Rooms) -> Self {
+        let (bytes, compared) = (telemetry::COMPARED_BYTES, telemetry::COMPARED_ROWS);
+        let (bytes, compared) = (metrics::counter!(bytes), metrics::counter!(compared));
+        Self { node, rooms, rows: 0, installing: VecDeque::new(), bytes, compared }
     }
-    Ok(shards)
-}
 
-/// Waits until all of `shard` that `node` had accepted before is committed there.
-pub(super) async fn settle_at(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<(), Error> {
-    let mut answers = Answers::ask(node, rooms, &Request::Settle(shard.clone())).await?;
-    match answers.next().await? {
-        None => Ok(()),
-        Some(_) => Err(Error::Incomplete),
-    }
-}
-
-/// Fetches the rows of `shard` that are newer at `node`; returns how many.
-pub(super) async fn compare_shard(node: &NodeId, rooms: &Rooms, shard: &ShardId) -> Result<u64, Error> {
-    let mut rows = 0;
-    let mut answers = Answers::ask(node, rooms, &Request::Pairs(shard.clone())).await?;
-    while let Some(answer) = answers.next().await? {
-        let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
-        // Not before: a shard that nobody stores is not made by being asked for.
-        let kept_open = rooms.manager.get(shard).await?;
-        let open = kept_open.clone();
-        let missed = blocking(move || {
-            let is_newer = |(key, upd): &(Key, Ballot)| match open.stored(key) {
-                Ok(row) => Ok(row.is_none_or(|row| row.upd < *upd)),
-                Err(error) => Err(error),
-            };
-            let newer =
-                pairs.into_iter().filter_map(|pair| is_newer(&pair).map(|newer| newer.then_some(pair.0)).transpose());
-            newer.collect::<Result<Vec<Key>, store::Error>>()
-        });
-        for keys in portions(missed.await?) {
-            rows += fetch(node, rooms, shard, keys).await?;
+    /// True where both turn out to hold the same. `caught_up` is told how many rows were fetched once nothing is missing
+    /// here that was there in the beginning.
+    async fn compare(&mut self, caught_up: impl AsyncFnOnce(u64)) -> Result<bool, Error> {
+        let mut comparison = Comparison::default();
+        let mut next = self.look(&mut comparison, self.differing_shards().await?).await?;
+        caught_up(self.rows).await;
+        while next == Next::Again {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let shards = comparison.shards();
+            next = self.look(&mut comparison, shards).await?;
         }
-        drop(kept_open);
+        Ok(next == Next::Same)
     }
-    Ok(rows)
-}
 
-/// Keys, as many as one request may name.
-fn portions(keys: Vec<Key>) -> Vec<Vec<Key>> {
-    let mut portions: Vec<Vec<Key>> = Vec::new();
-    let mut bytes = 0;
-    for key in keys {
-        bytes += key.as_str().len() + KEY_OVERHEAD_BYTES;
-        match portions.last_mut().filter(|some| some.len() < KEYS_PER_REQUEST_MAX && bytes <= KEY_BYTES_PER_REQUEST) {
-            Some(some) => some.push(key),
-            None => {
-                bytes = key.as_str().len() + KEY_OVERHEAD_BYTES;
-                portions.push(vec![key]);
+    /// Fetches all rows of `shard` that are newer there, with what the peer had only accepted before.
+    pub(super) async fn level(&mut self, shard: &ShardId) -> Result<(), Error> {
+        let mut answers = self.ask(&Request::Settle(shard.clone())).await?;
+        if answers.next().await?.is_some() {
+            return Err(Error::Incomplete);
+        }
+        self.fetch_newer(&mut Comparison::default(), shard).await
+    }
+
+    /// The shards that the peer stores, once all that was chosen before is visible there.
+    pub(super) async fn shards(&self) -> Result<BTreeMap<ShardId, Summary>, Error> {
+        let mut theirs = BTreeMap::new();
+        let mut answers = self.ask(&Request::Shards).await?;
+        while let Some(answer) = answers.next().await? {
+            let Answer::Shards(some) = answer else { return Err(Error::Incomplete) };
+            theirs.extend(some);
+            if theirs.len() > SHARDS_MAX {
+                return Err(Error::TooManyShards);
             }
         }
+        Ok(theirs)
     }
-    portions
-}
 
-async fn fetch(node: &NodeId, rooms: &Rooms, shard: &ShardId, keys: Vec<Key>) -> Result<u64, Error> {
-    let mut count = 0;
-    let mut answers = Answers::ask(node, rooms, &Request::Rows(shard.clone(), keys)).await?;
-    while let Some(answer) = answers.next().await? {
-        let Answer::Rows(rows) = answer else { return Err(Error::Incomplete) };
-        count += rows.len() as u64;
+    async fn differing_shards(&self) -> Result<Vec<ShardId>, Error> {
+        let theirs = self.shards().await?;
+        let manager = self.rooms.manager.clone();
+        let mine = blocking(move || manager.summaries()).await?;
+        Ok(Comparison::begin(&mine, &theirs))
+    }
+
+    async fn look(&mut self, comparison: &mut Comparison, shards: Vec<ShardId>) -> Result<Next, Error> {
+        for shard in shards {
+            self.fetch_newer(comparison, &shard).await?;
+        }
+        Ok(comparison.end_look())
+    }
+
+    async fn fetch_newer(&mut self, comparison: &mut Comparison, shard: &ShardId) -> Result<(), Error> {
+        let _turn = self.turn().await;
+        let theirs = self.digest(shard).await?;
+        let mine = match self.rooms.manager.find(shard).await? {
+            Some(open) => blocking(move || open.digest()).await?,
+            None => Digest::new(Ballot::ZERO),
+        };
+        let buckets = comparison.buckets(shard, &mine, &theirs);
+        if buckets.is_empty() {
+            return Ok(());
+        }
+        // Not before: a shard that nobody stores is not made by being asked for.
+        let open = self.rooms.manager.get(shard).await?;
+        self.fetch_missed(&open, shard, buckets).await?;
+        self.wait_installed(0).await
+    }
+
+    /// Waits for other comparisons that fetch rows, which may well be the same.
+    async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
+        tokio::time::timeout(TURN_MAX, self.rooms.fetching.clone().lock_owned()).await.ok()
+    }
+
+    async fn digest(&self, shard: &ShardId) -> Result<Digest, Error> {
+        let mut answers = self.ask(&Request::Digest(shard.clone())).await?;
+        let Some(Answer::Digest(digest)) = answers.next().await? else { return Err(Error::Incomplete) };
+        match answers.next().await? {
+            None => Ok(digest),
+            Some(_) => Err(Error::Incomplete),
+        }
+    }
+
+    async fn fetch_missed(
+        &mut self,
+        open: &std::sync::Arc<Shard>,
+        shard: &ShardId,
+        buckets: Buckets,
+    ) -> Result<(), Error> {
+        let mut answers = self.ask(&Request::Pairs(shard.clone(), buckets)).await?;
+        let mut wanted = Vec::new();
+        while let Some(answer) = answers.next().await? {
+            let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
+            self.compared.increment(pairs.len() as u64);
+            let open = open.clone();
+            wanted.extend(blocking(move || missed(&open, pairs)).await?);
+            if wanted.len() > KEYS_PER_REQUEST_MAX {
+                let mut whole = portions(wanted);
+                wanted = whole.pop().unwrap_or_default();
+                for keys in whole {
+                    self.fetch(shard, keys).await?;
+                }
+            }
+        }
+        for keys in portions(wanted) {
+            self.fetch(shard, keys).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch(&mut self, shard: &ShardId, keys: Vec<Key>) -> Result<(), Error> {
+        let mut answers = self.ask(&Request::Rows(shard.clone(), keys)).await?;
+        while let Some(answer) = answers.next().await? {
+            let Answer::Rows(rows) = answer else { return Err(Error::Incomplete) };
+            self.rows += rows.len() as u64;
+            self.install(shard, rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands rows to the register, a few parts at a time: what is fetched never waits for the disk in heaps.
+    async fn install(&mut self, shard: &ShardId, rows: Vec<(Key, Record)>) -> Result<(), Error> {
+        while self.rooms.manager.apply_backlog() > APPLY_BACKLOG_MAX {
+            tokio::time::sleep(APPLY_BACKLOG_POLL).await;
+        }
+        self.wait_installed(INSTALLS_MAX - 1).await?;
         let address = |key| Address { shard: shard.clone(), key };
         let rows = rows.into_iter().map(|(key, record)| (address(key), record)).collect();
         let (done, durable) = oneshot::channel();
-        rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| Error::Stopping)?;
-        // One part at a time: what is fetched never waits for the disk in heaps.
-        durable.await.map_err(|_| Error::Stopping)?;
+        self.rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| Error::Stopping)?;
+        self.installing.push_back(durable);
+        Ok(())
     }
-    Ok(count)
+
+    /// Waits until no more than so many parts that were handed to the register are not on the disk yet.
+    async fn wait_installed(&mut self, parts_max: usize) -> Result<(), Error> {
+        while self.installing.len() > parts_max
+            && let Some(durable) = self.installing.pop_front()
+        {
+            durable.await.map_err(|_| Error::NotTakenIn)?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Answers, Error> {
+        let parts = self.rooms.transport.call(self.node, wire::encode(request)?).await?;
+        Ok(Answers { parts, bytes: self.bytes.clone() })
+    }
 }
 
-struct Answers(mpsc::Receiver<Result<Bytes, CallError>>);
+/// Those keys of which the peer has a newer row.
+fn missed(open: &Shard, pairs: Vec<(Key, Ballot)>) -> Result<Vec<Key>, store::Error> {
+    let mut missed = Vec::new();
+    for (key, theirs) in pairs {
+        if is_missed(theirs, open.stored(&key)?.as_ref(), open.gc_floor()) {
+            missed.push(key);
+        }
+    }
+    Ok(missed)
+}
+
+struct Answers {
+    parts: mpsc::Receiver<Result<Bytes, CallError>>,
+    bytes: Counter,
+}
 
 impl Answers {
-    async fn ask(node: &NodeId, rooms: &Rooms, request: &Request) -> Result<Self, Error> {
-        Ok(Self(rooms.transport.call(node, wire::encode(request)?).await?))
-    }
-
     /// The next part; `None` after the last, which must have said that it was.
     async fn next(&mut self) -> Result<Option<Answer>, Error> {
-        let part = self.0.recv().await.ok_or(Error::Incomplete)??;
+        let part = self.parts.recv().await.ok_or(Error::Incomplete)??;
+        self.bytes.increment(part.len() as u64);
         match wire::decode(&part)? {
             Answer::Done => Ok(None),
             Answer::Failed(reason) => Err(Error::Peer(reason)),
@@ -169,109 +287,7 @@ impl Answers {
     }
 }
 
-/// Serves peers that catch up, until the transport ends.
-pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
-    let at_once = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
-    while let Some(call) = calls.recv().await {
-        let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-        let rooms = rooms.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            let last = match answer(&call, &rooms).await {
-                Ok(()) => Answer::Done,
-                Err(error) => Answer::Failed(error.to_string()),
-            };
-            // A peer that has gone needs no last word.
-            let _ = say(&call, &last).await;
-        });
-    }
-}
-
-async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
-    let manager = &rooms.manager;
-    match wire::decode(&call.request)? {
-        Request::Shards => {
-            meet(&call.node, rooms).await?;
-            let manager = manager.clone();
-            let shards = blocking(move || {
-                let mut shards = Vec::new();
-                for org in manager.orgs()? {
-                    shards.extend(manager.shards_of(&org)?);
-                }
-                Ok(shards)
-            });
-            for some in shards.await?.chunks(SHARDS_PER_ANSWER_MAX) {
-                say(call, &Answer::Shards(some.to_vec())).await?;
-            }
-            Ok(())
-        }
-        Request::Pairs(shard) => pairs(call, manager, &shard).await,
-        Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
-        Request::Settle(shard) => settle(rooms, shard).await,
-    }
-}
-
-/// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
-/// then on is told, so that nothing falls between the comparison and that.
-async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
-    let (met, known) = oneshot::channel();
-    rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
-    known.await.map_err(|_| Error::Stopping)
-}
-
-/// Waits until all of `shard` that this node had accepted before is committed here, and visible.
-pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
-    let (done, settled) = oneshot::channel();
-    rooms.inputs.send(Input::Settle { shard, done }).await.map_err(|_| Error::Stopping)?;
-    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
-        Ok(settled) => settled.map_err(|_| Error::Stopping),
-        Err(_) => Err(Error::Unsettled),
-    }
-}
-
-async fn pairs(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {
-    let Some(open) = manager.find(shard).await? else { return Ok(()) };
-    let mut after: Option<Key> = None;
-    loop {
-        let shard = open.clone();
-        let from = after.take();
-        let pairs = blocking(move || shard.pairs(from.as_ref(), PAIRS_PER_ANSWER_MAX)).await?;
-        let Some((last, _)) = pairs.last() else { return Ok(()) };
-        after = Some(last.clone());
-        say(call, &Answer::Pairs(pairs)).await?;
-    }
-}
-
-async fn rows(call: &Call, manager: &Manager, shard: &ShardId, keys: Vec<Key>) -> Result<(), Error> {
-    let Some(open) = manager.find(shard).await? else { return Ok(()) };
-    let mut keys = keys.into_iter().take(KEYS_PER_REQUEST_MAX).peekable();
-    while keys.peek().is_some() {
-        let shard = open.clone();
-        let (rest, rows) = blocking(move || {
-            let (mut rows, mut bytes) = (Vec::new(), 0);
-            while bytes < ROWS_BYTES_PER_ANSWER
-                && let Some(key) = keys.next()
-            {
-                // Deleted for good meanwhile: the asker will see it in its next comparison.
-                let Some(StoredRow { op, upd, ballot }) = shard.stored(&key)? else { continue };
-                bytes += key.as_str().len() + op.value().map_or(0, |value| value.as_bytes().len());
-                rows.push((key, Record { ballot, upd, op, lineage: Lineage::default() }));
-            }
-            Ok((keys, rows))
-        })
-        .await?;
-        keys = rest;
-        say(call, &Answer::Rows(rows)).await?;
-    }
-    Ok(())
-}
-
-async fn say(call: &Call, answer: &Answer) -> Result<(), Error> {
-    let broken = |_| CallError::Broken(call.node.clone(), "it stopped listening".to_owned());
-    Ok(call.answers.send(wire::encode(answer)?).await.map_err(broken)?)
-}
-
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
 ) -> Result<T, Error> {
     crate::blocking::spawn(work).await.map_err(|_| Error::Stopping)?.map_err(Error::Store)

@@ -4,14 +4,15 @@
 //! A local copy may lag behind what another node has acknowledged. But every acknowledged write was accepted by a
 //! majority, so that every majority has a member which either has it committed or has it, or a later record that builds
 //! on it, accepted. So: each member of a majority, this node among them, settles what it had accepted before, and then
-//! what is newer there is fetched. It costs a comparison of `(key, upd)` with each of them.
+//! what is newer there is fetched. It costs a comparison of digests with each of them.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::catch_up::{Error, compare_shard, settle, settle_at, shards_of};
+use super::catch_up::{Error, With};
+use super::serve::settle;
 use super::{Input, Rooms};
 use crate::store::replicator::Rejection;
 use crate::types::{NodeId, ShardId};
@@ -67,11 +68,7 @@ async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     settle(rooms, shard.clone()).await.map_err(|error| Rejection::NoQuorum(error.to_string()))?;
     let fetch = |peer: NodeId| {
         let (rooms, shard) = (rooms.clone(), shard.clone());
-        let fetched = async move {
-            settle_at(&peer, &rooms, &shard).await?;
-            compare_shard(&peer, &rooms, &shard).await
-        };
-        fetched.boxed()
+        async move { With::new(&peer, &rooms).level(&shard).await }.boxed()
     };
     of_majority(rooms, fetch).await.map(drop)
 }
@@ -79,7 +76,7 @@ async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
 async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
     let of = |peer: NodeId| {
         let rooms = rooms.clone();
-        async move { shards_of(&peer, &rooms).await }.boxed()
+        async move { Ok(With::new(&peer, &rooms).shards().await?.into_keys().collect::<Vec<_>>()) }.boxed()
     };
     let mut shards = of_majority(rooms, of).await?.concat();
     shards.sort();

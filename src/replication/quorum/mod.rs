@@ -9,8 +9,8 @@
 //! ```
 //!
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
-//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer,
-//! `level` how a copy gets all that was acknowledged anywhere before it is taken.
+//! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer's, and
+//! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
@@ -22,6 +22,7 @@ mod greeter;
 mod level;
 mod metrics;
 mod peers;
+mod serve;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEven
 use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
 use crate::clock::{Clock, CorrectedClock, HybridClock, Now};
 use crate::cluster::membership::Membership;
+use crate::store::digest::Root;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
 use crate::store::{self, Manager};
 use crate::transport::{Call, Event, Transport};
@@ -124,6 +126,8 @@ struct Rooms {
     transport: Arc<dyn Transport>,
     inputs: mpsc::Sender<Input>,
     subscribers: Subscribers,
+    /// Held by the comparison that fetches rows.
+    fetching: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What the driver is told by this node itself.
@@ -132,7 +136,9 @@ enum Input {
     Propose { proposal: Proposal, reply: oneshot::Sender<Decision> },
     Opened { shard: ShardId, result: Result<(), store::Error> },
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
-    InStep { peer: usize, task: tokio::task::Id, rows: u64 },
+    CaughtUp { peer: usize, task: tokio::task::Id, rows: u64 },
+    Compared { peer: usize, task: tokio::task::Id, same: bool },
+    Look { mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)> },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Voters { reply: oneshot::Sender<level::Voters> },
@@ -187,12 +193,13 @@ impl QuorumReplicator {
         let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status, levels });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
-        let rooms = Rooms { clock: clock.clone(), greeter, manager, transport, inputs, subscribers };
+        let (clock_too, fetching) = (clock.clone(), Arc::default());
+        let rooms = Rooms { clock: clock_too, greeter, manager, transport, inputs, subscribers, fetching };
         let (served, levelled) = (rooms.clone(), rooms.clone());
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         // Not before what the journal knew to be chosen is there to be compared.
-        let serving = tokio::spawn(catch_up::serve(calls, served));
+        let serving = tokio::spawn(serve::serve(calls, served));
         let levelling = tokio::spawn(level::serve(wanted, levelled));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
@@ -226,6 +233,13 @@ impl QuorumReplicator {
     #[must_use]
     pub fn status(&self) -> QuorumStatus {
         self.status.borrow().clone()
+    }
+
+    /// Shows it the roots of all rows here and on the peers, none where one is not known; to be called about once a second.
+    /// Where they differ without need, rows are compared again.
+    pub fn look(&self, mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)>) {
+        // Where it has no room for it, the next look will do.
+        let _ = self.inputs.try_send(Input::Look { mine, theirs });
     }
 
     /// To be told of every change of how it stands.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use crate::replication::register::{Body, Message};
+use crate::replication::repair::Doubt;
 use crate::replication::wire::{self, Batch};
 use crate::telemetry;
 use crate::transport::Transport;
@@ -21,8 +22,12 @@ const UNTOLD_COMMITS_MAX: usize = 65_536;
 pub(super) struct Peer {
     pub(super) node: NodeId,
     pub(super) link: Link,
-    /// All its rows were compared with ours since it last connected.
+    /// All rows that it had were fetched where they were missing here, since it last connected.
+    pub(super) caught_up: bool,
+    /// The last comparison found the same rows on both.
     pub(super) in_step: bool,
+    /// What its root and ours say since.
+    pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
     /// How far its clock is ahead of ours, in nanoseconds.
     pub(super) skew: Option<i64>,
@@ -57,7 +62,9 @@ impl Peer {
         let label = node.as_str().to_owned();
         Self {
             link: Link::Down,
+            caught_up: false,
             in_step: false,
+            doubt: Doubt::default(),
             storage_id: None,
             skew: None,
             is_leaving: false,
@@ -87,12 +94,17 @@ impl Peer {
 
     pub(super) fn down(&mut self) {
         self.link = Link::Down;
-        self.in_step = false;
+        self.not_compared();
         self.skew = None;
         note_unsent(&self.outbox, &mut self.unsent);
         self.outbox.clear();
         self.is_blocked = false;
         self.outbox_bytes = 0;
+    }
+
+    /// Forgets what was found out about its rows.
+    pub(super) fn not_compared(&mut self) {
+        (self.caught_up, self.in_step, self.doubt) = (false, false, Doubt::default());
     }
 
     /// Puts a message into the next batch; a full batch leaves at once.

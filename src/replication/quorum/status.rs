@@ -12,7 +12,9 @@ pub struct PeerStatus {
     pub live: bool,
     /// Its disk has forgotten promises, so its votes do not count.
     pub forgot: bool,
-    /// Its rows were compared with ours since it last connected.
+    /// What it had and this node had missed was fetched since it last connected.
+    pub caught_up: bool,
+    /// The last comparison of all rows found the same on both.
     pub in_step: bool,
     /// Its data directory, once known.
     pub storage_id: Option<StorageId>,
@@ -69,10 +71,10 @@ impl QuorumStatus {
         if self.unsettled > 0 {
             return Err(format!("{} keys written before the restart are being settled", self.unsettled));
         }
-        let in_step = 1 + self.peers.iter().filter(|peer| peer.in_step).count();
-        if in_step < self.quorum {
+        let compared = 1 + self.peers.iter().filter(|peer| peer.caught_up).count();
+        if compared < self.quorum {
             let quorum = self.quorum;
-            return Err(format!("comparing rows with the other replicas: {in_step} of {quorum} in step"));
+            return Err(format!("comparing rows with the other replicas: {compared} of {quorum} compared"));
         }
         Ok(())
     }

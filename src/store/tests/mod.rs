@@ -1,6 +1,7 @@
 //! The store's behaviour, through its public face where it can be.
 
 mod basics;
+mod compare;
 mod crash;
 mod lifecycle;
 mod model;
@@ -8,6 +9,7 @@ mod trouble;
 
 use std::sync::Arc;
 
+use super::digest::{Buckets, Digest, Sum, bucket_of};
 use super::replicator::{Frame, Op, Subscriber};
 use super::{Manager, Shard};
 use crate::types::{Ballot, Key, ShardId, Value};
@@ -35,6 +37,16 @@ fn commit(manager: &Arc<Manager>, frame: &Frame) {
 
 fn value_of(shard: &Shard, name: &str) -> Option<Vec<u8>> {
     shard.read(&key(name)).unwrap().map(|row| row.value.as_bytes().to_vec())
+}
+
+/// The digest that the rows themselves have, as reads see them.
+fn digest_of_rows(shard: &Shard) -> Digest {
+    let mut digest = Digest::new(shard.gc_floor());
+    for (key, _) in shard.pairs(&Buckets::all(), None, usize::MAX).unwrap() {
+        let stored = shard.stored(&key).unwrap();
+        digest.add(bucket_of(key.as_str()), Sum::of_stored(key.as_str(), stored.as_ref()));
+    }
+    digest
 }
 
 /// Key and value of every live row, as the list gives them.

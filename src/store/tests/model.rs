@@ -54,6 +54,14 @@ fn step() -> impl Strategy<Value = Step> {
 
 type Model = BTreeMap<String, StoredRow>;
 
+fn check_digest(shard: &Shard, model: &Model) {
+    let mut digest = Digest::new(Ballot::ZERO);
+    for (name, row) in model {
+        digest.add(bucket_of(name), Sum::of_stored(name, Some(row)));
+    }
+    assert_eq!(shard.digest().unwrap(), digest);
+}
+
 fn check(shard: &Shard, model: &Model, prefix: &str, limit: usize) {
     let live: Vec<(String, Vec<u8>, Ballot)> = model
         .iter()
@@ -83,7 +91,7 @@ fn check(shard: &Shard, model: &Model, prefix: &str, limit: usize) {
     let mut pairs = Vec::new();
     loop {
         let after = pairs.last().map(|(key, _): &(Key, Ballot)| key.clone());
-        let more = shard.pairs(after.as_ref(), limit).unwrap();
+        let more = shard.pairs(&Buckets::all(), after.as_ref(), limit).unwrap();
         let ended = more.len() < limit;
         pairs.extend(more);
         if ended {
@@ -97,6 +105,9 @@ fn check(shard: &Shard, model: &Model, prefix: &str, limit: usize) {
         assert_eq!(shard.read(&key(name)).unwrap(), row.clone().into_row(), "{name:?}");
     }
     assert_eq!(shard.read(&key("absent")).unwrap(), None);
+    let buckets: Buckets = model.keys().take(2).map(|name| bucket_of(name)).collect();
+    let expected: Vec<_> = expected.into_iter().filter(|(key, _)| buckets.hold(key)).collect();
+    assert_eq!(shard.pairs(&buckets, None, usize::MAX).unwrap(), expected);
     let stats = shard.stats().unwrap();
     assert_eq!(stats.keys, u64::try_from(model.values().filter(|row| row.op != Op::Del).count()).unwrap());
     assert_eq!(stats.last_upd, model.values().map(|row| row.upd).max().unwrap_or_default());
@@ -133,7 +144,12 @@ proptest! {
                         frames.push(new);
                     }
                     Step::Repeat(nth) if !frames.is_empty() => commit(&manager, &frames[nth % frames.len()]),
-                    Step::Check(prefix, limit) => check(&shard, &model, &prefix, limit),
+                    Step::Check(prefix, limit) => {
+                        check(&shard, &model, &prefix, limit);
+                        if hold.is_none() {
+                            check_digest(&shard, &model);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -149,6 +165,7 @@ proptest! {
             }
         }
         check(&shard, &model, "", 3);
+        check_digest(&shard, &model);
         prop_assert_eq!(runtime.block_on(listed(&shard, "")).len(), model.values().filter(|r| r.op != Op::Del).count());
     }
 }
@@ -294,7 +311,10 @@ fn frames_below_the_gc_floor_do_not_bring_a_row_back() {
         assert_eq!(value_of(&shard, "old").unwrap(), b"w");
         let page = shard.page(&PageQuery::prefix("")).unwrap();
         assert_eq!(page.items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["new", "old"]);
-        assert_eq!(shard.pairs(None, 9).unwrap(), [(key("new"), Ballot(101)), (key("old"), Ballot(60))]);
+        assert_eq!(
+            shard.pairs(&Buckets::all(), None, 9).unwrap(),
+            [(key("new"), Ballot(101)), (key("old"), Ballot(60))]
+        );
         assert_eq!(shard.stats().unwrap().keys, 2);
     };
     seen();

@@ -1,5 +1,5 @@
 //! With nothing going wrong and nobody asking, all sound nodes hold the same rows before long, and nothing is left waiting:
-//! no vote of unknown fate, no frame without its file.
+//! no vote of unknown fate, no frame without its file. And each node says so of the others.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,10 @@ pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
         if status.pending_frames > 0 || handle.manager.apply_backlog() > 0 {
             let (pending, waiting) = (status.pending_frames, handle.manager.apply_backlog());
             return Err(format!("{name} has {pending} votes of unknown fate and {waiting} frames for its files"));
+        }
+        let others = status.nodes.iter().filter(|other| !other.me && nodes.contains_key(other.node.as_str()));
+        if let Some(other) = others.into_iter().find(|other| !other.in_step) {
+            return Err(format!("{name} does not say that {} holds the same rows", other.node));
         }
         let mut rows = BTreeMap::new();
         for (key, at) in addresses() {

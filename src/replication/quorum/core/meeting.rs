@@ -8,7 +8,6 @@ use super::{Core, Effect};
 use crate::clock::Now;
 use crate::cluster::hello::Hello;
 use crate::cluster::memory::Standing;
-use crate::replication::quorum::catch_up::catch_up;
 use crate::replication::quorum::peers::{Link, Peer, Stamp};
 use crate::types::NodeId;
 
@@ -25,7 +24,7 @@ impl Core {
             peer.storage_id = Some(hello.storage_id);
             peer.set_skew(hello.wall.saturating_sub(now.wall));
         }
-        peer.in_step = false;
+        peer.not_compared();
         peer.link = match (standing, memories) {
             (Standing::Forgot { reason }, _) => {
                 tracing::error!(peer = %node, reason, "the votes of this peer do not count: its disk has forgotten");
@@ -54,32 +53,6 @@ impl Core {
             self.take(now, sealed);
         } else {
             self.unmet.push((index, met));
-        }
-    }
-
-    pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
-        self.stop_catching_up(index);
-        let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
-        if let Some(slot) = self.catch_ups.get_mut(index) {
-            *slot = Some(task.abort_handle());
-        }
-    }
-
-    /// Compares rows with everybody again, as some may have been missed while connected.
-    pub(super) fn compare_anew(&mut self) {
-        for index in 0..self.peers.len() {
-            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
-            if peer.is_live() && peer.link != Link::Forgot {
-                peer.in_step = false;
-                let node = peer.node.clone();
-                self.catch_up(index, node);
-            }
-        }
-    }
-
-    pub(super) fn stop_catching_up(&mut self, index: usize) {
-        if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
-            task.abort();
         }
     }
 

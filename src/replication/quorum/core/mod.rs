@@ -5,6 +5,7 @@
 //!   Input / Event / WriterEvent ─► Core ─► acceptor, proposer ─► Sealed effects ─► (fsync) ─► send, commit, decide
 //! ```
 
+mod comparing;
 mod homes;
 mod meeting;
 mod settling;
@@ -190,18 +191,9 @@ impl Core {
                 let sealed = self.acceptor.after_all(Effect::Done(done));
                 self.take(now, sealed);
             }
-            Input::InStep { peer, task, rows } => {
-                // A comparison over a connection that has since been lost says nothing.
-                let current = self.catch_ups.get(peer).and_then(Option::as_ref);
-                if current.is_none_or(|current| current.id() != task) {
-                    return;
-                }
-                if let Some(Some(peer)) = self.peers.get_mut(peer) {
-                    peer.in_step = true;
-                    self.has_news = true;
-                    tracing::info!(peer = %peer.node, rows, "in step");
-                }
-            }
+            Input::CaughtUp { peer, task, rows } => self.caught_up(peer, task, rows),
+            Input::Compared { peer, task, same } => self.compared(peer, task, same),
+            Input::Look { mine, theirs } => self.look(now, mine, &theirs),
             Input::Meet { peer, met } => self.meet(now, &peer, met),
             Input::Settle { shard, done } => self.settle_all(now, &shard, done),
             Input::Voters { reply } => {
@@ -328,6 +320,7 @@ impl Core {
             node: peer.node.clone(),
             live: peer.is_live(),
             forgot: peer.link == Link::Forgot,
+            caught_up: peer.caught_up,
             in_step: peer.in_step,
             storage_id: peer.storage_id,
             clock_skew_us: peer.skew.map(|nanos| nanos / 1_000),

@@ -2,6 +2,7 @@
 
 mod leaving;
 mod level;
+mod repair;
 mod trouble;
 
 use std::path::Path;

@@ -1,0 +1,89 @@
+//! Whose rows are compared with ours, and what came of it.
+
+use tokio::task::Id;
+
+use super::Core;
+use crate::clock::Now;
+use crate::replication::quorum::catch_up::catch_up;
+use crate::replication::quorum::peers::{Link, Peer};
+use crate::replication::repair::Seen;
+use crate::store::digest::Root;
+use crate::types::NodeId;
+
+impl Core {
+    /// Compares rows with a peer's from now on, in place of what was under way with it.
+    pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
+        self.stop_catching_up(index);
+        let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
+        if let Some(slot) = self.catch_ups.get_mut(index) {
+            *slot = Some(task.abort_handle());
+        }
+    }
+
+    /// Compares rows with everybody again, as some may have been missed while connected.
+    pub(super) fn compare_anew(&mut self) {
+        for index in 0..self.peers.len() {
+            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+            if peer.is_live() && peer.link != Link::Forgot {
+                peer.not_compared();
+                let node = peer.node.clone();
+                self.catch_up(index, node);
+            }
+        }
+    }
+
+    pub(super) fn stop_catching_up(&mut self, index: usize) {
+        if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
+            task.abort();
+        }
+    }
+
+    /// What a peer had and this node had missed is here.
+    pub(super) fn caught_up(&mut self, peer: usize, task: Id, rows: u64) {
+        let Some(peer) = self.compared_by(peer, task) else { return };
+        if !peer.caught_up || rows > 0 {
+            tracing::info!(peer = %peer.node, rows, "caught up");
+        }
+        peer.caught_up = true;
+        self.has_news = true;
+    }
+
+    /// All rows were compared: both have the same, or the peer has missed some.
+    pub(super) fn compared(&mut self, peer: usize, task: Id, same: bool) {
+        let Some(peer) = self.compared_by(peer, task) else { return };
+        tracing::debug!(peer = %peer.node, same, "all rows were compared");
+        peer.in_step = same;
+        self.has_news = true;
+    }
+
+    /// The peer, unless what is said is of a comparison over a connection that has since been lost, which says nothing.
+    fn compared_by(&mut self, peer: usize, task: Id) -> Option<&mut Peer> {
+        let current = self.catch_ups.get(peer).and_then(Option::as_ref);
+        current.filter(|current| current.id() == task)?;
+        self.peers.get_mut(peer)?.as_mut()
+    }
+
+    /// Looks at the roots of all rows here and there.
+    pub(super) fn look(&mut self, now: Now, mine: Option<Root>, theirs: &[(NodeId, Option<Root>)]) {
+        for index in 0..self.peers.len() {
+            let is_comparing =
+                self.catch_ups.get(index).and_then(Option::as_ref).is_some_and(|task| !task.is_finished());
+            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+            if is_comparing || !peer.caught_up {
+                continue;
+            }
+            let theirs = theirs.iter().find(|(node, _)| *node == peer.node).and_then(|(_, root)| *root);
+            match peer.doubt.look(now.monotonic, peer.in_step, mine, theirs) {
+                Seen::Same => {
+                    self.has_news |= !peer.in_step;
+                    peer.in_step = true;
+                }
+                Seen::Unsure => {}
+                Seen::Compare => {
+                    let node = peer.node.clone();
+                    self.catch_up(index, node);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Answering peers that compare their rows with this node's: see `catch_up.rs`, which asks.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::catch_up::{Error, SETTLE_WITHIN, blocking};
+use super::{Input, Rooms};
+use crate::replication::register::{Lineage, Record};
+use crate::replication::repair::KEYS_PER_REQUEST_MAX;
+use crate::replication::wire::{
+    self, Answer, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, ROWS_PER_ANSWER_MAX, Request, SHARDS_PER_ANSWER_MAX,
+};
+use crate::store::digest::{Buckets, Digest};
+use crate::store::{Manager, StoredRow};
+use crate::transport::{Call, CallError};
+use crate::types::{Ballot, Key, NodeId, ShardId};
+
+/// Calls served at once, over all peers.
+const CALLS_MAX: usize = 16;
+
+/// Keys found by one scan of a shard: each begins with a snapshot of its own.
+const PAIRS_PER_SCAN_MAX: usize = 32_768;
+
+/// Serves peers that catch up, until the transport ends.
+pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
+    let at_once = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
+    while let Some(call) = calls.recv().await {
+        let Ok(permit) = at_once.clone().acquire_owned().await else { return };
+        let rooms = rooms.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let last = match answer(&call, &rooms).await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Failed(error.to_string()),
+            };
+            // A peer that has gone needs no last word.
+            let _ = say(&call, &last).await;
+        });
+    }
+}
+
+async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
+    let manager = &rooms.manager;
+    match wire::decode(&call.request)? {
+        Request::Shards => {
+            meet(&call.node, rooms).await?;
+            let manager = manager.clone();
+            let shards: Vec<_> = blocking(move || manager.summaries()).await?.into_iter().collect();
+            for some in shards.chunks(SHARDS_PER_ANSWER_MAX) {
+                say(call, &Answer::Shards(some.to_vec())).await?;
+            }
+            Ok(())
+        }
+        Request::Digest(shard) => digest(call, manager, &shard).await,
+        Request::Pairs(shard, buckets) => pairs(call, manager, &shard, buckets).await,
+        Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
+        Request::Settle(shard) => settle(rooms, shard).await,
+    }
+}
+
+/// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
+/// then on is told, so that nothing falls between the comparison and that.
+async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
+    let (met, known) = oneshot::channel();
+    rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
+    known.await.map_err(|_| Error::Stopping)
+}
+
+/// Waits until all of `shard` that this node had accepted before is committed here, and visible.
+pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
+    let (done, settled) = oneshot::channel();
+    rooms.inputs.send(Input::Settle { shard, done }).await.map_err(|_| Error::Stopping)?;
+    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
+        Ok(settled) => settled.map_err(|_| Error::Stopping),
+        Err(_) => Err(Error::Unsettled),
+    }
+}
+
+async fn digest(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {
+    let digest = match manager.find(shard).await? {
+        Some(open) => blocking(move || open.digest()).await?,
+        None => Digest::new(Ballot::ZERO),
+    };
+    say(call, &Answer::Digest(digest)).await
+}
+
+async fn pairs(call: &Call, manager: &Manager, shard: &ShardId, buckets: Buckets) -> Result<(), Error> {
+    let Some(open) = manager.find(shard).await? else { return Ok(()) };
+    let mut after: Option<Key> = None;
+    loop {
+        let (shard, from, buckets) = (open.clone(), after.take(), buckets.clone());
+        let pairs = blocking(move || shard.pairs(&buckets, from.as_ref(), PAIRS_PER_SCAN_MAX)).await?;
+        let is_last = pairs.len() < PAIRS_PER_SCAN_MAX;
+        after = pairs.last().map(|(key, _)| key.clone());
+        for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
+            say(call, &Answer::Pairs(some.to_vec())).await?;
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+async fn rows(call: &Call, manager: &Manager, shard: &ShardId, keys: Vec<Key>) -> Result<(), Error> {
+    let Some(open) = manager.find(shard).await? else { return Ok(()) };
+    let mut keys = keys.into_iter().take(KEYS_PER_REQUEST_MAX).peekable();
+    while keys.peek().is_some() {
+        let shard = open.clone();
+        let (rest, rows) = blocking(move || {
+            let (mut rows, mut bytes) = (Vec::new(), 0);
+            while bytes < ROWS_BYTES_PER_ANSWER
+                && rows.len() < ROWS_PER_ANSWER_MAX
+                && let Some(key) = keys.next()
+            {
+                // Deleted for good meanwhile: the asker will see it in its next comparison.
+                let Some(StoredRow { op, upd, ballot }) = shard.stored(&key)? else { continue };
+                bytes += key.as_str().len() + op.value().map_or(0, |value| value.as_bytes().len());
+                rows.push((key, Record { ballot, upd, op, lineage: Lineage::default() }));
+            }
+            Ok((keys, rows))
+        })
+        .await?;
+        keys = rest;
+        say(call, &Answer::Rows(rows)).await?;
+    }
+    Ok(())
+}
+
+async fn say(call: &Call, answer: &Answer) -> Result<(), Error> {
+    let broken = |_| CallError::Broken(call.node.clone(), "it stopped listening".to_owned());
+    Ok(call.answers.send(wire::encode(answer)?).await.map_err(broken)?)
+}
