@@ -7,12 +7,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::command::Consistency;
 use super::error::{ApiError, Written};
-use super::service::Service;
+use super::service::{COPIES_MAX, Service};
 use crate::store::ShardCopy;
 use crate::types::{Org, ShardId};
 
-/// How many copies of shards are on this node's disk at once; further ones wait.
-pub(super) const COPIES_MAX: usize = 2;
 /// How long a copy waits for its turn before it is refused as busy.
 const COPY_TURN_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -12,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::backup::COPIES_MAX;
 use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
 use super::error::{ApiError, Written};
 
@@ -28,6 +27,8 @@ use crate::types::{Key, Namespace, Org, ShardId};
 
 /// The most blocking jobs (pages, figures of a shard) of all connections at once.
 const BLOCKING_JOBS_MAX: usize = 16;
+/// How many copies of shards are on this node's disk at once; further ones wait.
+pub(super) const COPIES_MAX: usize = 2;
 /// The most operations of one batch under way at once.
 const BATCH_CONCURRENCY_MAX: usize = 64;
 /// The most bytes that the reads of one batch may answer together.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Address, Body, Refusal};
+use super::message::{Address, Body, Message, Refusal};
 use super::record::{Lineage, Record, Vote};
-use super::rules::BrokenRule;
+use super::rules::{self, BrokenRule};
 use super::sealed::{Durable, Lsn, Sealed};
 use crate::clock::Now;
 use crate::store::StoredRow;
@@ -209,6 +209,14 @@ impl Acceptor {
         Sealed::new(self.appended, inner)
     }
 
+    /// Looks at a message of this node as it leaves: an error says which rule it breaks.
+    pub fn check_leaving(&self, message: &Message) -> Result<(), BrokenRule> {
+        rules::check_leaving(message, self.ceiling, |address, ballot| {
+            let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
+            pending.is_some_and(|pending| pending.record.ballot == ballot && pending.lsn > self.durable)
+        })
+    }
+
     /// What this acceptor holds of a key, for the proposer on the same node: its version and its effect.
     #[must_use]
     pub fn peek(&self, address: &Address, stored: Option<&StoredRow>) -> Option<Record> {
@@ -390,12 +398,6 @@ impl Acceptor {
         let accepted = state.and_then(|state| state.pending.as_ref()).map_or(Ballot::ZERO, |p| p.record.ballot);
         let committed = stored.map_or(Ballot::ZERO, |row| row.ballot);
         promised.max(accepted).max(committed).max(self.floor)
-    }
-
-    /// True where the record of `ballot` is here and not on the disk yet.
-    pub(super) fn is_on_its_way(&self, address: &Address, ballot: Ballot) -> bool {
-        let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
-        pending.is_some_and(|pending| pending.record.ballot == ballot && pending.lsn > self.durable)
     }
 
     fn vote(&self, address: &Address, holds: Option<Ballot>, stored: Option<&StoredRow>) -> (Vote, Lsn) {

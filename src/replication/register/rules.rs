@@ -1,7 +1,6 @@
 //! The rules that a node checks itself by, in every build: where one is broken the program is wrong, and the node stops
 //! voting rather than spread it.
 
-use super::acceptor::Acceptor;
 use super::message::{Address, Body, Message};
 use super::record::Record;
 use crate::types::Ballot;
@@ -45,27 +44,28 @@ pub enum BrokenRule {
     },
 }
 
-impl Acceptor {
-    /// Looks at a message as it leaves: what this node promises, accepts or issues is under its durable ceiling by then,
-    /// and what it tells of its votes is on the disk.
-    pub fn check_leaving(&self, message: &Message) -> Result<(), BrokenRule> {
-        let Message { address, body } = message;
-        let (ballot, told) = match body {
-            Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } => (*ballot, None),
-            Body::Promised { ballot, vote } => (*ballot, Some(vote.ballot())),
-            Body::Accepted { ballot, .. } => (*ballot, Some(*ballot)),
-            Body::Held { vote, .. } => (Ballot::ZERO, Some(vote.ballot())),
-            _ => return Ok(()),
-        };
-        let ceiling = self.ceiling();
-        if ballot > ceiling {
-            return Err(BrokenRule::AboveCeiling { ballot, ceiling });
+/// Looks at a message as it leaves a node with this durable ceiling: what it promises, accepts or issues is under that by
+/// then, and what it tells of its votes is not `on_its_way` to the disk any more.
+pub(super) fn check_leaving(
+    message: &Message,
+    ceiling: Ballot,
+    is_on_its_way: impl FnOnce(&Address, Ballot) -> bool,
+) -> Result<(), BrokenRule> {
+    let Message { address, body } = message;
+    let (ballot, told) = match body {
+        Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } => (*ballot, None),
+        Body::Promised { ballot, vote } => (*ballot, Some(vote.ballot())),
+        Body::Accepted { ballot, .. } => (*ballot, Some(*ballot)),
+        Body::Held { vote, .. } => (Ballot::ZERO, Some(vote.ballot())),
+        _ => return Ok(()),
+    };
+    if ballot > ceiling {
+        return Err(BrokenRule::AboveCeiling { ballot, ceiling });
+    }
+    match told {
+        Some(ballot) if is_on_its_way(address, ballot) => {
+            Err(BrokenRule::NotDurable { address: address.clone(), ballot })
         }
-        match told {
-            Some(ballot) if self.is_on_its_way(address, ballot) => {
-                Err(BrokenRule::NotDurable { address: address.clone(), ballot })
-            }
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
