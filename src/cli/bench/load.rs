@@ -35,7 +35,7 @@ pub(super) struct Values {
 impl Values {
     pub(super) fn new(seed: u64, size: usize) -> Self {
         let mut block = vec![0_u8; size + VALUES - 1];
-        StdRng::seed_from_u64(seed).fill(&mut *block);
+        StdRng::seed_from_u64(seed).fill(block.as_mut_slice());
         Self { block: Bytes::from(block), size }
     }
 
