@@ -4,10 +4,12 @@
 //!   serve     flags of a node          data      put get del cas list     watch
 //!   dev       a local cluster          inspect   status shards check-config
 //!   backup    restore    manifest: what a backup says of itself
+//!   bench     load on the socket, and what came of it
 //!   output    tables, colours, closed pipes      progress    logging
 //! ```
 
 mod backup;
+mod bench;
 mod data;
 mod dev;
 mod inspect;
@@ -129,6 +131,7 @@ enum Command {
     Shards(inspect::Shards),
     Backup(backup::Backup),
     Restore(restore::Restore),
+    Bench(bench::Bench),
     CheckConfig(inspect::CheckConfig),
 }
 
@@ -203,6 +206,7 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             }
             Command::Backup(backup) => backup.run(&global).await,
             Command::Restore(restore) => restore.run(&global).await,
+            Command::Bench(bench) => bench.run(&global).await,
             Command::Serve(_) | Command::CheckConfig(_) => Ok(()),
         }
     }));

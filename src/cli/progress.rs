@@ -11,8 +11,14 @@ const ELSEWHERE: Duration = Duration::from_secs(10);
 
 /// Shows `line` from time to time until `work` has ended.
 pub(super) async fn show<T>(line: impl Fn() -> String, work: impl Future<Output = T>) -> T {
+    let every = if io::stderr().is_terminal() { ON_TERMINAL } else { ELSEWHERE };
+    show_every(every, line, work).await
+}
+
+/// Shows `line` that often until `work` has ended, wherever it goes.
+pub(super) async fn show_every<T>(every: Duration, line: impl Fn() -> String, work: impl Future<Output = T>) -> T {
     let on_terminal = io::stderr().is_terminal();
-    let mut ticks = tokio::time::interval(if on_terminal { ON_TERMINAL } else { ELSEWHERE });
+    let mut ticks = tokio::time::interval(every);
     // The first is at once.
     ticks.tick().await;
     tokio::pin!(work);
