@@ -29,6 +29,24 @@ fn a_digest_is_kept_through_a_good_end() {
     assert_eq!(saved(&shard), Some(digest), "not built anew");
 }
 
+/// Every shard that was merely opened, as all are once after a start, got its digest written again, and its file synced.
+#[test]
+fn a_digest_that_is_in_the_file_is_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    for life in 0..3 {
+        let manager = Manager::new(dir.path()).unwrap();
+        if life == 0 {
+            commit(&manager, &put(&id("", "a"), "k", "v", 1));
+        }
+        let shard = manager.open(&id("", "a")).unwrap();
+        assert_eq!(shard.digest().unwrap(), digest_of_rows(&shard));
+        close(&manager);
+        bytes.push(std::fs::read(dir.path().join("_/a.db")).unwrap());
+    }
+    assert!(bytes.iter().all(|later| *later == bytes[0]));
+}
+
 /// A digest was told from a stale one by the number of the file's last batch. But a batch that was taken before the file
 /// was open counted from one again, so that after two restarts a stale digest was trusted, and hid from the peers for good
 /// what had been written since. Found by the simulated world.
