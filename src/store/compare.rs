@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::applier;
 use super::core::Core;
 use super::digest::{Buckets, Digest, Root, Sum, Summary};
 use super::error::Error;
@@ -123,17 +124,28 @@ impl Core {
 
     /// The same of all these, which are all there are.
     pub(super) fn summarize_all(
-        &self,
+        self: &std::sync::Arc<Self>,
         shards: Vec<ShardId>,
         open: impl Fn(&ShardId) -> Result<std::sync::Arc<Shard>, Error>,
     ) -> Result<BTreeMap<ShardId, Summary>, Error> {
+        applier::run_inline(self);
         let mut summaries = BTreeMap::new();
         for shard in shards {
+            self.leave_to_applier(&shard);
             let summary = self.summarize(&shard, || open(&shard))?;
             summaries.insert(shard, summary);
         }
         self.summaries.is_complete.store(true, Ordering::Release);
         Ok(summaries)
+    }
+
+    /// Waits until the frames of a shard that is not open are in its file, as after a start. Opened before that it could not
+    /// be closed again, and after a hundred of them no further one could be opened.
+    fn leave_to_applier(&self, shard: &ShardId) {
+        let Some(state) = self.known(shard).filter(|state| state.current.read().is_none()) else { return };
+        let is_hopeless = || state.poisoned().is_err() || state.stuck().is_some() || self.is_closed();
+        // Where they cannot get there, opening it tells why.
+        let _ = state.overlay.wait_past(state.overlay.last(), || if is_hopeless() { Err(()) } else { Ok(()) });
     }
 }
 

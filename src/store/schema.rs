@@ -39,6 +39,8 @@ pub(super) struct Meta {
     pub(super) batch: u64,
     /// The digest of the rows; none where it has to be built from them.
     pub(super) digest: Option<Digest>,
+    /// It was found in the file.
+    pub(super) is_digest_saved: bool,
 }
 
 /// The digest as the meta table keeps it. The first transaction that changes rows takes it out: so one that is there is of
@@ -85,8 +87,10 @@ pub(super) fn open_reader(disk: &dyn Disk, path: &Path) -> Result<Connection, Er
 fn read_meta(conn: &Connection, fresh: bool) -> rusqlite::Result<Meta> {
     let gc_floor = Ballot(meta(conn, "gc_floor")?);
     let batch = u64::try_from(meta(conn, "batch")?).unwrap_or(0);
-    let digest = if fresh { Some(Digest::new(gc_floor)) } else { saved_digest(conn, gc_floor)? };
-    Ok(Meta { gc_floor, batch, digest })
+    let saved = saved_digest(conn, gc_floor)?;
+    let is_digest_saved = saved.is_some();
+    let digest = saved.or_else(|| fresh.then(|| Digest::new(gc_floor)));
+    Ok(Meta { gc_floor, batch, digest, is_digest_saved })
 }
 
 fn saved_digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Option<Digest>> {

@@ -97,7 +97,7 @@ impl Writer {
             is_unsynced: true,
             is_entered: false,
             logged: 0,
-            is_digest_saved: false,
+            is_digest_saved: meta.is_digest_saved,
             may_hold_digest: true,
             digest: meta.digest.map_or(Tracked::Unknown, Tracked::Known),
         }
