@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::store::StoredRow;
 use crate::store::digest::{Buckets, Digest, Root, Summary};
 use crate::types::{Ballot, Key, ShardId};
 
@@ -71,6 +70,12 @@ impl Comparison {
         self.differing.keys().cloned().collect()
     }
 
+    /// Whether rows are to be fetched: what comes after the first look is told like all that is chosen.
+    #[must_use]
+    pub fn is_first_look(&self) -> bool {
+        self.looks == 0
+    }
+
     /// The buckets of `shard` whose keys to ask for, by the digests of both sides.
     pub fn buckets(&mut self, shard: &ShardId, mine: &Digest, theirs: &Digest) -> Buckets {
         let mut buckets = mine.differing(theirs);
@@ -98,8 +103,8 @@ impl Comparison {
 /// Whether a row is to be fetched that a peer has in version `theirs`. Where there is none here, all versions up to the GC
 /// floor were deleted, and forgotten (rule 8).
 #[must_use]
-pub fn is_missed(theirs: Ballot, mine: Option<&StoredRow>, gc_floor: Ballot) -> bool {
-    mine.map_or(theirs > gc_floor, |row| row.upd < theirs)
+pub fn is_missed(theirs: Ballot, mine: Option<Ballot>, gc_floor: Ballot) -> bool {
+    mine.map_or(theirs > gc_floor, |mine| mine < theirs)
 }
 
 /// Keys, as many as one request may name.
@@ -179,6 +184,7 @@ mod tests {
 
     use super::*;
     use crate::replication::wire::{self, Answer, PAIRS_PER_ANSWER_MAX, Request};
+    use crate::store::StoredRow;
     use crate::store::digest::{Sum, bucket_of};
     use crate::store::replicator::Op;
 
@@ -230,7 +236,8 @@ mod tests {
                 for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
                     bytes += size(&Answer::Pairs(some.iter().map(|(key, row)| ((*key).clone(), row.upd)).collect()));
                 }
-                let missed = pairs.iter().filter(|(key, row)| is_missed(row.upd, mine.get(*key), *floor));
+                let missed =
+                    pairs.iter().filter(|(key, row)| is_missed(row.upd, mine.get(*key).map(|row| row.upd), *floor));
                 for keys in portions(missed.map(|(key, _)| (*key).clone()).collect()) {
                     assert!(keys.len() <= KEYS_PER_REQUEST_MAX);
                     for key in &keys {
