@@ -5,8 +5,11 @@
 //! ```
 //!
 //! Each node asks for itself, so that two that differ both end with the newer row of every key. What is written while they
-//! compare makes buckets differ that hold nothing to be fetched. So a comparison looks again, some times, at what differed
-//! in all looks so far: what is left in the end is what the peer has missed, and it will fetch that.
+//! compare makes buckets differ that hold nothing to be fetched. So a comparison looks again, some times, at the digests of
+//! what differed in all looks so far: what is left in the end is what the peer has missed, and it will fetch that.
+//!
+//! Where much was missed, listing rows is what costs, and who is ahead would list them in vain. So who is level already
+//! lets a newcomer go first, and who fetches rows shows its digests when it has them.
 //!
 //! Pure: `quorum/catch_up.rs` asks and installs.
 
@@ -219,14 +222,14 @@ mod tests {
             self.0.keys().map(|shard| (shard.clone(), self.digest(shard).summary())).collect()
         }
 
-        /// Looks once, and fetches from `peer` what is newer there; the bytes that this takes.
+        /// Looks once, and the first time fetches from `peer` what is newer there; the bytes that this takes.
         fn look(&mut self, peer: &Self, comparison: &mut Comparison, shards: Vec<ShardId>) -> usize {
             let mut bytes = 0;
             for shard in shards {
                 let theirs = peer.digest(&shard);
                 let buckets = comparison.buckets(&shard, &self.digest(&shard), &theirs);
                 bytes += size(&Request::Digest(shard.clone())) + size(&Answer::Digest(theirs));
-                if buckets.is_empty() {
+                if buckets.is_empty() || !comparison.is_first_look() {
                     continue;
                 }
                 let (floor, mine) = self.0.entry(shard.clone()).or_default();
