@@ -5,15 +5,17 @@
 //! ```
 //!
 //! Each node asks for itself, so that two that differ both end with the newer row of every key. What is written while they
-//! compare makes buckets differ that hold nothing to be fetched. So a comparison looks again, some times, at what differed
-//! in all looks so far: what is left in the end is what the peer has missed, and it will fetch that.
+//! compare makes buckets differ that hold nothing to be fetched. So a comparison looks again, some times, at the digests of
+//! what differed in all looks so far: what is left in the end is what the peer has missed, and it will fetch that.
+//!
+//! Where much was missed, listing rows is what costs, and who is ahead would list them in vain. So who is level already
+//! lets a newcomer go first, and who fetches rows shows its digests when it has them.
 //!
 //! Pure: `quorum/catch_up.rs` asks and installs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::store::StoredRow;
 use crate::store::digest::{Buckets, Digest, Root, Summary};
 use crate::types::{Ballot, Key, ShardId};
 
@@ -71,6 +73,12 @@ impl Comparison {
         self.differing.keys().cloned().collect()
     }
 
+    /// Whether rows are to be fetched: what comes after the first look is told like all that is chosen.
+    #[must_use]
+    pub fn is_first_look(&self) -> bool {
+        self.looks == 0
+    }
+
     /// The buckets of `shard` whose keys to ask for, by the digests of both sides.
     pub fn buckets(&mut self, shard: &ShardId, mine: &Digest, theirs: &Digest) -> Buckets {
         let mut buckets = mine.differing(theirs);
@@ -98,8 +106,8 @@ impl Comparison {
 /// Whether a row is to be fetched that a peer has in version `theirs`. Where there is none here, all versions up to the GC
 /// floor were deleted, and forgotten (rule 8).
 #[must_use]
-pub fn is_missed(theirs: Ballot, mine: Option<&StoredRow>, gc_floor: Ballot) -> bool {
-    mine.map_or(theirs > gc_floor, |row| row.upd < theirs)
+pub fn is_missed(theirs: Ballot, mine: Option<Ballot>, gc_floor: Ballot) -> bool {
+    mine.map_or(theirs > gc_floor, |mine| mine < theirs)
 }
 
 /// Keys, as many as one request may name.
@@ -179,6 +187,7 @@ mod tests {
 
     use super::*;
     use crate::replication::wire::{self, Answer, PAIRS_PER_ANSWER_MAX, Request};
+    use crate::store::StoredRow;
     use crate::store::digest::{Sum, bucket_of};
     use crate::store::replicator::Op;
 
@@ -213,14 +222,14 @@ mod tests {
             self.0.keys().map(|shard| (shard.clone(), self.digest(shard).summary())).collect()
         }
 
-        /// Looks once, and fetches from `peer` what is newer there; the bytes that this takes.
+        /// Looks once, and the first time fetches from `peer` what is newer there; the bytes that this takes.
         fn look(&mut self, peer: &Self, comparison: &mut Comparison, shards: Vec<ShardId>) -> usize {
             let mut bytes = 0;
             for shard in shards {
                 let theirs = peer.digest(&shard);
                 let buckets = comparison.buckets(&shard, &self.digest(&shard), &theirs);
                 bytes += size(&Request::Digest(shard.clone())) + size(&Answer::Digest(theirs));
-                if buckets.is_empty() {
+                if buckets.is_empty() || !comparison.is_first_look() {
                     continue;
                 }
                 let (floor, mine) = self.0.entry(shard.clone()).or_default();
@@ -230,7 +239,8 @@ mod tests {
                 for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
                     bytes += size(&Answer::Pairs(some.iter().map(|(key, row)| ((*key).clone(), row.upd)).collect()));
                 }
-                let missed = pairs.iter().filter(|(key, row)| is_missed(row.upd, mine.get(*key), *floor));
+                let missed =
+                    pairs.iter().filter(|(key, row)| is_missed(row.upd, mine.get(*key).map(|row| row.upd), *floor));
                 for keys in portions(missed.map(|(key, _)| (*key).clone()).collect()) {
                     assert!(keys.len() <= KEYS_PER_REQUEST_MAX);
                     for key in &keys {

@@ -28,9 +28,11 @@ pub struct Batch {
 pub enum Request {
     /// Which shards are there, and what do they hold? Answered by [`Answer::Shards`].
     Shards,
-    /// In which parts of this shard are which rows? Answered by one [`Answer::Digest`].
+    /// In which parts of this shard are which rows? Answered by one [`Answer::Digest`], once the peer does not fetch any
+    /// itself, or after a while.
     Digest(ShardId),
-    /// Which keys of these buckets, in which versions? Answered by [`Answer::Pairs`], in key order.
+    /// Which keys of these buckets, in which versions? Answered by [`Answer::Pairs`], in any order; a key may
+    /// come again in another version.
     Pairs(ShardId, Buckets),
     /// The rows of these keys, please. Answered by [`Answer::Rows`].
     Rows(ShardId, Vec<Key>),

@@ -14,6 +14,7 @@
 //! has to should delete the row `digest` of `outrigger_meta`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 
 use super::applier;
 use super::core::Core;
-use super::digest::{Buckets, Digest, Root, Sum, Summary};
+use super::digest::{BUCKETS, Buckets, Digest, Root, Sum, Summary, bucket_of};
 use super::error::Error;
 use super::queries::{self, End, Range, Want};
 use super::replicator::Rejection;
@@ -29,6 +30,13 @@ use super::schema;
 use super::shard::{Inner, Shard};
 use crate::telemetry;
 use crate::types::{Ballot, Key, ShardId};
+
+/// From so many buckets on, all rows are read as they lie in the file: to read the versions of a few keys in key order
+/// means to jump to another page for each, which costs as much as forty rows read on the way.
+const MANY_BUCKETS: usize = BUCKETS / 32;
+/// Pairs found by one scan of a shard: each has a snapshot of its own.
+pub const PAIRS_PER_SCAN_MAX: usize = 32_768;
+const BUCKET_BITS: u64 = BUCKETS as u64 - 1;
 
 /// How often a digest is begun anew because a write failed meanwhile.
 const BUILDS_MAX: usize = 3;
@@ -149,7 +157,129 @@ impl Core {
     }
 }
 
+/// How far a shard's pairs have been listed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Not begun.
+    #[default]
+    Start,
+    /// In key order, up to this key.
+    Key(Option<Key>),
+    /// As the rows of this table lie in the file, from this one on.
+    Row(Table, i64),
+    /// All of them.
+    End,
+}
+
+/// A table of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// The live ones.
+    Live,
+    /// Deletions.
+    Dead,
+}
+
+/// The versions of many keys in 16 bytes each. Of a key only a hash is kept, which is another each time, so that what two
+/// keys with the same one hide in one comparison is found in the next.
+#[derive(Debug, Default)]
+pub struct Versions {
+    hasher: RandomState,
+    /// The buckets whose rows are all here.
+    buckets: Buckets,
+    /// By hash, whose last bits are the bucket, then by version.
+    rows: Vec<(u64, Ballot)>,
+}
+
+impl Versions {
+    /// Adds some rows, and leaves out whole buckets where that makes too many.
+    fn add(&mut self, pairs: &[(Key, Ballot)], rows_max: usize) {
+        let rows = pairs.iter().map(|(key, upd)| (self.hash(key), *upd));
+        let rows: Vec<_> = rows.filter(|(hash, _)| self.buckets.contains(bucket_in(*hash))).collect();
+        self.rows.extend(rows);
+        while self.rows.len() > rows_max {
+            let half = self.buckets.len() / 2;
+            self.buckets = self.buckets.iter().take(half).collect();
+            let buckets = &self.buckets;
+            self.rows.retain(|(hash, _)| buckets.contains(bucket_in(*hash)));
+        }
+    }
+
+    fn hash(&self, key: &Key) -> u64 {
+        (self.hasher.hash_one(key.as_str()) & !BUCKET_BITS) | u64::from(bucket_of(key.as_str()))
+    }
+
+    /// The version of `key`, `None` within where there is none; `None` outside where its bucket was left out.
+    #[must_use]
+    pub fn of(&self, key: &Key) -> Option<Option<Ballot>> {
+        let hash = self.hash(key);
+        self.buckets.contains(bucket_in(hash)).then(|| {
+            let after = self.rows.partition_point(|(other, _)| *other <= hash);
+            self.rows.get(..after)?.last().filter(|(other, _)| *other == hash).map(|(_, upd)| *upd)
+        })
+    }
+}
+
+fn bucket_in(hash: u64) -> u16 {
+    u16::try_from(hash & BUCKET_BITS).unwrap_or_default()
+}
+
 impl Shard {
+    /// The pairs of these buckets, deletions included, from `place` on, which moves: about `limit` at a time, and first of
+    /// all what waits in memory. What is written after the first call may be missing; a key may come twice, once in an
+    /// older version. Blocking.
+    pub fn next_pairs(&self, buckets: &Buckets, place: &mut Place, limit: usize) -> Result<Vec<(Key, Ballot)>, Error> {
+        match place {
+            Place::Start if buckets.len() >= MANY_BUCKETS && self.inner.has_rowids()? => {
+                *place = Place::Row(Table::Live, i64::MIN);
+                let excerpt = Range::new("", None).of(&self.inner.state.overlay, usize::MAX, || ());
+                let pairs = excerpt.frames.into_iter().map(|(key, pending)| (key, pending.upd));
+                Ok(pairs.filter(|(key, _)| buckets.hold(key)).collect())
+            }
+            Place::Start => {
+                *place = Place::Key(None);
+                self.next_pairs(buckets, place, limit)
+            }
+            Place::Key(after) => {
+                let pairs = self.pairs(buckets, after.as_ref(), limit)?;
+                *place = match pairs.last() {
+                    Some((key, _)) if pairs.len() == limit => Place::Key(Some(key.clone())),
+                    _ => Place::End,
+                };
+                Ok(pairs)
+            }
+            Place::Row(table, from) => {
+                let _one = self.inner.comparing.lock();
+                let table = *table;
+                let (pairs, next) =
+                    self.inner.query("listing", |conn| queries::lying(conn, table, *from, buckets, limit))?;
+                *place = match (next, table) {
+                    (Some(row), _) => Place::Row(table, row),
+                    (None, Table::Live) => Place::Row(Table::Dead, i64::MIN),
+                    (None, Table::Dead) => Place::End,
+                };
+                Ok(pairs)
+            }
+            Place::End => Ok(Vec::new()),
+        }
+    }
+
+    /// The versions of all rows of these buckets, of as many buckets as have no more than `rows_max`; of none where there
+    /// are so few that keys are better looked up one by one. Blocking.
+    pub fn versions(&self, buckets: &Buckets, rows_max: usize) -> Result<Versions, Error> {
+        let mut versions = Versions::default();
+        if buckets.len() < MANY_BUCKETS {
+            return Ok(versions);
+        }
+        versions.buckets = buckets.clone();
+        let mut place = Place::Start;
+        while place != Place::End && !versions.buckets.is_empty() {
+            versions.add(&self.next_pairs(buckets, &mut place, PAIRS_PER_SCAN_MAX)?, rows_max);
+        }
+        versions.rows.sort_unstable();
+        Ok(versions)
+    }
+
     /// Up to `limit` keys of these buckets after `after` with their versions, deletions included, in key order.
     /// Blocking: it looks at every key.
     pub fn pairs(&self, buckets: &Buckets, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Ballot)>, Error> {
@@ -185,6 +315,11 @@ impl Shard {
 }
 
 impl Inner {
+    /// Another program may have made the tables without: they lie in key order.
+    fn has_rowids(&self) -> Result<bool, Error> {
+        self.query("looking at", queries::has_rowids)
+    }
+
     /// None where it has to be built.
     fn digest(&self) -> Result<Option<Digest>, Error> {
         let writer = self.writer.lock();

@@ -15,7 +15,7 @@
 //! Not here: agreement, networks, and order across keys.
 
 mod applier;
-mod compare;
+pub mod compare;
 mod copying;
 mod core;
 pub mod digest;

@@ -13,6 +13,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Statement, params_from_iter};
 
+use super::compare::Table;
 use super::digest::{Buckets, Digest, Sum, bucket_of};
 use super::error::Error;
 use super::overlay::{Excerpt, Overlay, Pending};
@@ -84,6 +85,40 @@ pub(super) fn digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Di
         }
     }
     Ok(digest)
+}
+
+/// Whether both tables of rows have numbers for them.
+pub(super) fn has_rowids(conn: &Connection) -> rusqlite::Result<bool> {
+    let count = "SELECT count(*) FROM pragma_table_list \
+        WHERE schema = 'main' AND name COLLATE NOCASE IN ('kv', 'tombstone') AND type = 'table' AND wr = 0";
+    conn.query_row(count, [], |row| Ok(row.get::<_, i64>(0)? == 2))
+}
+
+/// The pairs of these buckets among `limit` rows as they lie in the file, from the row `from` on; and where to go on.
+pub(super) fn lying(
+    conn: &Connection,
+    table: Table,
+    from: i64,
+    buckets: &Buckets,
+    limit: usize,
+) -> rusqlite::Result<(Vec<(Key, Ballot)>, Option<i64>)> {
+    let mut statement = conn.prepare_cached(match table {
+        Table::Live => "SELECT rowid, key, upd FROM kv WHERE rowid >= ?1 ORDER BY rowid LIMIT ?2",
+        Table::Dead => "SELECT rowid, key, upd FROM tombstone WHERE rowid >= ?1 ORDER BY rowid LIMIT ?2",
+    })?;
+    let mut rows = statement.query((from, i64::try_from(limit).unwrap_or(i64::MAX)))?;
+    let (mut pairs, mut seen, mut last) = (Vec::new(), 0, i64::MIN);
+    while let Some(row) = rows.next()? {
+        (seen, last) = (seen + 1, row.get(0)?);
+        // What is no key can be read by nobody, so it is not compared either.
+        let Ok(key) = row.get_ref(1)?.as_str() else { continue };
+        if buckets.contains(bucket_of(key))
+            && let Ok(key) = Key::parse_bytes(key.as_bytes(), crate::types::KEY_BYTES_LIMIT)
+        {
+            pairs.push((key, version(row.get_ref(2)?)));
+        }
+    }
+    Ok((pairs, last.checked_add(1).filter(|_| seen == limit)))
 }
 
 /// What the deletion of `key` that is remembered adds to the digest.

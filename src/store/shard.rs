@@ -442,7 +442,7 @@ impl Inner {
         result
     }
 
-    fn query<T>(
+    pub(super) fn query<T>(
         &self,
         doing: &'static str,
         read: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,

@@ -5,17 +5,19 @@
 //! gossip differ without need. `serve.rs` answers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::Counter;
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::{Input, Rooms};
 use crate::clock::Clock as _;
 use crate::replication::register::{Address, Record};
 use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_missed, portions};
 use crate::replication::wire::{self, Answer, Malformed, Request};
+use crate::store::compare::Versions;
 use crate::store::digest::{Buckets, Digest, Summary};
 use crate::store::{self, Shard};
 use crate::telemetry;
@@ -31,11 +33,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// Shards that a peer may have.
 const SHARDS_MAX: usize = 1 << 20;
 /// How long one peer's rows may hold up the comparison with another's, so that both are not asked for the same.
-const TURN_MAX: Duration = Duration::from_secs(30);
+pub(super) const TURN_MAX: Duration = Duration::from_secs(30);
+/// How long a node that is level with a quorum lets one that has just come go first, whose rows are likely the older ones.
+const NEWCOMER_FIRST: Duration = Duration::from_millis(300);
 /// Committed frames that wait for their files, above which no more rows are fetched: clients' writes come first.
 const APPLY_BACKLOG_MAX: u64 = 16_384;
 /// How often that is looked at.
 const APPLY_BACKLOG_POLL: Duration = Duration::from_millis(5);
+/// Rows of this node whose versions are kept in memory while a peer's are compared with them; 16 bytes each.
+const VERSIONS_MAX: usize = 2 << 20;
 /// Parts of answers that are on their way to the disk.
 const INSTALLS_MAX: usize = 4;
 
@@ -62,9 +68,12 @@ pub(super) enum Error {
 }
 
 /// Compares everything with the peer of this number, fetches what was missed, says so, and at last whether the peer has
-/// missed anything. Tries again where that fails. Ends by being aborted when the peer is lost.
-pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms) {
+/// missed anything. A node that `is_level` with a quorum is in no hurry. Tries again where that fails. Ends by being aborted when the peer is lost.
+pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms, is_level: bool) {
     let task = tokio::task::id();
+    if is_level {
+        tokio::time::sleep(NEWCOMER_FIRST).await;
+    }
     let ended = |outcome| metrics::counter!(telemetry::COMPARISONS, "outcome" => outcome).increment(1);
     loop {
         let began = rooms.clock.now().monotonic;
@@ -168,9 +177,10 @@ impl<'a> With<'a> {
             None => Digest::new(Ballot::ZERO),
         };
         let buckets = comparison.buckets(shard, &mine, &theirs);
-        if buckets.is_empty() {
+        if buckets.is_empty() || !comparison.is_first_look() {
             return Ok(());
         }
+        let _fetching = Fetching::begin(&self.rooms.fetches);
         // Not before: a shard that nobody stores is not made by being asked for.
         let open = self.rooms.manager.get(shard).await?;
         self.fetch_missed(&open, shard, buckets).await?;
@@ -191,19 +201,16 @@ impl<'a> With<'a> {
         }
     }
 
-    async fn fetch_missed(
-        &mut self,
-        open: &std::sync::Arc<Shard>,
-        shard: &ShardId,
-        buckets: Buckets,
-    ) -> Result<(), Error> {
-        let mut answers = self.ask(&Request::Pairs(shard.clone(), buckets)).await?;
+    async fn fetch_missed(&mut self, open: &Arc<Shard>, shard: &ShardId, buckets: Buckets) -> Result<(), Error> {
+        let mut answers = self.ask(&Request::Pairs(shard.clone(), buckets.clone())).await?;
+        let own = open.clone();
+        let versions = Arc::new(blocking(move || own.versions(&buckets, VERSIONS_MAX)).await?);
         let mut wanted = Vec::new();
         while let Some(answer) = answers.next().await? {
             let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
             self.compared.increment(pairs.len() as u64);
-            let open = open.clone();
-            wanted.extend(blocking(move || missed(&open, pairs)).await?);
+            let (open, versions) = (open.clone(), versions.clone());
+            wanted.extend(blocking(move || missed(&open, &versions, pairs)).await?);
             if wanted.len() > KEYS_PER_REQUEST_MAX {
                 let mut whole = portions(wanted);
                 wanted = whole.pop().unwrap_or_default();
@@ -259,14 +266,34 @@ impl<'a> With<'a> {
 }
 
 /// Those keys of which the peer has a newer row.
-fn missed(open: &Shard, pairs: Vec<(Key, Ballot)>) -> Result<Vec<Key>, store::Error> {
+fn missed(open: &Shard, versions: &Versions, pairs: Vec<(Key, Ballot)>) -> Result<Vec<Key>, store::Error> {
     let mut missed = Vec::new();
     for (key, theirs) in pairs {
-        if is_missed(theirs, open.stored(&key)?.as_ref(), open.gc_floor()) {
+        let mine = match versions.of(&key) {
+            Some(known) => known,
+            None => open.stored(&key)?.map(|row| row.upd),
+        };
+        if is_missed(theirs, mine, open.gc_floor()) {
             missed.push(key);
         }
     }
     Ok(missed)
+}
+
+/// Lasts as long as rows are fetched.
+struct Fetching(watch::Sender<usize>);
+
+impl Fetching {
+    fn begin(fetches: &watch::Sender<usize>) -> Self {
+        fetches.send_modify(|fetches| *fetches += 1);
+        Self(fetches.clone())
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.send_modify(|fetches| *fetches -= 1);
+    }
 }
 
 struct Answers {

@@ -128,6 +128,8 @@ struct Rooms {
     subscribers: Subscribers,
     /// Held by the comparison that fetches rows.
     fetching: Arc<tokio::sync::Mutex<()>>,
+    /// How many fetch some at this moment: peers that ask what is here wait for them.
+    fetches: watch::Sender<usize>,
 }
 
 /// What the driver is told by this node itself.
@@ -194,7 +196,8 @@ impl QuorumReplicator {
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
         let (clock_too, fetching) = (clock.clone(), Arc::default());
-        let rooms = Rooms { clock: clock_too, greeter, manager, transport, inputs, subscribers, fetching };
+        let fetches = watch::Sender::default();
+        let rooms = Rooms { clock: clock_too, greeter, manager, transport, inputs, subscribers, fetching, fetches };
         let (served, levelled) = (rooms.clone(), rooms.clone());
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);

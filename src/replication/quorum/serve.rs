@@ -2,13 +2,14 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::catch_up::{Error, SETTLE_WITHIN, blocking};
+use super::catch_up::{Error, SETTLE_WITHIN, TURN_MAX, blocking};
 use super::{Input, Rooms};
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
     self, Answer, PAIRS_PER_ANSWER_MAX, ROWS_BYTES_PER_ANSWER, ROWS_PER_ANSWER_MAX, Request, SHARDS_PER_ANSWER_MAX,
 };
+use crate::store::compare::{PAIRS_PER_SCAN_MAX, Place};
 use crate::store::digest::{Buckets, Digest};
 use crate::store::{Manager, StoredRow};
 use crate::transport::{Call, CallError};
@@ -16,9 +17,6 @@ use crate::types::{Ballot, Key, NodeId, ShardId};
 
 /// Calls served at once, over all peers.
 const CALLS_MAX: usize = 16;
-
-/// Keys found by one scan of a shard: each begins with a snapshot of its own.
-const PAIRS_PER_SCAN_MAX: usize = 32_768;
 
 /// Serves peers that catch up, until the transport ends.
 pub(super) async fn serve(mut calls: mpsc::Receiver<Call>, rooms: Rooms) {
@@ -50,7 +48,7 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
             }
             Ok(())
         }
-        Request::Digest(shard) => digest(call, manager, &shard).await,
+        Request::Digest(shard) => digest(call, rooms, &shard).await,
         Request::Pairs(shard, buckets) => pairs(call, manager, &shard, buckets).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
         Request::Settle(shard) => settle(rooms, shard).await,
@@ -75,8 +73,13 @@ pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
     }
 }
 
-async fn digest(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {
-    let digest = match manager.find(shard).await? {
+/// Waits for rows that are being fetched: what they replace would be listed and compared in vain. The wait ends in any
+/// case, as nothing that a fetch asks for waits in turn.
+async fn digest(call: &Call, rooms: &Rooms, shard: &ShardId) -> Result<(), Error> {
+    let mut fetches = rooms.fetches.subscribe();
+    // Too long a wait: then as it is.
+    let _ = tokio::time::timeout(TURN_MAX, fetches.wait_for(|fetches| *fetches == 0)).await;
+    let digest = match rooms.manager.find(shard).await? {
         Some(open) => blocking(move || open.digest()).await?,
         None => Digest::new(Ballot::ZERO),
     };
@@ -85,19 +88,21 @@ async fn digest(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), E
 
 async fn pairs(call: &Call, manager: &Manager, shard: &ShardId, buckets: Buckets) -> Result<(), Error> {
     let Some(open) = manager.find(shard).await? else { return Ok(()) };
-    let mut after: Option<Key> = None;
-    loop {
-        let (shard, from, buckets) = (open.clone(), after.take(), buckets.clone());
-        let pairs = blocking(move || shard.pairs(&buckets, from.as_ref(), PAIRS_PER_SCAN_MAX)).await?;
-        let is_last = pairs.len() < PAIRS_PER_SCAN_MAX;
-        after = pairs.last().map(|(key, _)| key.clone());
+    let mut place = Place::Start;
+    while place != Place::End {
+        let (shard, from, buckets) = (open.clone(), place, buckets.clone());
+        let list = move || {
+            let mut place = from;
+            let pairs = shard.next_pairs(&buckets, &mut place, PAIRS_PER_SCAN_MAX)?;
+            Ok((pairs, place))
+        };
+        let (pairs, next) = blocking(list).await?;
+        place = next;
         for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
             say(call, &Answer::Pairs(some.to_vec())).await?;
         }
-        if is_last {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 async fn rows(call: &Call, manager: &Manager, shard: &ShardId, keys: Vec<Key>) -> Result<(), Error> {

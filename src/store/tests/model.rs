@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::compare::Place;
 use crate::store::queries::{Range, Snapshot, Want};
 use crate::store::{PageQuery, StoredRow, schema};
 
@@ -100,6 +101,27 @@ fn check(shard: &Shard, model: &Model, prefix: &str, limit: usize) {
     }
     let expected: Vec<_> = model.iter().map(|(name, row)| (key(name), row.upd)).collect();
     assert_eq!(pairs, expected);
+    for some in [Buckets::all(), expected.iter().take(2).map(|(key, _)| bucket_of(key.as_str())).collect()] {
+        // In any order, some in an older version, too: the newest is what counts.
+        let (mut place, mut newest) = (Place::Start, BTreeMap::new());
+        while place != Place::End {
+            for (key, upd) in shard.next_pairs(&some, &mut place, limit).unwrap() {
+                assert!(some.hold(&key));
+                let known = newest.entry(key).or_insert(upd);
+                *known = upd.max(*known);
+            }
+        }
+        let held = expected.iter().filter(|(key, _)| some.hold(key)).cloned();
+        assert_eq!(newest, held.collect());
+    }
+    for rows_max in [usize::MAX, 3] {
+        let versions = shard.versions(&Buckets::all(), rows_max).unwrap();
+        let known = expected.iter().filter_map(|(key, upd)| Some((versions.of(key)?, Some(*upd))));
+        let known: Vec<_> = known.collect();
+        assert!(known.len() <= rows_max && (rows_max == 3 || known.len() == expected.len()));
+        assert!(known.iter().all(|(here, expected)| here == expected), "{known:?}");
+        assert_eq!(versions.of(&key("absent")).flatten(), None);
+    }
     for (name, row) in model {
         assert_eq!(shard.stored(&key(name)).unwrap().as_ref(), Some(row), "{name:?}");
         assert_eq!(shard.read(&key(name)).unwrap(), row.clone().into_row(), "{name:?}");

@@ -14,7 +14,8 @@ impl Core {
     /// Compares rows with a peer's from now on, in place of what was under way with it.
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
         self.stop_catching_up(index);
-        let task = tokio::spawn(catch_up(index, node, self.rooms.clone()));
+        let is_level = self.status().ready().is_ok();
+        let task = tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level));
         if let Some(slot) = self.catch_ups.get_mut(index) {
             *slot = Some(task.abort_handle());
         }
