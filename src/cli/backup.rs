@@ -88,6 +88,10 @@ impl Backup {
         {
             return Err(failure);
         }
+        if let Some(shard) = shards.iter().find(|shard| shard.org.as_str().starts_with(MANIFEST)) {
+            let why = format!("the org {} has the name of a backup's own file: choose others with --org", shard.org);
+            return Err(Failure::Other(why));
+        }
         let directory = &self.dir;
         make_empty(directory)?;
         let consistency = if global.is_local() { "local" } else { "quorum" };

@@ -28,6 +28,7 @@ use super::queries::{self, End, Range, Want};
 use super::replicator::Rejection;
 use super::schema;
 use super::shard::{Inner, Shard};
+use super::writer::Fault;
 use crate::telemetry;
 use crate::types::{Ballot, Key, ShardId};
 
@@ -130,7 +131,8 @@ impl Core {
         }
     }
 
-    /// The same of all these, which are all there are.
+    /// The same of all these, which are all there are. A file that cannot be used is named in the log and left out: it must
+    /// not keep the others from being compared, and where a peer has that shard the comparison of it fails by itself.
     pub(super) fn summarize_all(
         self: &std::sync::Arc<Self>,
         shards: Vec<ShardId>,
@@ -140,8 +142,13 @@ impl Core {
         let mut summaries = BTreeMap::new();
         for shard in shards {
             self.leave_to_applier(&shard);
-            let summary = self.summarize(&shard, || open(&shard))?;
-            summaries.insert(shard, summary);
+            match self.summarize(&shard, || open(&shard)) {
+                Ok(summary) => drop(summaries.insert(shard, summary)),
+                Err(error) if Fault::of(&*self.config.disk, &error) == Fault::Fatal && !self.is_closed() => {
+                    tracing::error!(%shard, %error, "a shard that cannot be read is compared with nobody; move its file away");
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.summaries.is_complete.store(true, Ordering::Release);
         Ok(summaries)

@@ -27,8 +27,8 @@ use crate::types::{Key, ShardId};
 
 /// The most channels and patterns of one connection.
 const SUBSCRIPTIONS_MAX: usize = 256;
-/// The most changes looked at before their messages leave.
-const PORTION_EVENTS_MAX: usize = 64;
+/// The most messages that a portion of changes becomes before they leave: a change may be told once for each subscription.
+const PORTION_MESSAGES_SOFT_MAX: usize = 512;
 /// No further change joins them after so many bytes of keys and values.
 const PORTION_BYTES_SOFT_MAX: usize = 64 * 1024;
 
@@ -181,8 +181,10 @@ impl Subscriptions {
     /// Writes the messages of some changes. An error is the end of all subscriptions.
     pub(super) fn deliver(&mut self, reply: &mut Reply<'_>) -> Result<(), Cut> {
         self.is_rung = false;
+        // By key and by event, each to its channel and to every pattern.
+        let events_max = (PORTION_MESSAGES_SOFT_MAX / (2 * (1 + self.patterns.len()))).max(1);
         for (shard, watch) in &self.watches {
-            let Taken { events, more, .. } = watch.take(PORTION_EVENTS_MAX, PORTION_BYTES_SOFT_MAX)?;
+            let Taken { events, more, .. } = watch.take(events_max, PORTION_BYTES_SOFT_MAX)?;
             self.is_rung |= more;
             for event in events {
                 self.tell(shard, &event, reply);

@@ -63,6 +63,8 @@ pub(super) enum Error {
     NotTakenIn,
     #[error("this node is stopping")]
     Stopping,
+    #[error("this node is stopping, or too many wait already for what it has accepted; try again soon")]
+    TurnedAway,
     #[error("records accepted before are still not settled after {SETTLE_WITHIN:?}: is there a quorum?")]
     Unsettled,
 }

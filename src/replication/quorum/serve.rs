@@ -68,7 +68,7 @@ pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
     let (done, settled) = oneshot::channel();
     rooms.inputs.send(Input::Settle { shard, done }).await.map_err(|_| Error::Stopping)?;
     match tokio::time::timeout(SETTLE_WITHIN, settled).await {
-        Ok(settled) => settled.map_err(|_| Error::Stopping),
+        Ok(settled) => settled.map_err(|_| Error::TurnedAway),
         Err(_) => Err(Error::Unsettled),
     }
 }

@@ -283,8 +283,12 @@ impl<B: Clone> Ring<B> {
 
     fn forget_events(&mut self, shard: &ShardId) {
         let Some(channel) = self.channels.get_mut(shard) else { return };
-        self.bytes -= channel.events.drain(..).map(|event| event.cost()).sum::<usize>();
         channel.latest.clear();
+        // The order of all shards' events is long, and this may happen with every frame.
+        if channel.events.is_empty() {
+            return;
+        }
+        self.bytes -= channel.events.drain(..).map(|event| event.cost()).sum::<usize>();
         self.order.retain(|other| other != shard);
     }
 

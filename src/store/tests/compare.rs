@@ -200,3 +200,18 @@ fn more_shards_than_may_be_open_are_summed_while_frames_wait_for_them() {
     assert_eq!(summaries.keys().collect::<Vec<_>>(), shards.iter().collect::<Vec<_>>());
     close(&manager);
 }
+
+/// One file that is no database kept all others of its node from being compared, and the node from ever being ready.
+#[test]
+fn a_file_that_cannot_be_read_does_not_stand_in_the_others_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    commit(&manager, &put(&id("acme", "a"), "k", "v", 1));
+    close(&manager);
+    std::fs::write(manager.shard_path(&id("acme", "junk")), [0x5a; 9000]).unwrap();
+    let manager = Manager::new(dir.path()).unwrap();
+    let summaries = manager.summaries().unwrap();
+    assert_eq!(summaries.keys().collect::<Vec<_>>(), [&id("acme", "a")]);
+    assert!(manager.open(&id("acme", "junk")).is_err(), "who asks for it is told");
+    close(&manager);
+}
