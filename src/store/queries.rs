@@ -94,6 +94,8 @@ pub(super) fn has_rowids(conn: &Connection) -> rusqlite::Result<bool> {
     conn.query_row(count, [], |row| Ok(row.get::<_, i64>(0)? == 2))
 }
 
+type Pairs = Vec<(Key, Ballot)>;
+
 /// The pairs of these buckets among `limit` rows as they lie in the file, from the row `from` on; and where to go on.
 pub(super) fn lying(
     conn: &Connection,
@@ -101,7 +103,7 @@ pub(super) fn lying(
     from: i64,
     buckets: &Buckets,
     limit: usize,
-) -> rusqlite::Result<(Vec<(Key, Ballot)>, Option<i64>)> {
+) -> rusqlite::Result<(Pairs, Option<i64>)> {
     let mut statement = conn.prepare_cached(match table {
         Table::Live => "SELECT rowid, key, upd FROM kv WHERE rowid >= ?1 ORDER BY rowid LIMIT ?2",
         Table::Dead => "SELECT rowid, key, upd FROM tombstone WHERE rowid >= ?1 ORDER BY rowid LIMIT ?2",
