@@ -184,7 +184,7 @@ mod tests {
             ("$4\r\na\r\nb\r\n", Reply::Bulk),
         ] {
             for cut in 0..text.len() {
-                assert_eq!(read(text[..cut].as_bytes()).unwrap(), None, "{text:?} cut at {cut}");
+                assert_eq!(read(&text.as_bytes()[..cut]).unwrap(), None, "{text:?} cut at {cut}");
             }
             assert_eq!(read(format!("{text}+OK\r\n").as_bytes()).unwrap(), Some((expected, text.len())));
         }
