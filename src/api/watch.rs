@@ -93,8 +93,7 @@ impl Service {
     ///
     /// [`ApiError::Busy`] where there are too many watchers, or the node stops.
     pub async fn watch(&self, shard: &ShardId, prefix: &str, since: Option<EventId>) -> Result<Watching, ApiError> {
-        let _token = self.begin();
-        self.check_not_draining()?;
+        let _token = self.begin_unless_draining()?;
         let bell = Arc::new(Notify::new());
         let watch = self.feed().watch(shard, vec![prefix.to_owned()], since, bell);
         let watch = Arc::new(watch.map_err(|error| ApiError::from_store(error, Written::No))?);

@@ -81,33 +81,53 @@ impl Tracked {
 /// The summaries of all shards, open or not, as their files are; none where it is not known.
 #[derive(Debug, Default)]
 pub(super) struct Summaries {
-    by_shard: Mutex<HashMap<ShardId, Option<Summary>>>,
+    all: Mutex<All>,
     /// Every shard with a file is in it: looked for once, as later ones come through [`Summaries::set`].
     is_complete: AtomicBool,
 }
 
+/// Of these the root follows; it is kept up with each, as it is asked for every second.
+#[derive(Debug, Default)]
+struct All {
+    by_shard: HashMap<ShardId, Option<Summary>>,
+    /// How many of them are none.
+    unknown: usize,
+    /// Of the others.
+    root: Root,
+}
+
 impl Summaries {
     pub(super) fn set(&self, shard: &ShardId, summary: Option<Summary>) {
-        let mut by_shard = self.by_shard.lock();
-        match by_shard.get_mut(shard) {
-            Some(known) => *known = summary,
-            None => drop(by_shard.insert(shard.clone(), summary)),
-        }
+        let mut all = self.all.lock();
+        let All { by_shard, unknown, root } = &mut *all;
+        let before = match by_shard.get_mut(shard) {
+            Some(known) => {
+                *unknown -= usize::from(known.is_none());
+                std::mem::replace(known, summary)
+            }
+            None => by_shard.insert(shard.clone(), summary).flatten(),
+        };
+        *unknown += usize::from(summary.is_none());
+        root.exchange(shard, before.as_ref(), summary.as_ref());
     }
 
     fn get(&self, shard: &ShardId) -> Option<Summary> {
-        self.by_shard.lock().get(shard).copied().flatten()
+        self.all.lock().by_shard.get(shard).copied().flatten()
     }
 
-    fn root(&self) -> Option<Root> {
+    pub(super) fn root(&self) -> Option<Root> {
         if !self.is_complete.load(Ordering::Acquire) {
             return None;
         }
-        let by_shard = self.by_shard.lock();
-        if by_shard.values().any(Option::is_none) {
-            return None;
-        }
-        Some(by_shard.iter().filter_map(|(shard, summary)| Some((shard, summary.as_ref()?))).collect())
+        let all = self.all.lock();
+        (all.unknown == 0).then_some(all.root)
+    }
+}
+
+#[cfg(test)]
+impl Summaries {
+    pub(super) fn complete(&self) {
+        self.is_complete.store(true, Ordering::Release);
     }
 }
 

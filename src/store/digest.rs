@@ -122,6 +122,16 @@ fn agree(one: Sum, other: Sum, floors_agree: bool) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Root(pub u64);
 
+impl Root {
+    /// A shard that held `before` holds `after` now.
+    pub fn exchange(&mut self, shard: &ShardId, before: Option<&Summary>, after: Option<&Summary>) {
+        if before != after {
+            let adds = |summary: Option<&Summary>| summary.map_or(0, |summary| summary.in_root(shard));
+            self.0 = self.0.wrapping_sub(adds(before)).wrapping_add(adds(after));
+        }
+    }
+}
+
 impl<'a> FromIterator<(&'a ShardId, &'a Summary)> for Root {
     fn from_iter<I: IntoIterator<Item = (&'a ShardId, &'a Summary)>>(shards: I) -> Self {
         Self(shards.into_iter().fold(0, |root, (shard, summary)| root.wrapping_add(summary.in_root(shard))))

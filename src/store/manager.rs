@@ -14,7 +14,7 @@ use super::digest::{Root, Summary};
 use super::error::Error;
 use super::feed::Feed;
 use super::files;
-use super::replicator::{Decision, Frame, Proposal, Rejection, Replicator, Subscriber};
+use super::replicator::{Decision, Frame, Proposal, Replicator, Subscriber};
 use super::shard::Shard;
 use super::state::ShardState;
 use super::writer::Fault;
@@ -162,7 +162,8 @@ impl Manager {
     }
 
     /// Opens every shard of an org, in the order of namespaces. All are held open together, so an org of more than
-    /// [`super::OPEN_SHARDS_MAX`] is [`Rejection::Busy`]: go through [`Manager::shards_of`] one by one instead.
+    /// [`super::OPEN_SHARDS_MAX`] is [busy](super::replicator::Rejection::Busy): go through [`Manager::shards_of`] one by
+    /// one instead.
     pub async fn list_shards(&self, org: &Org) -> Result<Vec<Arc<Shard>>, Error> {
         let mut shards = Vec::new();
         for id in self.shards_of(org)? {
@@ -331,8 +332,7 @@ fn sync_all(core: &Arc<Core>) -> Result<(), Error> {
         state.overlay.wait_past(number, || {
             state.poisoned()?;
             match state.stuck() {
-                Some(stuck) if stuck.is_full => Err(Error::Rejected(Rejection::DiskFull(stuck.why))),
-                Some(stuck) => Err(Error::Rejected(Rejection::Busy(stuck.why))),
+                Some(stuck) => Err(stuck.into()),
                 None => core.check_open(),
             }
         })?;
@@ -357,13 +357,7 @@ fn close_all(core: &Arc<Core>, appliers: Vec<Worker>) -> Result<(), Error> {
     for state in core.states() {
         let closed = core.close_shard(&state, |_| true).map(drop).and_then(|()| state.poisoned());
         let stuck = state.stuck().filter(|_| !state.overlay.is_empty());
-        let unapplied = stuck.map_or(Ok(()), |stuck| {
-            Err(Error::Rejected(if stuck.is_full {
-                Rejection::DiskFull(stuck.why)
-            } else {
-                Rejection::Busy(stuck.why)
-            }))
-        });
+        let unapplied = stuck.map_or(Ok(()), |stuck| Err(stuck.into()));
         first = first.and(closed).and(unapplied);
     }
     first

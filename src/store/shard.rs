@@ -538,8 +538,7 @@ impl Inner {
         self.state.overlay.wait_past(self.state.overlay.last(), || {
             self.state.poisoned()?;
             match self.state.stuck() {
-                Some(stuck) if stuck.is_full => Err(Rejection::DiskFull(stuck.why).into()),
-                Some(stuck) => Err(Rejection::Busy(stuck.why).into()),
+                Some(stuck) => Err(stuck.into()),
                 None => Ok(()),
             }
         })

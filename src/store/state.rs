@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use super::error::Error;
 use super::overlay::{Backlog, Overlay};
 use super::queries::Range;
+use super::replicator::Rejection;
 use super::shard::Shard;
 use crate::types::{Key, ShardId};
 
@@ -39,6 +40,12 @@ pub(super) struct ShardState {
 pub(super) struct Stuck {
     pub(super) is_full: bool,
     pub(super) why: String,
+}
+
+impl From<Stuck> for Error {
+    fn from(Stuck { is_full, why }: Stuck) -> Self {
+        Self::Rejected(if is_full { Rejection::DiskFull(why) } else { Rejection::Busy(why) })
+    }
 }
 
 impl ShardState {

@@ -21,6 +21,7 @@ use super::reply::Reply;
 use super::request::Refusal;
 use crate::api::error::{ApiError, Written};
 use crate::api::service::Service;
+use crate::api::watch::PORTION_BYTES_SOFT_MAX;
 use crate::store::feed::{Cut, Event, Taken, Watch};
 use crate::store::replicator::Op;
 use crate::types::{Key, ShardId};
@@ -29,8 +30,6 @@ use crate::types::{Key, ShardId};
 const SUBSCRIPTIONS_MAX: usize = 256;
 /// The most messages that a portion of changes becomes before they leave: a change may be told once for each subscription.
 const PORTION_MESSAGES_SOFT_MAX: usize = 512;
-/// No further change joins them after so many bytes of keys and values.
-const PORTION_BYTES_SOFT_MAX: usize = 64 * 1024;
 
 const KEYSPACE: &str = "__keyspace@0__:";
 const KEYEVENT: &str = "__keyevent@0__:";

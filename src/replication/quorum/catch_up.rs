@@ -70,7 +70,8 @@ pub(super) enum Error {
 }
 
 /// Compares everything with the peer of this number, fetches what was missed, says so, and at last whether the peer has
-/// missed anything. A node that `is_level` with a quorum is in no hurry. Tries again where that fails. Ends by being aborted when the peer is lost.
+/// missed anything. A node that `is_level` with a quorum is in no hurry. Tries again where that fails. Ends by being
+/// aborted when the peer is lost.
 pub(super) async fn catch_up(peer: usize, node: NodeId, rooms: Rooms, is_level: bool) {
     let task = tokio::task::id();
     if is_level {
@@ -136,10 +137,7 @@ impl<'a> With<'a> {
 
     /// Fetches all rows of `shard` that are newer there, with what the peer had only accepted before.
     pub(super) async fn level(&mut self, shard: &ShardId) -> Result<(), Error> {
-        let mut answers = self.ask(&Request::Settle(shard.clone())).await?;
-        if answers.next().await?.is_some() {
-            return Err(Error::Incomplete);
-        }
+        self.ask(&Request::Settle(shard.clone())).await?.end().await?;
         self.fetch_newer(&mut Comparison::default(), shard).await
     }
 
@@ -197,10 +195,8 @@ impl<'a> With<'a> {
     async fn digest(&self, shard: &ShardId) -> Result<Digest, Error> {
         let mut answers = self.ask(&Request::Digest(shard.clone())).await?;
         let Some(Answer::Digest(digest)) = answers.next().await? else { return Err(Error::Incomplete) };
-        match answers.next().await? {
-            None => Ok(digest),
-            Some(_) => Err(Error::Incomplete),
-        }
+        answers.end().await?;
+        Ok(digest)
     }
 
     async fn fetch_missed(&mut self, open: &Arc<Shard>, shard: &ShardId, buckets: Buckets) -> Result<(), Error> {
@@ -304,6 +300,11 @@ struct Answers {
 }
 
 impl Answers {
+    /// There must be no further part.
+    async fn end(mut self) -> Result<(), Error> {
+        self.next().await?.map_or(Ok(()), |_| Err(Error::Incomplete))
+    }
+
     /// The next part; `None` after the last, which must have said that it was.
     async fn next(&mut self) -> Result<Option<Answer>, Error> {
         let part = self.parts.recv().await.ok_or(Error::Incomplete)??;

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::store::compare::Summaries;
+use crate::store::digest::{Sum, Summary};
 
 fn close(manager: &Manager) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(manager.close()).unwrap();
@@ -214,4 +216,21 @@ fn a_file_that_cannot_be_read_does_not_stand_in_the_others_way() {
     assert_eq!(summaries.keys().collect::<Vec<_>>(), [&id("acme", "a")]);
     assert!(manager.open(&id("acme", "junk")).is_err(), "who asks for it is told");
     close(&manager);
+}
+
+#[test]
+fn the_root_that_is_kept_up_is_that_of_all_summaries() {
+    let (a, b) = (id("", "a"), id("", "b"));
+    let of = |n: i64| Summary { sum: Sum::of("k", Ballot(n), true), floor: Ballot::ZERO };
+    let summaries = Summaries::default();
+    assert_eq!(summaries.root(), None, "not all were looked for");
+    summaries.complete();
+    let steps = [(&a, Some(of(1))), (&b, Some(of(1))), (&a, Some(of(2))), (&b, None), (&b, None), (&b, Some(of(3)))];
+    let mut all = std::collections::BTreeMap::new();
+    for (shard, summary) in steps {
+        summaries.set(shard, summary);
+        all.insert(shard, summary);
+        let known: Option<Vec<_>> = all.iter().map(|(shard, summary)| Some((*shard, summary.as_ref()?))).collect();
+        assert_eq!(summaries.root(), known.map(|known| known.into_iter().collect()));
+    }
 }
