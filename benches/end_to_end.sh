@@ -23,7 +23,8 @@ pids+=($!)
 
 socket=
 for _ in $(seq 300); do
-  socket=$(find "$dir/dev" -name '*.sock' -type s 2>/dev/null | sort | head -1)
+  # The directory may not be there yet.
+  socket=$(find "$dir/dev" -name '*.sock' -type s 2>/dev/null | sort | head -1) || true
   if [ -n "$socket" ] && [ -S "$dir/redis.sock" ] &&
     curl -sf --unix-socket "$socket" http://o/v1/cluster/health >/dev/null; then break; fi
   sleep 0.1
