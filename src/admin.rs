@@ -287,6 +287,8 @@ mod tests {
                 version: "0.1.0".into(),
                 epoch: 1,
                 voters: vec![me.clone()],
+                joint: false,
+                change: None,
                 nodes: vec![NodeStatus {
                     node: me,
                     me: true,

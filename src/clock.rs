@@ -164,6 +164,11 @@ impl HybridClock {
         Self { slot, max_skew, last: floor.nanos() }
     }
 
+    /// Issues for another slot from now on.
+    pub fn set_slot(&mut self, slot: Slot) {
+        self.slot = slot;
+    }
+
     /// Issues a ballot above every one issued or merged before.
     pub fn issue(&mut self, wall: i64) -> Ballot {
         self.last = Ballot::at(wall, self.slot).nanos().max(self.last + (1 << SLOT_BITS));

@@ -15,6 +15,8 @@ use tracing::{error, info, warn};
 
 use cli::Failure;
 
+/// Before a node starts over: a disk that fails again and again must not keep the others busy.
+const START_OVER_PAUSE: Duration = Duration::from_secs(2);
 /// How long a node may take to finish what is in flight before the process ends all the same.
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
@@ -50,6 +52,22 @@ fn raise_file_limit() {
 
 async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), Failure> {
     raise_file_limit();
+    while serve(config.clone(), exit_with_parent).await? == Ended::StartsOver {
+        tokio::time::sleep(START_OVER_PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Why a node stopped.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was told to.
+    Told,
+    /// Its disk must not vote any more, and the others can put another one in its place: the same, under another id.
+    StartsOver,
+}
+
+async fn serve(config: Config, exit_with_parent: bool) -> Result<Ended, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::other)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::other)?;
     let parent = cli::parent_gone(exit_with_parent);
@@ -57,19 +75,25 @@ async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), 
     let (name, socket) = (config.node.name.clone(), config.socket.path.clone());
     let node = tokio::select! {
         node = Box::pin(Node::start(config)) => node.map_err(|why| Failure::start(&why))?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(Ended::Told),
+        _ = interrupt.recv() => return Ok(Ended::Told),
     };
     let peer = node.member().peer_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
     info!(node = %name, socket = %socket.display(), peer, admin = %node.admin_addr(), "started");
 
     let mut ready = false;
     tokio::pin!(parent);
+    let mut ended = Ended::Told;
     let failed = loop {
         tokio::select! {
             () = node.member().wait_ready(), if !ready => {
                 ready = true;
                 info!(node = %name, "ready");
+            }
+            () = node.member().must_start_over() => {
+                warn!(node = %name, "this disk must not vote any more: it starts over as another one");
+                ended = Ended::StartsOver;
+                break None;
             }
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -86,8 +110,14 @@ async fn serve_until_told(config: Config, exit_with_parent: bool) -> Result<(), 
             Ok(()) => info!(node = %name, "stopped"),
             Err(_) => warn!(node = %name, "not drained within {DRAIN_WITHIN:?}; nothing acknowledged is lost"),
         },
-        _ = terminate.recv() => warn!(node = %name, "second signal, ending now"),
-        _ = interrupt.recv() => warn!(node = %name, "second signal, ending now"),
+        _ = terminate.recv() => {
+            warn!(node = %name, "signal while draining, ending now");
+            ended = Ended::Told;
+        }
+        _ = interrupt.recv() => {
+            warn!(node = %name, "signal while draining, ending now");
+            ended = Ended::Told;
+        }
     }
-    failed.map_or(Ok(()), |reason| Err(Failure::Other(format!("node {name} failed: {reason}"))))
+    failed.map_or(Ok(ended), |reason| Err(Failure::Other(format!("node {name} failed: {reason}"))))
 }

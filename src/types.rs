@@ -31,6 +31,9 @@ pub enum InvalidInput {
         /// What was given, shortened to what a log line can bear.
         name: String,
     },
+    /// The org of what the cluster keeps of itself.
+    #[error("org {SYSTEM_ORG:?} is the cluster's own; choose another name")]
+    Reserved,
     /// A key of no bytes.
     #[error("the key is empty")]
     EmptyKey,
@@ -81,7 +84,7 @@ fn parse_name(what: &'static str, name: &str) -> Result<Arc<str>, InvalidInput> 
 }
 
 macro_rules! text_type {
-    ($name:ident) => {
+    ($name:ident, $read:ident) => {
         impl $name {
             /// The text itself.
             #[must_use]
@@ -112,7 +115,7 @@ macro_rules! text_type {
         impl TryFrom<String> for $name {
             type Error = InvalidInput;
             fn try_from(text: String) -> Result<Self, Self::Error> {
-                Self::parse(&text)
+                Self::$read(&text)
             }
         }
     };
@@ -122,11 +125,19 @@ macro_rules! text_type {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Org(Arc<str>);
-text_type!(Org);
+text_type!(Org, of_any);
 
 impl Org {
-    /// Parses a name; `""` and `"_"` both mean the sentinel org.
+    /// Parses a name that a client gave; `""` and `"_"` both mean the sentinel org.
     pub fn parse(name: &str) -> Result<Self, InvalidInput> {
+        if name == SYSTEM_ORG {
+            return Err(InvalidInput::Reserved);
+        }
+        Self::of_any(name)
+    }
+
+    /// Parses a name that a node gave, or a directory: it may be that of what the cluster keeps of itself.
+    pub fn of_any(name: &str) -> Result<Self, InvalidInput> {
         if name.is_empty() || name == SENTINEL_ORG {
             return Ok(Self::sentinel());
         }
@@ -144,7 +155,7 @@ impl Org {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Namespace(Arc<str>);
-text_type!(Namespace);
+text_type!(Namespace, parse);
 
 impl Namespace {
     /// Parses a name.
@@ -163,7 +174,7 @@ impl Namespace {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(Arc<str>);
-text_type!(NodeId);
+text_type!(NodeId, parse);
 
 impl NodeId {
     /// Parses a name.
@@ -206,12 +217,18 @@ impl fmt::Debug for ShardId {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Key(Arc<str>);
-text_type!(Key);
+text_type!(Key, parse);
 
 impl Key {
     /// Checks everything but the configured size.
     pub fn parse(key: &str) -> Result<Self, InvalidInput> {
         Self::parse_bytes(key.as_bytes(), KEY_BYTES_LIMIT)
+    }
+
+    /// Where the system shard has the cluster's configuration.
+    #[must_use]
+    pub fn configuration() -> Self {
+        Self(Arc::from("configuration"))
     }
 
     /// Checks raw bytes from a client against `max`, the configured `key_size_max` in bytes.
@@ -284,13 +301,32 @@ impl fmt::Debug for Value {
     }
 }
 
+/// The org of what the cluster keeps of itself. No client reads or writes it.
+pub const SYSTEM_ORG: &str = "outrigger.system";
+/// Its only namespace.
+const SYSTEM_NAMESPACE: &str = "cluster";
+
+impl ShardId {
+    /// The shard of what the cluster keeps of itself: its configuration.
+    #[must_use]
+    pub fn system() -> Self {
+        Self { org: Org(SYSTEM_ORG.into()), namespace: Namespace(SYSTEM_NAMESPACE.into()) }
+    }
+
+    /// True for a shard that no client may touch.
+    #[must_use]
+    pub fn is_system(&self) -> bool {
+        self.org.as_str() == SYSTEM_ORG
+    }
+}
+
 /// How many low bits of a ballot name its proposer's slot.
 pub const SLOT_BITS: u32 = 12;
 const SLOT_MASK: i64 = (1 << SLOT_BITS) - 1;
 
 /// A proposer's number in its cluster, 0..4094: the low bits of every ballot it issues. 4095 is nobody's; see
 /// [`Ballot::overwritten`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Slot(u16);
 

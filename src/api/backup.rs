@@ -30,7 +30,7 @@ impl Service {
             && let Some(replicator) = self.manager().replicator()
         {
             shards = replicator.shards().await?;
-            shards.retain(|shard| org.as_ref().is_none_or(|org| shard.org == *org));
+            shards.retain(|shard| !shard.is_system() && org.as_ref().is_none_or(|org| shard.org == *org));
         }
         let orgs = match org {
             Some(org) => vec![org],

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use axum::http::StatusCode;
 use serde::Serialize;
 
+use crate::cluster::change::ChangeError;
 use crate::store::error::Error as StoreError;
 use crate::store::replicator::Rejection;
 use crate::types::{Ballot, InvalidInput};
@@ -21,6 +22,7 @@ pub const RETRY_AFTER_SECONDS: u32 = 1;
 /// Every row's label: the values that the `error` label of the errors' metric can have.
 pub(super) const LABELS: &[&str] = &[
     "condition-failed",
+    "change-refused",
     "frame-rejected",
     "no-quorum",
     "timeout",
@@ -67,6 +69,9 @@ pub enum ApiError {
         /// The version there; none where the key has no value.
         current: Option<Ballot>,
     },
+    /// A change of the cluster that cannot be, as things are.
+    #[error("{0}")]
+    ChangeRefused(String),
     /// The replicas would not have it.
     #[error("{0}")]
     Rejected(String),
@@ -162,6 +167,7 @@ impl ApiError {
         use StatusCode as S;
         match self {
             Self::ConditionFailed { .. } => row(S::PRECONDITION_FAILED, "condition-failed", "The condition does not hold", "ERR", false, 1),
+            Self::ChangeRefused(_) => row(S::CONFLICT, "change-refused", "The cluster cannot be changed like that", "ERR", false, 1),
             Self::Rejected(_) => row(S::CONFLICT, "frame-rejected", "The replicas rejected the write", "REJECTED", false, 1),
             Self::NoQuorum(_) => row(S::SERVICE_UNAVAILABLE, "no-quorum", "No quorum within reach", "NOQUORUM", true, 69),
             Self::Timeout(written) => Row { written: *written, ..row(S::GATEWAY_TIMEOUT, "timeout", "No answer in time", "TIMEOUT", false, 69) },
@@ -236,6 +242,15 @@ impl From<InvalidInput> for ApiError {
     }
 }
 
+impl From<ChangeError> for ApiError {
+    fn from(why: ChangeError) -> Self {
+        match why {
+            ChangeError::Refused(..) | ChangeError::NotLost(_) => Self::ChangeRefused(why.to_string()),
+            ChangeError::Unavailable(why) => Self::Unhealthy(why),
+        }
+    }
+}
+
 impl From<Rejection> for ApiError {
     fn from(why: Rejection) -> Self {
         match why {
@@ -277,6 +292,8 @@ mod tests {
     fn every_outcome_is_told_as_the_interface_says() {
         let rows = [
             (ApiError::ConditionFailed { current: None }, 412, "condition-failed", "ERR", "no", false, 1),
+            (ApiError::from(ChangeError::NotLost("because")), 409, "change-refused", "ERR", "no", false, 1),
+            (ApiError::from(ChangeError::Unavailable(some())), 503, "unhealthy", "NOQUORUM", "no", true, 69),
             (ApiError::from(Rejection::Refused(some())), 409, "frame-rejected", "REJECTED", "no", false, 1),
             (ApiError::from(Rejection::NoQuorum(some())), 503, "no-quorum", "NOQUORUM", "no", true, 69),
             (ApiError::from(Rejection::Busy(some())), 503, "busy", "BUSY", "no", true, 69),

@@ -18,12 +18,12 @@ use super::error::{ApiError, Written};
 use super::metrics::Metrics;
 use super::room::Room;
 use crate::clock::{Clock, OsClock};
-use crate::cluster::status::{Observe, ShardStatus};
+use crate::cluster::status::{Govern, Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
 use crate::store::feed::Feed;
 use crate::store::update::{Outcome, Row, Update};
 use crate::store::{CANONICAL_KINDS, Manager, Shard, ns_from_key};
-use crate::types::{Key, Namespace, Org, ShardId};
+use crate::types::{Key, Namespace, Org, SYSTEM_ORG, ShardId};
 
 /// The most blocking jobs (pages, figures of a shard) of all connections at once.
 const BLOCKING_JOBS_MAX: usize = 16;
@@ -62,6 +62,7 @@ pub struct Service {
     pub(super) room: Arc<Room>,
     manager: Arc<Manager>,
     observe: Arc<dyn Observe>,
+    govern: Option<Arc<dyn Govern>>,
     pub(super) clock: Arc<dyn Clock>,
     blocking: Arc<Semaphore>,
     org_lists: Arc<Semaphore>,
@@ -72,15 +73,21 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service over `manager`, which has its replicator already.
+    /// A service over `manager`, which has its replicator already. Without `govern` the cluster can't be changed through it.
     #[must_use]
-    pub fn new(config: ServiceConfig, manager: Arc<Manager>, observe: Arc<dyn Observe>) -> Arc<Self> {
+    pub fn new(
+        config: ServiceConfig,
+        manager: Arc<Manager>,
+        observe: Arc<dyn Observe>,
+        govern: Option<Arc<dyn Govern>>,
+    ) -> Arc<Self> {
         let room = Room::new(config.input_bytes_max);
         Arc::new(Self {
             config,
             room,
             manager,
             observe,
+            govern,
             clock: OsClock::shared(),
             blocking: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)),
             org_lists: Arc::new(Semaphore::new(ORG_LISTS_MAX)),
@@ -117,6 +124,16 @@ impl Service {
 
     pub(super) fn manager(&self) -> &Manager {
         &self.manager
+    }
+
+    /// Who changes the cluster.
+    pub(super) fn govern(&self) -> Result<&dyn Govern, ApiError> {
+        if self.is_draining() {
+            return Err(ApiError::Busy("this node is shutting down; ask another".to_owned()));
+        }
+        self.govern
+            .as_deref()
+            .ok_or_else(|| ApiError::NotSupported("there is no cluster behind this socket".to_owned()))
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -338,10 +355,11 @@ impl Service {
         }
     }
 
-    /// The orgs stored here, sorted.
+    /// The orgs that have something stored here, sorted, without what the cluster keeps of itself.
     pub async fn orgs(&self) -> Result<Vec<Org>, ApiError> {
         let manager = Arc::clone(&self.manager);
-        self.blocking(move || manager.orgs()).await
+        let orgs = self.blocking(move || manager.orgs()).await?;
+        Ok(orgs.into_iter().filter(|org| org.as_str() != SYSTEM_ORG).collect())
     }
 
     /// The shards of `org` stored here, sorted.

@@ -117,11 +117,12 @@ fn node_row(node: &NodeStatus) -> (Vec<String>, Tone) {
     let tone = match (node.live, node.role) {
         (false, _) => Tone::Bad,
         (true, Role::Barred) => Tone::Odd,
-        (true, Role::Voter) => Tone::Plain,
+        (true, Role::Voter | Role::Observer) => Tone::Plain,
     };
     let name = if node.me { format!("{} (this)", node.node) } else { node.node.to_string() };
     let role = match node.role {
         Role::Voter => "voter",
+        Role::Observer => "observer",
         Role::Barred => "barred",
     };
     let cells = vec![

@@ -3,6 +3,7 @@
 //! ```text
 //!   serve     flags of a node          data      put get del cas list     watch
 //!   dev       a local cluster          inspect   status shards check-config
+//!   cluster   who votes
 //!   backup    restore    manifest: what a backup says of itself
 //!   bench     load on the socket, and what came of it
 //!   output    tables, colours, closed pipes      progress    logging
@@ -10,6 +11,7 @@
 
 mod backup;
 mod bench;
+mod cluster;
 mod data;
 mod dev;
 mod inspect;
@@ -44,10 +46,11 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 5] = [
+const WITHOUT_EFFECT: [(&str, &[&str]); 6] = [
     ("watch", &["consistency", "timeout"]),
     ("status", &["org", "ns", "consistency", "timeout"]),
     ("shards", &["ns", "consistency", "timeout"]),
+    ("cluster", &["org", "ns", "consistency", "timeout"]),
     ("backup", &["timeout"]),
     ("restore", &["consistency"]),
 ];
@@ -129,6 +132,7 @@ enum Command {
     Watch(watch::Watch),
     Status(inspect::Status),
     Shards(inspect::Shards),
+    Cluster(cluster::Cluster),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Bench(bench::Bench),
@@ -204,6 +208,7 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Shards(shards) => {
                 shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
             }
+            Command::Cluster(cluster) => cluster.run(&global.client().build(), global.client.json).await,
             Command::Backup(backup) => backup.run(&global).await,
             Command::Restore(restore) => restore.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,

@@ -35,7 +35,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::cluster::status::{ClusterStatus, ShardStatus};
-use crate::types::{Ballot, InvalidInput, Namespace, Org, ShardId};
+use crate::types::{Ballot, InvalidInput, Namespace, NodeId, Org, ShardId};
 pub use backup::{COPY_BEGINS_WITHIN, Copy, Copyable};
 pub use batch::{BATCH_BYTES_SOFT_MAX, BATCH_OPS_MAX, BatchDone, BatchOp};
 pub use error::{Error, Problem, Written};
@@ -283,6 +283,34 @@ impl Client {
     /// The cluster as this node sees it.
     pub async fn cluster(&self) -> Result<ClusterStatus, Error> {
         self.show("cluster", "/v1/cluster").await
+    }
+
+    /// Has this node vote from now on; returns once that is begun. How it goes on is told by [`Client::cluster`].
+    pub async fn add_voter(&self, node: &NodeId) -> Result<ClusterStatus, Error> {
+        self.order("cluster add", Method::PUT, &format!("/v1/cluster/voters/{node}")).await
+    }
+
+    /// Takes a voter's vote away, or an observer off the list; returns once that is begun.
+    pub async fn remove_voter(&self, node: &NodeId) -> Result<ClusterStatus, Error> {
+        self.order("cluster remove", Method::DELETE, &format!("/v1/cluster/voters/{node}")).await
+    }
+
+    /// Has the disk that this voter came back with vote in its place, or another node; returns once that is begun.
+    pub async fn replace_voter(&self, node: &NodeId, with: Option<&NodeId>) -> Result<ClusterStatus, Error> {
+        let with = with.map_or_else(String::new, |with| format!("?with={with}"));
+        self.order("cluster replace", Method::POST, &format!("/v1/cluster/voters/{node}/replace{with}")).await
+    }
+
+    /// Lets this node decide alone from now on, where a majority is lost for good. Acknowledged writes that only the lost
+    /// nodes had are lost with them.
+    pub async fn recover(&self) -> Result<ClusterStatus, Error> {
+        self.order("cluster recover", Method::POST, "/v1/cluster/recover?force=true").await
+    }
+
+    async fn order(&self, tried: &'static str, method: Method, path: &str) -> Result<ClusterStatus, Error> {
+        let request = Request::builder().method(method).uri(path).body(Body::default());
+        let request = request.map_err(|why| Error::malformed_request(path, &why))?;
+        self.send(tried, request).await?.success()?.json()
     }
 
     /// What this node stores, of one org or of all.

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::membership::{Membership, VOTERS_MAX};
+use super::membership::{Membership, NO_EPOCH, VOTERS_MAX};
 use super::memory::{Figures, Remembered};
 use crate::messagepack;
 use crate::types::{Ballot, NodeId, Slot, StorageId};
@@ -57,11 +57,12 @@ pub struct Hello {
     pub node: NodeId,
     /// How often its data directory was opened.
     pub boot: u64,
-    /// Its proposer number.
-    pub slot: Slot,
-    /// The epoch that it has installed.
+    /// Its proposer number; none as long as it is no member.
+    #[serde(default)]
+    pub slot: Option<Slot>,
+    /// The epoch that it has installed; 0 where it has not heard of any.
     pub epoch: u64,
-    /// The voters of that epoch.
+    /// The voters of that epoch, or those so far where it is joint.
     pub voters: Vec<NodeId>,
     /// Its wall clock when it said this, in Unix nanoseconds.
     pub wall: i64,
@@ -109,8 +110,8 @@ impl Hello {
         if hello.voters.len() > VOTERS_MAX {
             return Err(BadHello::Unreadable(format!("{} voters", hello.voters.len())));
         }
-        if Slot::new(hello.slot.number()).is_none() {
-            return Err(BadHello::Unreadable(format!("slot {}", hello.slot.number())));
+        if let Some(slot) = hello.slot.filter(|slot| Slot::new(slot.number()).is_none()) {
+            return Err(BadHello::Unreadable(format!("slot {}", slot.number())));
         }
         Ok(hello)
     }
@@ -183,17 +184,10 @@ pub enum Refusal {
     /// One name at two places.
     #[error("another node has our own name, {0}: give each node its own [node] name, and run it once")]
     OurName(NodeId),
-    /// Not one of ours.
-    #[error("{node} is not among the voters [{}]: add it to [cluster] voters on every node, or stop it", List(.ours))]
-    NotAVoter {
-        /// The peer.
-        node: NodeId,
-        /// The voters as this node knows them.
-        ours: Vec<NodeId>,
-    },
     /// Majorities of different lists need not intersect.
     #[error(
-        "the voters differ: {node} has [{}], {us} has [{}]: [cluster] voters must be the same on every node",
+        "the voters of epoch {epoch} differ: {node} has [{}], {us} has [{}]: [cluster] voters must be the same on every \
+         node that it names, and stay as they were at first (see `outrigger cluster --help`)",
         List(.theirs), List(.ours)
     )]
     VotersDiffer {
@@ -201,40 +195,27 @@ pub enum Refusal {
         node: NodeId,
         /// This node.
         us: NodeId,
+        /// The epoch of both.
+        epoch: u64,
         /// The peer's list.
         theirs: Vec<NodeId>,
         /// This node's.
         ours: Vec<NodeId>,
     },
-    /// Two configurations.
-    #[error(
-        "{node} has installed epoch {theirs}, {us} epoch {ours}: this version knows only the epoch that [cluster] \
-         voters makes; run the same release everywhere"
-    )]
-    OtherEpoch {
-        /// The peer.
-        node: NodeId,
-        /// This node.
-        us: NodeId,
-        /// The peer's epoch.
-        theirs: u64,
-        /// This node's.
-        ours: u64,
-    },
     /// Equal slots at two nodes could issue equal ballots.
     #[error(
-        "{node} proposes as slot {theirs}, but its place among the voters [{}] is slot {ours}: run the same release \
-         everywhere", List(.voters)
+        "{node} proposes as slot {theirs}, but in epoch {epoch} it has slot {ours}: run the same release everywhere, and \
+         never two clusters with one id and key"
     )]
     OtherSlot {
         /// The peer.
         node: NodeId,
         /// The slot it uses.
         theirs: u16,
-        /// The slot it has by our list.
+        /// The slot it has by our configuration.
         ours: u16,
-        /// The voters.
-        voters: Vec<NodeId>,
+        /// The epoch of both.
+        epoch: u64,
     },
 }
 
@@ -271,27 +252,26 @@ pub fn judge(ours: &Local, theirs: &Hello, certificate_name: &NodeId) -> Result<
     judge_membership(ours, theirs)
 }
 
-/// A node whose list lacks us would count other majorities, and so would one that we lack: both are shown as a
-/// difference of lists, except where the peer is simply not ours.
+/// In one epoch all count the same votes. Who is in another hears of the newer one, and counts none until then; so does who
+/// is no member, and who has not heard of any configuration.
 fn judge_membership(ours: &Local, theirs: &Hello) -> Result<(), Refusal> {
+    let epoch = ours.membership.epoch();
+    if theirs.epoch != epoch || epoch == NO_EPOCH {
+        return Ok(());
+    }
     let (node, us) = (theirs.node.clone(), ours.node.clone());
-    let voters = ours.membership.voters();
-    let Some(slot) = ours.membership.slot_of(&theirs.node) else {
-        return Err(Refusal::NotAVoter { node, ours: voters.to_vec() });
-    };
+    let voters = ours.membership.old_voter_names();
     let mut named = theirs.voters.clone();
     named.sort_unstable();
     if named != voters {
-        return Err(Refusal::VotersDiffer { node, us, theirs: named, ours: voters.to_vec() });
+        return Err(Refusal::VotersDiffer { node, us, epoch, theirs: named, ours: voters });
     }
-    if theirs.epoch != ours.membership.epoch() {
-        return Err(Refusal::OtherEpoch { node, us, theirs: theirs.epoch, ours: ours.membership.epoch() });
+    match (theirs.slot, ours.membership.slot_of(&theirs.node, theirs.storage_id)) {
+        (Some(theirs), Some(ours)) if theirs != ours => {
+            Err(Refusal::OtherSlot { node, theirs: theirs.number(), ours: ours.number(), epoch })
+        }
+        _ => Ok(()),
     }
-    if theirs.slot != slot {
-        let (theirs, ours) = (theirs.slot.number(), slot.number());
-        return Err(Refusal::OtherSlot { node, theirs, ours, voters: voters.to_vec() });
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -323,7 +303,7 @@ mod tests {
             cluster: "blue".into(),
             node: node("b"),
             boot: 3,
-            slot: Slot::new(1).unwrap(),
+            slot: Slot::new(1),
             epoch: 1,
             voters: nodes(&["c", "b", "a"]),
             wall: 1_700_000_000_000_000_000,
@@ -350,13 +330,12 @@ mod tests {
 
     #[test]
     fn every_difference_is_refused_with_both_values() {
-        let cases: [(String, &[&str]); 7] = [
+        let cases: [(String, &[&str]); 6] = [
             (refused(|h| h.versions = Versions { min: 2, max: 3 }), &["2 to 3", "1 to 1"]),
             (refused(|h| h.cluster = "green".into()), &["\"green\"", "\"blue\""]),
             (refused(|h| h.voters = nodes(&["a", "b", "x"])), &["[a, b, x]", "[a, b, c]"]),
             (refused(|h| h.voters = nodes(&["b"])), &["[b]", "[a, b, c]"]),
-            (refused(|h| h.epoch = 2), &["epoch 2", "epoch 1"]),
-            (refused(|h| h.slot = Slot::new(2).unwrap()), &["slot 2", "slot 1"]),
+            (refused(|h| h.slot = Slot::new(2)), &["slot 2", "slot 1"]),
             (refused(|h| h.node = node("c")), &["c", "certificate is for b"]),
         ];
         for (refusal, words) in cases {
@@ -367,14 +346,16 @@ mod tests {
     }
 
     #[test]
-    fn our_own_name_and_strangers_are_refused() {
+    fn our_own_name_is_refused_and_who_is_no_member_or_in_another_epoch_is_not() {
         let mut twin = hello();
         twin.node = node("a");
         assert_eq!(judge(&local(), &twin, &node("a")), Err(Refusal::OurName(node("a"))));
-        let mut stranger = hello();
-        stranger.node = node("x");
-        let refusal = judge(&local(), &stranger, &node("x")).unwrap_err();
-        assert!(refusal.to_string().contains("x is not among the voters [a, b, c]"), "{refusal}");
+        let observer = Hello { node: node("x"), slot: None, ..hello() };
+        assert_eq!(judge(&local(), &observer, &node("x")), Ok(()));
+        let unknowing = Hello { epoch: NO_EPOCH, voters: Vec::new(), ..observer };
+        assert_eq!(judge(&local(), &unknowing, &node("x")), Ok(()));
+        let ahead = Hello { epoch: 3, voters: nodes(&["b", "x"]), slot: Slot::new(9), ..hello() };
+        assert_eq!(judge(&local(), &ahead, &node("b")), Ok(()));
     }
 
     #[test]

@@ -1,30 +1,37 @@
 //! Who may vote, in which epoch, and what a majority of them is. Pure: no tokio, no I/O, no clocks, no randomness.
 //!
-//! A [`Membership`] is one voter configuration (DESIGN §5). Everything that needs counting votes asks it, and its
-//! answers depend on the configuration alone, **never** on who happens to be alive: a quorum of those present is no
-//! quorum.
+//! A [`Membership`] is one configuration of the cluster (DESIGN §5): its members, and which of them vote. Everything that
+//! needs counting votes asks it, and its answers depend on the configuration alone, **never** on who happens to be alive: a
+//! quorum of those present is no quorum.
 //!
 //! ```text
-//!   [cluster] voters ──► Membership { epoch 1, sorted } ──► slot_of(node)        place in the list
-//!                                                      ├──► replicas(shard)      who stores it, and whose votes count
-//!                                                      ├──► quorum()             majority of all voters
-//!                                                      └──► home(shard, key)     whom to send a contended key to
+//!   [cluster] voters ──► epoch 1, sorted ──► slot_of(node, disk)     who proposes under which number
+//!                          │ change.rs   ├──► quorums()              who decides, together
+//!                          ▼             └──► home(shard, key)       whom to send a contended key to
+//!                        epoch 2 (joint), 3, ...
 //! ```
+//!
+//! A member is a *disk*: a node that comes back with another one is another member, with another slot. Epoch 1 alone does
+//! not name disks: whichever a voter comes with first is meant, and its peers remember which that was.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Key, NodeId, ShardId, Slot};
+use crate::types::{Key, NodeId, ShardId, Slot, StorageId};
 
 /// The most voters in one configuration. More would make every write wait for dozens of disks; it also bounds the
 /// hello, which carries the list.
 pub const VOTERS_MAX: usize = 255;
+/// The most members, voters and observers together: their list travels and is stored as one value.
+pub const MEMBERS_MAX: usize = 1024;
 
+/// The number of the configuration of a node that has not heard of any.
+pub const NO_EPOCH: u64 = 0;
 /// The number of the configuration that the `voters` list of the configuration file makes.
 pub const FIRST_EPOCH: u64 = 1;
 
-/// Why a list of voters makes no configuration.
+/// Why something makes no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMembership {
     /// Nobody could ever agree.
@@ -33,39 +40,87 @@ pub enum InvalidMembership {
     /// More than [`VOTERS_MAX`].
     #[error("{0} voters, more than {VOTERS_MAX}")]
     TooManyVoters(usize),
-    /// A name that would have two votes.
-    #[error("the list of voters names {0} twice")]
-    Twice(NodeId),
+    /// More than [`MEMBERS_MAX`].
+    #[error("{0} members, more than {MEMBERS_MAX}")]
+    TooManyMembers(usize),
+    /// A name that would have two votes, or a slot that two would issue ballots under.
+    #[error("{0} stands twice")]
+    Twice(String),
+    /// A voter that is no member.
+    #[error("slot {0} votes and belongs to nobody")]
+    NotAMember(usize),
     /// Epochs start at 1.
     #[error("epoch 0: epochs start at {FIRST_EPOCH}")]
     NoEpoch,
+    /// Not what a configuration is written as.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
 }
 
-/// One voter configuration: never empty, sorted by name, no name twice.
+/// A node on one disk, and the number it proposes under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub node: NodeId,
+    /// Its number among the replicas and in its ballots.
+    pub slot: Slot,
+    /// Its data directory; none in epoch 1 as long as nobody has written down with which it came.
+    pub storage_id: Option<StorageId>,
+}
+
+impl Member {
+    /// Its slot, as what names it among the replicas.
+    #[must_use]
+    pub fn replica(&self) -> usize {
+        usize::from(self.slot.number())
+    }
+
+    /// True for this node on this disk.
+    #[must_use]
+    pub fn is(&self, node: &NodeId, disk: StorageId) -> bool {
+        self.node == *node && self.storage_id.is_none_or(|known| known == disk)
+    }
+}
+
+/// One configuration. While a change of voters is under way it is *joint*: what decides is a majority of those who voted so
+/// far and one of those who will.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct Membership {
-    epoch: u64,
-    voters: Vec<NodeId>,
+    pub(super) epoch: u64,
+    /// In the order of their slots.
+    pub(super) members: Vec<Member>,
+    /// By their slots, those who vote.
+    pub(super) voters: BTreeSet<usize>,
+    /// While it is joint, those who will.
+    pub(super) next: Option<BTreeSet<usize>>,
+    /// Where the search for a free slot begins: the longer ago one was in use the better.
+    pub(super) next_slot: u16,
 }
 
 /// What a [`Membership`] is written and read as.
 #[derive(Serialize, Deserialize)]
 struct Unchecked {
     epoch: u64,
-    voters: Vec<NodeId>,
+    members: Vec<Member>,
+    voters: BTreeSet<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next: Option<BTreeSet<usize>>,
+    next_slot: u16,
 }
 
 impl TryFrom<Unchecked> for Membership {
     type Error = InvalidMembership;
     fn try_from(read: Unchecked) -> Result<Self, Self::Error> {
-        Self::new(read.epoch, read.voters)
+        let Unchecked { epoch, members, voters, next, next_slot } = read;
+        Self { epoch, members, voters, next, next_slot }.checked()
     }
 }
 
 impl From<Membership> for Unchecked {
     fn from(membership: Membership) -> Self {
-        Self { epoch: membership.epoch, voters: membership.voters }
+        let Membership { epoch, members, voters, next, next_slot } = membership;
+        Self { epoch, members, voters, next, next_slot }
     }
 }
 
@@ -118,27 +173,70 @@ impl Quorums {
 }
 
 impl Membership {
-    /// The configuration that the `voters` list makes, in whatever order it names them.
-    pub fn epoch_one(voters: Vec<NodeId>) -> Result<Self, InvalidMembership> {
-        Self::new(FIRST_EPOCH, voters)
+    /// That of a node that has not heard of any: nobody decides.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { epoch: NO_EPOCH, members: Vec::new(), voters: BTreeSet::new(), next: None, next_slot: 0 }
     }
 
-    fn new(epoch: u64, mut voters: Vec<NodeId>) -> Result<Self, InvalidMembership> {
+    /// The configuration that the `voters` list makes, in whatever order it names them. A voter's slot is its place in the
+    /// sorted list, so that nodes with the same list agree on it without a word.
+    pub fn epoch_one(mut voters: Vec<NodeId>) -> Result<Self, InvalidMembership> {
         voters.sort_unstable();
-        if epoch < FIRST_EPOCH {
+        let next_slot = u16::try_from(voters.len()).map_err(|_| InvalidMembership::TooManyVoters(voters.len()))?;
+        let member = |(node, number)| Slot::new(number).map(|slot| Member { node, slot, storage_id: None });
+        let members: Vec<_> = voters.into_iter().zip(0..).filter_map(member).collect();
+        let mut names = members.iter().zip(members.iter().skip(1));
+        if let Some((twice, _)) = names.find(|(a, b)| a.node == b.node) {
+            return Err(InvalidMembership::Twice(twice.node.to_string()));
+        }
+        let voters = (0..members.len()).collect();
+        Self { epoch: FIRST_EPOCH, members, voters, next: None, next_slot }.checked()
+    }
+
+    pub(super) fn checked(mut self) -> Result<Self, InvalidMembership> {
+        self.members.sort_unstable_by_key(|member| member.slot);
+        if self.epoch < FIRST_EPOCH {
             return Err(InvalidMembership::NoEpoch);
         }
-        if voters.is_empty() {
-            return Err(InvalidMembership::NoVoters);
+        if self.members.len() > MEMBERS_MAX {
+            return Err(InvalidMembership::TooManyMembers(self.members.len()));
         }
-        if voters.len() > VOTERS_MAX {
-            return Err(InvalidMembership::TooManyVoters(voters.len()));
+        let mut pairs = self.members.iter().zip(self.members.iter().skip(1));
+        if let Some((twice, _)) = pairs.find(|(a, b)| a.slot == b.slot) {
+            return Err(InvalidMembership::Twice(format!("slot {}", twice.replica())));
         }
-        let mut pairs = voters.iter().zip(voters.iter().skip(1));
-        if let Some((twice, _)) = pairs.find(|(a, b)| a == b) {
-            return Err(InvalidMembership::Twice(twice.clone()));
+        if let Some(unusable) = self.members.iter().find(|member| Slot::new(member.slot.number()).is_none()) {
+            return Err(InvalidMembership::Unreadable(format!("slot {}", unusable.replica())));
         }
-        Ok(Self { epoch, voters })
+        for voters in [Some(&self.voters), self.next.as_ref()].into_iter().flatten() {
+            if voters.is_empty() {
+                return Err(InvalidMembership::NoVoters);
+            }
+            if voters.len() > VOTERS_MAX {
+                return Err(InvalidMembership::TooManyVoters(voters.len()));
+            }
+            let mut names = BTreeSet::new();
+            for slot in voters {
+                let member = self.member(*slot).ok_or(InvalidMembership::NotAMember(*slot))?;
+                if !names.insert(&member.node) {
+                    return Err(InvalidMembership::Twice(member.node.to_string()));
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// The configuration as the value of the register that holds it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        // Encoding plain fields into memory has no way to fail; if it found one, nobody would install the empty value.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads such a value.
+    pub fn decode(value: &[u8]) -> Result<Self, InvalidMembership> {
+        serde_json::from_slice(value).map_err(|error| InvalidMembership::Unreadable(error.to_string()))
     }
 
     /// The configuration's number.
@@ -147,52 +245,98 @@ impl Membership {
         self.epoch
     }
 
-    /// The voters, sorted by name.
+    /// True while a change of voters is under way.
     #[must_use]
-    pub fn voters(&self) -> &[NodeId] {
+    pub fn is_joint(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Everybody, in the order of their slots.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member that proposes under this number.
+    #[must_use]
+    pub fn member(&self, slot: usize) -> Option<&Member> {
+        self.members.iter().find(|member| member.replica() == slot)
+    }
+
+    /// Those who have a vote, in the order of their slots: while it is joint, those of before and those of after.
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| self.is_voter(member.replica()))
+    }
+
+    /// The names of those who have a vote, sorted, each once.
+    #[must_use]
+    pub fn voter_names(&self) -> Vec<NodeId> {
+        self.voters().map(|member| member.node.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The names of those who voted before a change that is under way, sorted.
+    #[must_use]
+    pub fn old_voter_names(&self) -> Vec<NodeId> {
+        let old = self.members.iter().filter(|member| self.voters.contains(&member.replica()));
+        old.map(|member| member.node.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The slots of those who voted before a change that is under way.
+    #[must_use]
+    pub fn old_voters(&self) -> &BTreeSet<usize> {
         &self.voters
     }
 
-    /// True where `node`'s vote counts.
+    /// The slots of those who vote from now on, or will once the change that is under way is done.
     #[must_use]
-    pub fn is_voter(&self, node: &NodeId) -> bool {
-        self.voters.binary_search(node).is_ok()
+    pub fn new_voters(&self) -> &BTreeSet<usize> {
+        self.next.as_ref().unwrap_or(&self.voters)
     }
 
-    /// The proposer number of a voter: its place in the sorted list, so that nodes with the same list agree on it
-    /// without a word. `None` for a node that is no voter.
+    /// True where the vote of this slot counts.
     #[must_use]
-    pub fn slot_of(&self, node: &NodeId) -> Option<Slot> {
-        let place = self.voters.binary_search(node).ok()?;
-        u16::try_from(place).ok().and_then(Slot::new)
+    pub fn is_voter(&self, slot: usize) -> bool {
+        self.voters.contains(&slot) || self.next.as_ref().is_some_and(|next| next.contains(&slot))
     }
 
-    /// How many voters must agree: a majority of all of them.
+    /// The number under which `node` proposes from this disk. `None` where that is no member, or where the node has come with
+    /// another one since.
     #[must_use]
-    pub fn quorum(&self) -> usize {
-        majority(self.voters.len())
+    pub fn slot_of(&self, node: &NodeId, disk: StorageId) -> Option<Slot> {
+        self.newest(node).filter(|newest| newest.is(node, disk)).map(|newest| newest.slot)
+    }
+
+    /// The disk with which `node` came last, where that is written down.
+    #[must_use]
+    pub fn newest_disk(&self, node: &NodeId) -> Option<StorageId> {
+        self.newest(node)?.storage_id
+    }
+
+    /// A node has one disk that votes at most, and one that is to, or may, take its place.
+    fn newest(&self, node: &NodeId) -> Option<&Member> {
+        let votes_already = |member: &&Member| self.voters.contains(&member.replica());
+        let has_vote = |member: &&Member| self.is_voter(member.replica());
+        let of_node = self.members.iter().filter(|member| member.node == *node);
+        of_node.min_by_key(|member| (has_vote(member), votes_already(member)))
     }
 
     /// Which of them decide, by their slots.
     #[must_use]
     pub fn quorums(&self) -> Quorums {
-        Quorums::majority_of(0..self.voters.len())
+        let quorums = Quorums::majority_of(self.voters.iter().copied());
+        match &self.next {
+            Some(next) => quorums.and(Quorums::majority_of(next.iter().copied())),
+            None => quorums,
+        }
     }
 
-    /// The nodes that store `shard` and whose votes on it count, sorted: in this version every voter stores every
-    /// shard. Callers count their quorum as [`majority`] of what this returns.
-    #[must_use]
-    pub fn replicas(&self, _shard: &ShardId) -> &[NodeId] {
-        &self.voters
-    }
-
-    /// The replica that proposals for a contended key had best go to, so that they queue there instead of colliding: the
+    /// The voter that proposals for a contended key had best go to, so that they queue there instead of colliding: the
     /// best of those that `is_fit` says can take them. A hint, never needed for safety, and the same on every node that
     /// finds the same ones fit, of every version and on every platform (see `score`). None where none is fit.
     #[must_use]
-    pub fn home(&self, shard: &ShardId, key: &Key, is_fit: impl Fn(&NodeId) -> bool) -> Option<&NodeId> {
-        let fit = self.replicas(shard).iter().filter(|node| is_fit(node));
-        fit.max_by_key(|node| (score(node, shard, key), *node))
+    pub fn home(&self, shard: &ShardId, key: &Key, is_fit: impl Fn(&Member) -> bool) -> Option<&Member> {
+        let fit = self.voters().filter(|member| is_fit(member));
+        fit.max_by_key(|member| (score(&member.node, shard, key), member.slot))
     }
 }
 
@@ -228,6 +372,10 @@ mod tests {
         NodeId::parse(name).unwrap()
     }
 
+    fn slot(membership: &Membership, name: &str) -> Option<Slot> {
+        membership.slot_of(&node(name), StorageId(1))
+    }
+
     fn membership(names: &[&str]) -> Membership {
         Membership::epoch_one(names.iter().map(|name| node(name)).collect()).unwrap()
     }
@@ -241,28 +389,36 @@ mod tests {
         let one = membership(&["c", "a", "b"]);
         assert_eq!(one, membership(&["a", "b", "c"]));
         assert_eq!(one.epoch(), 1);
-        let slots: Vec<_> = ["a", "b", "c"].iter().map(|n| one.slot_of(&node(n)).unwrap().number()).collect();
+        let slots: Vec<_> = ["a", "b", "c"].iter().map(|n| slot(&one, n).unwrap().number()).collect();
         assert_eq!(slots, [0, 1, 2]);
-        assert_eq!(one.slot_of(&node("d")), None);
-        assert!(one.is_voter(&node("b")) && !one.is_voter(&node("d")));
+        assert_eq!(slot(&one, "d"), None);
+        assert!(one.is_voter(2) && !one.is_voter(3));
     }
 
     #[test]
     fn lists_that_make_no_configuration_are_refused() {
         assert_eq!(Membership::epoch_one(vec![]), Err(InvalidMembership::NoVoters));
         let twice = Membership::epoch_one(vec![node("b"), node("a"), node("b")]);
-        assert_eq!(twice, Err(InvalidMembership::Twice(node("b"))));
+        assert_eq!(twice, Err(InvalidMembership::Twice("b".to_owned())));
         let many = (0..=VOTERS_MAX).map(|n| node(&format!("n{n}"))).collect();
         assert_eq!(Membership::epoch_one(many), Err(InvalidMembership::TooManyVoters(VOTERS_MAX + 1)));
     }
 
     #[test]
     fn what_is_read_back_is_checked_again() {
-        let text = serde_json::to_string(&membership(&["b", "a"])).unwrap();
-        assert_eq!(serde_json::from_str::<Membership>(&text).unwrap(), membership(&["a", "b"]));
-        for bad in [r#"{"epoch":1,"voters":[]}"#, r#"{"epoch":0,"voters":["a"]}"#, r#"{"epoch":1,"voters":["a","a"]}"#]
-        {
-            assert!(serde_json::from_str::<Membership>(bad).is_err(), "{bad}");
+        let good = r#"{"epoch":1,"members":[{"node":"a","slot":0,"storage_id":null},{"node":"b","slot":1,"storage_id":null}],"voters":[0,1],"next_slot":2}"#;
+        assert_eq!(String::from_utf8(membership(&["b", "a"]).encode()).unwrap(), good);
+        assert_eq!(Membership::decode(good.as_bytes()), Ok(membership(&["a", "b"])));
+        for (from, to) in [
+            ("\"voters\":[0,1]", "\"voters\":[]"),
+            ("\"voters\":[0,1]", "\"voters\":[0,2]"),
+            ("\"voters\":[0,1]", "\"voters\":[0],\"next\":[]"),
+            ("\"epoch\":1", "\"epoch\":0"),
+            ("\"slot\":1", "\"slot\":0"),
+            ("\"slot\":1", "\"slot\":4095"),
+            ("\"b\"", "\"a\""),
+        ] {
+            assert!(Membership::decode(good.replace(from, to).as_bytes()).is_err(), "{to}");
         }
     }
 
@@ -292,10 +448,14 @@ mod tests {
             let key = Key::parse(&format!("k{n}")).unwrap();
             let home = three.home(&shard(), &key, |_| true).unwrap();
             let later = four.home(&shard(), &key, |_| true).unwrap();
-            assert!(later == home || *later == node("d"), "a key moved between nodes that were there before");
-            assert_eq!(four.home(&shard(), &key, |node| node.as_str() != "d"), Some(home), "as if d were not there");
+            assert!(later == home || later.node == node("d"), "a key moved between nodes that were there before");
+            assert_eq!(
+                four.home(&shard(), &key, |member| member.node.as_str() != "d"),
+                Some(home),
+                "as if d were not there"
+            );
             moved += usize::from(later != home);
-            *homes.entry(home.clone()).or_default() += 1;
+            *homes.entry(home.node.clone()).or_default() += 1;
         }
         assert!(homes.len() == 3 && homes.values().all(|&count| (900..1_100).contains(&count)), "{homes:?}");
         assert!((650..850).contains(&moved), "{moved}");
@@ -305,17 +465,17 @@ mod tests {
         #[test]
         fn any_two_quorums_intersect(size in 1_usize..=9, first in any::<u16>(), second in any::<u16>()) {
             let voters: Vec<_> = (0..size).map(|n| node(&format!("n{n}"))).collect();
-            let membership = Membership::epoch_one(voters.clone()).unwrap();
+            let quorum = majority(size);
             let pick = |bits: u16| -> BTreeSet<_> {
                 voters.iter().enumerate().filter(|(n, _)| bits >> n & 1 == 1).map(|(_, v)| v.clone()).collect()
             };
             let (first, second) = (pick(first), pick(second));
-            prop_assert!(membership.quorum() <= size);
-            if first.len() >= membership.quorum() && second.len() >= membership.quorum() {
+            prop_assert!(quorum <= size);
+            if first.len() >= quorum && second.len() >= quorum {
                 prop_assert!(!first.is_disjoint(&second));
             }
             // And it is the least such number: one fewer, and two halves could each go on alone.
-            prop_assert!(2 * (membership.quorum() - 1) <= size);
+            prop_assert!(2 * (quorum - 1) <= size);
         }
 
         #[test]
@@ -337,7 +497,7 @@ mod tests {
         fn slots_are_unique(names in prop::collection::btree_set("[a-z][a-z0-9-]{0,8}", 1..40)) {
             let voters: Vec<_> = names.iter().map(|name| node(name)).collect();
             let membership = Membership::epoch_one(voters.clone()).unwrap();
-            let slots: BTreeSet<_> = voters.iter().map(|v| membership.slot_of(v).unwrap()).collect();
+            let slots: BTreeSet<_> = voters.iter().map(|v| membership.slot_of(v, StorageId(1)).unwrap()).collect();
             prop_assert_eq!(slots.len(), voters.len());
         }
 
@@ -352,7 +512,7 @@ mod tests {
             let other = Membership::epoch_one(voters).unwrap();
             let home = membership.home(&shard(), &key, |_| true).unwrap();
             prop_assert_eq!(Some(home), other.home(&shard(), &key, |_| true));
-            prop_assert!(membership.replicas(&shard()).contains(home));
+            prop_assert!(membership.voters().any(|voter| voter == home));
         }
     }
 }

@@ -128,6 +128,17 @@ impl PeerMemory {
         Observed { standing: Standing::Forgot { reason }, changed_durably: true }
     }
 
+    /// Learns that `node` is meant on this disk now, whatever it had before: the cluster's configuration says so. True where
+    /// that is news, which must outlive this process.
+    pub fn expect(&mut self, node: &NodeId, disk: StorageId) -> bool {
+        if self.peers.get(node).is_some_and(|memory| memory.storage_id == disk) {
+            return false;
+        }
+        let nothing = Figures { storage_id: disk, run: 0, ceiling: Ballot::ZERO, position: 0 };
+        self.peers.insert(node.clone(), Memory { run: None, ..Memory::first(&nothing) });
+        true
+    }
+
     /// Takes figures that `node` spread by gossip: they may be older than its hello, so they can only raise what is
     /// remembered, and never accuse. Harmless for an unknown node or directory.
     pub fn raise(&mut self, node: &NodeId, seen: &Figures) {
@@ -231,6 +242,16 @@ mod tests {
                 assert!(reason.contains(word) && seen.changed_durably, "{reason}");
             }
         }
+    }
+
+    #[test]
+    fn a_node_that_is_meant_on_another_disk_starts_anew() {
+        let mut memory = PeerMemory::default();
+        let _ = memory.observe(&b(), &figures(1, 1, 10, 10));
+        let lost = memory.observe(&b(), &figures(2, 2, 1, 1));
+        assert!(!is_good(&lost.standing) && memory.expect(&b(), StorageId(2)) && !memory.expect(&b(), StorageId(2)));
+        assert!(is_good(&memory.observe(&b(), &figures(2, 2, 1, 1)).standing));
+        assert!(!is_good(&memory.observe(&b(), &figures(1, 1, 10, 10)).standing), "the old disk is another one now");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What a node tells people about itself and its cluster: the shapes behind `/v1/cluster`, `status`, the status page
 //! and `/readyz`. One definition for the server that writes them and the clients that read them.
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::change::{ChangeError, VoterChange};
 use crate::types::{Ballot, NodeId, StorageId};
 
 /// What a node does for its cluster.
@@ -11,6 +13,8 @@ use crate::types::{Ballot, NodeId, StorageId};
 pub enum Role {
     /// Its vote counts.
     Voter,
+    /// It has a copy, and no vote.
+    Observer,
     /// Named a voter, but its vote must not count: it has forgotten promises, or its journal failed.
     Barred,
 }
@@ -57,6 +61,17 @@ pub struct DecisionCounts {
     pub timeout: u64,
 }
 
+/// How a change of voters stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeStatus {
+    /// What was asked for.
+    pub change: String,
+    /// How far it is.
+    pub step: String,
+    /// True where it ended without having changed anything.
+    pub failed: bool,
+}
+
 /// The answer to `GET /v1/cluster`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -68,9 +83,15 @@ pub struct ClusterStatus {
     pub version: String,
     /// The epoch installed here.
     pub epoch: u64,
-    /// The voters of that epoch.
+    /// The voters of that epoch: while a change is under way, those of before and of after.
     pub voters: Vec<NodeId>,
-    /// Every voter, and what this node knows of it.
+    /// True while a change of voters is under way.
+    #[serde(default)]
+    pub joint: bool,
+    /// How the change stands that this node drives, or drove last.
+    #[serde(default)]
+    pub change: Option<ChangeStatus>,
+    /// Every member, and what this node knows of it.
     pub nodes: Vec<NodeStatus>,
     /// Shards open on this node.
     pub open_shards: u64,
@@ -100,6 +121,16 @@ pub struct ShardStatus {
     pub last_upd: Ballot,
     /// The replicas that held the same rows as this node when all were last compared.
     pub in_step: Vec<NodeId>,
+}
+
+/// Who changes what the cluster is, for those doors of a node that allow it.
+#[async_trait]
+pub trait Govern: Send + Sync + 'static {
+    /// Begins a change of voters; returns once it is begun, or where all is as wished already.
+    async fn change(&self, change: VoterChange) -> Result<(), ChangeError>;
+
+    /// Lets this node decide alone from now on.
+    async fn recover(&self) -> Result<(), ChangeError>;
 }
 
 /// Where the doors of a node (socket, admin port) get what they show.

@@ -87,9 +87,10 @@ pub struct PeerConfig {
 pub struct ClusterConfig {
     /// Nodes of different ids refuse each other.
     pub id: String,
-    /// The voters of epoch 1, as listed: never empty, no name twice, this node's among them.
+    /// The voters of epoch 1, as listed, no name twice. Where this node is not among them it joins as an observer, by the
+    /// seeds that it then has; where nobody is, it knows nothing but those.
     pub voters: Vec<NodeId>,
-    /// How nodes prove who they are; there wherever [`ClusterConfig::voters`] names more than one.
+    /// How nodes prove who they are; there unless the node [is alone](Config::is_alone).
     pub identity: Option<Identity>,
     /// How far ahead of this node's clock a remote time may be before it is refused.
     pub max_skew: Duration,
@@ -181,10 +182,10 @@ impl Config {
         validate::validate(&layers, environment.pod_ip())
     }
 
-    /// True where this node is the only voter: it then needs no peers, and no identity to show them.
+    /// True where this node is the only voter and knows of no others: it then needs no peers, and no identity to show them.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        self.cluster.voters.len() == 1
+        self.cluster.voters.len() == 1 && self.peer.seeds.is_empty()
     }
 
     /// The effective configuration as a file that [`Config::load`] reads back. Files that hold secrets are named, their

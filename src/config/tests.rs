@@ -112,7 +112,7 @@ fn every_refusal_names_key_value_and_wish() {
         ("[timeouts]\npropose = \"0s\"", &["timeouts.propose", "0s"]),
         ("[cluster]\nvoters = [\"node\", \"b\", \"node\"]", &["cluster.voters", "node stands twice"]),
         ("[cluster]\nvoters = [\"b\", \"c\"]", &["node.name", "got \"node\"", "[\"b\", \"c\"]"]),
-        ("[cluster]\nvoters = [\"node\", \"b\"]", &["cluster.key_file", "cluster.tls", "2 voters"]),
+        ("[cluster]\nvoters = [\"node\", \"b\"]", &["cluster.key_file", "cluster.tls", "prove to each other"]),
         ("[cluster]\ntls = { ca = \"x\" }", &["cluster.tls", "cluster.tls.cert and cluster.tls.key"]),
         ("[cluster]\ntls = \"x\"", &["cluster.tls", "want a table"]),
         ("[cluster]\nkey_file = \"k\"\ntls = { ca = \"x\" }", &["cluster.key_file", "not both"]),

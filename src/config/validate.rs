@@ -31,9 +31,11 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
         )?,
         data_dir: fields.path("node.data_dir", "./outrigger-data")?,
     };
-    let cluster = cluster(&fields, &node.name)?;
+    let seeds = seeds(&fields)?;
+    let has_seeds = !seeds.is_empty();
+    let cluster = cluster(&fields, &node.name, has_seeds)?;
     Ok(Config {
-        peer: peer(&fields, pod_ip, cluster.voters.len() == 1)?,
+        peer: peer(&fields, pod_ip, seeds, cluster.voters.len() == 1 && !has_seeds)?,
         socket: socket(&fields)?,
         admin: AdminConfig { listen: fields.listen("admin.listen", "127.0.0.1:9464")? },
         store: StoreConfig {
@@ -68,7 +70,7 @@ fn socket(fields: &Fields<'_>) -> Result<SocketConfig, ConfigError> {
     Ok(SocketConfig { path, mode })
 }
 
-fn peer(fields: &Fields<'_>, pod_ip: Option<&str>, alone: bool) -> Result<PeerConfig, ConfigError> {
+fn peer(fields: &Fields<'_>, pod_ip: Option<&str>, seeds: Vec<String>, alone: bool) -> Result<PeerConfig, ConfigError> {
     let listen = fields.listen("peer.listen", "0.0.0.0:7117")?;
     let advertise = match fields.0.get("peer.advertise") {
         Some(_) => fields.parsed("peer.advertise", "", "host:port, an address that peers can dial", |text| {
@@ -78,12 +80,16 @@ fn peer(fields: &Fields<'_>, pod_ip: Option<&str>, alone: bool) -> Result<PeerCo
         None if alone || !listen.ip().is_unspecified() => listen.to_string(),
         None => advertise_pod(listen, pod_ip)?,
     };
+    Ok(PeerConfig { listen, advertise, seeds })
+}
+
+fn seeds(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     let seeds = fields.list("peer.seeds", SEEDS_MAX)?;
     if let Some(bad) = seeds.iter().find(|seed| !is_host_port(seed)) {
         let bad = shortened(format!("{bad:?}"));
         return Err(fields.wrong("peer.seeds", format!("host:port in each entry, which {bad} is not")));
     }
-    Ok(PeerConfig { listen, advertise, seeds })
+    Ok(seeds)
 }
 
 /// Listening everywhere does not say where peers find this node; Kubernetes may.
@@ -108,20 +114,20 @@ fn advertise_pod(listen: SocketAddr, pod_ip: Option<&str>) -> Result<String, Con
     Ok(SocketAddr::new(ip, listen.port()).to_string())
 }
 
-fn cluster(fields: &Fields<'_>, me: &NodeId) -> Result<ClusterConfig, ConfigError> {
+fn cluster(fields: &Fields<'_>, me: &NodeId, has_seeds: bool) -> Result<ClusterConfig, ConfigError> {
     let want = format!("1 to {CLUSTER_ID_BYTES_MAX} bytes without control characters");
     let id = fields.parsed("cluster.id", "default", &want, |text| {
         let fits = (1..=CLUSTER_ID_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control);
         fits.then(|| text.to_owned())
     })?;
-    let voters = voters(fields, me)?;
+    let voters = voters(fields, me, has_seeds)?;
     let identity = identity(fields)?;
-    if voters.len() > 1 && identity.is_none() {
+    if (voters.len() > 1 || has_seeds) && identity.is_none() {
         return Err(ConfigError::Invalid {
             key: "cluster.key_file".to_owned(),
             origin: "configuration".to_owned(),
             got: "neither it nor cluster.tls".to_owned(),
-            want: format!("one of them, as {} voters have to prove to each other who they are", voters.len()),
+            want: "one of them, as the nodes of a cluster have to prove to each other who they are".to_owned(),
         });
     }
     Ok(ClusterConfig {
@@ -133,7 +139,7 @@ fn cluster(fields: &Fields<'_>, me: &NodeId) -> Result<ClusterConfig, ConfigErro
     })
 }
 
-fn voters(fields: &Fields<'_>, me: &NodeId) -> Result<Vec<NodeId>, ConfigError> {
+fn voters(fields: &Fields<'_>, me: &NodeId, has_seeds: bool) -> Result<Vec<NodeId>, ConfigError> {
     let mut voters: Vec<NodeId> = Vec::new();
     for name in fields.list("cluster.voters", VOTERS_MAX)? {
         let voter = NodeId::parse(&name).map_err(|_| {
@@ -145,16 +151,16 @@ fn voters(fields: &Fields<'_>, me: &NodeId) -> Result<Vec<NodeId>, ConfigError> 
         }
         voters.push(voter);
     }
-    if voters.is_empty() {
+    if voters.is_empty() && !has_seeds {
         voters.push(me.clone());
     }
-    if !voters.contains(me) {
+    if !voters.contains(me) && !has_seeds {
         let origin = fields.0.get("node.name").map_or("default", |placed| placed.origin.as_str());
         return Err(ConfigError::Invalid {
             key: "node.name".to_owned(),
             origin: origin.to_owned(),
             got: format!("\"{me}\""),
-            want: format!("one of cluster.voters = {voters:?}"),
+            want: format!("one of cluster.voters = {voters:?}, or peer.seeds to join them by without a vote"),
         });
     }
     Ok(voters)

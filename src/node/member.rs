@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::disk::{self, Disk, OsDisk};
 use crate::replication::QuorumReplicator;
 use crate::replication::journal::{self, Journal, JournalConfig};
-use crate::replication::quorum::{Foundations, Greeter, QuorumConfig, StartError};
+use crate::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use crate::store::replicator::Replicator;
 use crate::store::{Manager, StoreConfig};
 use crate::transport::{Inbox, Transport, memory, quic};
@@ -83,20 +83,23 @@ impl Member {
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
         disk::create_directory(&*disk, data_dir).map_err(unmade)?;
 
-        let membership = Membership::epoch_one(config.cluster.voters.clone())?;
-        let slot = membership.slot_of(node).ok_or_else(|| StartError::NotAVoter { node: node.clone() })?;
+        let first = match &*config.cluster.voters {
+            [] => Membership::unknown(),
+            voters => Membership::epoch_one(voters.to_vec())?,
+        };
         let (journal, recovered) = open_journal(config, &disk, segment_bytes).await?;
         let is_marked = is_marked(&*disk, data_dir, node)?;
         let manager = Manager::with_config(store_config(config, &disk), clock.clone())?;
+        let installed = Installed::read(&manager, &recovered, first).await?;
         let local = Local {
             versions: PROTOCOL_VERSIONS,
             cluster: config.cluster.id.clone(),
             node: node.clone(),
-            membership: membership.clone(),
+            membership: installed.membership.clone(),
         };
         let ceiling = recovered.restored.ceiling;
         let run = rand::random();
-        let greeter = Arc::new(Greeter::new(local, slot, journal.header(), ceiling, run, clock.clone()));
+        let greeter = Arc::new(Greeter::new(local, journal.header(), ceiling, run, clock.clone()));
         let is_reached_within = matches!(network, Network::Memory(_));
         let (transport, inbox) = connect(config, network, &greeter)?;
         manager.feed().set_storage_id(greeter.figures().storage_id);
@@ -106,12 +109,12 @@ impl Member {
         let Inbox { events, calls, gossip: gossip_inbox } = inbox;
         let driver = QuorumConfig {
             node: node.clone(),
-            membership: membership.clone(),
             max_skew: config.cluster.max_skew,
             ceiling_lead: config.cluster.ceiling_lead,
             propose_timeout: config.timeouts.propose,
             value_bytes_max: config.store.value_size_max,
             seed: rand::random(),
+            is_alone: config.is_alone(),
         };
         let foundations = Foundations {
             clock,
@@ -122,6 +125,7 @@ impl Member {
             calls,
             journal,
             recovered,
+            installed,
         };
         let replicator = QuorumReplicator::start(driver, foundations).await?;
 
@@ -132,9 +136,7 @@ impl Member {
         };
         let view = Arc::new(View {
             cluster: config.cluster.id.clone(),
-            membership,
             node: node.clone(),
-            slot,
             advertise,
             greeter,
             manager,
@@ -156,11 +158,12 @@ impl Member {
             timeout_default: config.timeouts.propose,
             timeout_max: TIMEOUT_MAX,
         };
-        let service = Service::new(limits, view.manager.clone(), view.clone());
+        let service = Service::new(limits, view.manager.clone(), view.clone(), Some(view.clone()));
         let mut housekeeping = JoinSet::new();
         housekeeping.spawn(keep_house(view.clone()));
         if let Some(gossip) = view.gossip.read().clone() {
-            housekeeping.spawn(follow_leavers(gossip, view.replicator.clone()));
+            housekeeping.spawn(follow_leavers(gossip.clone(), view.replicator.clone()));
+            housekeeping.spawn(follow_voters(gossip, view.replicator.clone()));
         }
         Ok(Self { view, service, _housekeeping: housekeeping })
     }
@@ -194,6 +197,17 @@ impl Member {
         let mut status = self.view.replicator.watch();
         // An error means that the driver has ended, which `failed` tells.
         let _ = status.wait_for(|status| status.ready().is_ok()).await;
+    }
+
+    /// Waits until this node's disk must not vote any more while the others are enough to put another one in its place: to be
+    /// started anew, as which it then is one.
+    pub async fn must_start_over(&self) {
+        let mut status = self.view.replicator.watch();
+        let is_barred_for_good = |status: &QuorumStatus| status.barred.is_some() && status.no_quorum.is_none();
+        if status.wait_for(is_barred_for_good).await.is_err() {
+            // The driver has ended, which `failed` tells.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Ends when the node can serve nothing any more, with the reason.
@@ -246,6 +260,7 @@ async fn open_journal(
         segment_bytes,
         durability: config.store.durability,
         disk: disk.clone(),
+        may_start_over: !config.is_alone(),
     };
     match blocking::spawn(move || Journal::open(journal, rand::random())).await {
         Ok(opened) => Ok(opened?),
@@ -316,6 +331,18 @@ async fn follow_leavers(gossip: Arc<Gossip>, replicator: Arc<QuorumReplicator>) 
         if leavers != told {
             replicator.avoid(leavers.clone()).await;
             told = leavers;
+        }
+    }
+}
+
+/// Has the voters dialled, whoever they are now.
+async fn follow_voters(gossip: Arc<Gossip>, replicator: Arc<QuorumReplicator>) {
+    let mut membership = replicator.membership();
+    loop {
+        let voters = membership.borrow_and_update().voter_names();
+        gossip.set_voters(voters);
+        if membership.changed().await.is_err() {
+            return;
         }
     }
 }

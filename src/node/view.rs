@@ -4,22 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
+
+use crate::cluster::change::{ChangeError, VoterChange};
 use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::PROTOCOL_VERSIONS;
-use crate::cluster::membership::Membership;
-use crate::cluster::status::{ClusterStatus, NodeStatus, Observe, Role};
+use crate::cluster::status::{ClusterStatus, Govern, NodeStatus, Observe, Role};
 use crate::replication::QuorumReplicator;
 use crate::replication::quorum::{Greeter, PeerStatus, QuorumStatus};
 use crate::store::Manager;
 use crate::transport::{self, Transport};
-use crate::types::{NodeId, Slot};
+use crate::types::NodeId;
 
 /// All that is needed for it.
 pub(super) struct View {
     pub(super) cluster: String,
-    pub(super) membership: Membership,
     pub(super) node: NodeId,
-    pub(super) slot: Slot,
     pub(super) advertise: SocketAddr,
     pub(super) greeter: Arc<Greeter>,
     pub(super) manager: Arc<Manager>,
@@ -35,8 +35,8 @@ impl View {
         Card {
             address: self.advertise,
             storage_id: figures.storage_id,
-            slot: self.slot,
-            epoch: self.membership.epoch(),
+            slot: self.greeter.slot(),
+            epoch: self.greeter.membership().epoch(),
             run: figures.run,
             ceiling: figures.ceiling,
             position: figures.position,
@@ -51,15 +51,20 @@ impl View {
     }
 
     fn me(&self, status: &QuorumStatus) -> NodeStatus {
+        let membership = self.greeter.membership();
         NodeStatus {
             node: self.node.clone(),
             me: true,
             live: true,
-            role: if status.barred.is_some() { Role::Barred } else { Role::Voter },
+            role: match (&status.barred, self.greeter.slot()) {
+                (Some(_), _) => Role::Barred,
+                (None, Some(slot)) if membership.is_voter(usize::from(slot.number())) => Role::Voter,
+                (None, _) => Role::Observer,
+            },
             storage_id: Some(self.greeter.figures().storage_id),
             address: Some(self.advertise.to_string()),
             round_trip_us: None,
-            epoch: Some(self.membership.epoch()),
+            epoch: Some(membership.epoch()),
             open_shards: Some(self.manager.open_shard_count() as u64),
             pending_frames: Some(status.pending as u64),
             clock_skew_us: Some(-status.clock_correction_us).filter(|skew| *skew != 0),
@@ -75,7 +80,11 @@ impl View {
             node: peer.node.clone(),
             me: false,
             live: peer.live,
-            role: if peer.forgot { Role::Barred } else { Role::Voter },
+            role: match (peer.forgot, peer.is_voter) {
+                (true, _) => Role::Barred,
+                (false, true) => Role::Voter,
+                (false, false) => Role::Observer,
+            },
             storage_id: peer.storage_id.or(card.map(|card| card.storage_id)),
             address: card.map(|card| card.address).or(link.map(|link| link.addr)).map(|addr| addr.to_string()),
             round_trip_us: link.map(|link| u64::try_from(link.round_trip.as_micros()).unwrap_or(u64::MAX)),
@@ -95,9 +104,21 @@ fn refused(refusal: &transport::Refusal) -> String {
     format!("{node}{}: {}", refusal.addr, refusal.reason)
 }
 
+#[async_trait]
+impl Govern for View {
+    async fn change(&self, change: VoterChange) -> Result<(), ChangeError> {
+        self.replicator.change(change).await
+    }
+
+    async fn recover(&self) -> Result<(), ChangeError> {
+        self.replicator.recover().await
+    }
+}
+
 impl Observe for View {
     fn cluster(&self) -> ClusterStatus {
         let status = self.replicator.status();
+        let membership = self.greeter.membership();
         let links = self.transport.links();
         let gossiped = self.gossip.read().as_ref().map(|gossip| gossip.peers()).unwrap_or_default();
         let mut nodes: Vec<_> = status.peers.iter().map(|peer| self.peer(peer, &links, &gossiped)).collect();
@@ -107,8 +128,10 @@ impl Observe for View {
             cluster: self.cluster.clone(),
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch: self.membership.epoch(),
-            voters: self.membership.voters().to_vec(),
+            epoch: membership.epoch(),
+            voters: membership.voter_names(),
+            joint: membership.is_joint(),
+            change: self.replicator.change_status(),
             nodes,
             open_shards: self.manager.open_shard_count() as u64,
             decisions: status.decisions,

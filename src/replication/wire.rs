@@ -1,13 +1,15 @@
 //! What travels between replicators: batches of register messages, and the requests by which a node finds and fetches
 //! the rows that it has missed.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
 use crate::messagepack;
 use crate::store::digest::{Buckets, Digest, Summary};
-use crate::types::{Ballot, Key, ShardId};
+use crate::types::{Ballot, Key, ShardId, StorageId};
 
 /// Messages of one tick for one peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,6 +40,23 @@ pub enum Request {
     Rows(ShardId, Vec<Key>),
     /// Say [`Answer::Done`] once everything of this shard that you accepted before this request is committed at yours.
     Settle(ShardId),
+    /// Say [`Answer::Done`] once you, who have this slot, have installed this joint epoch and all that you had voted for before
+    /// is committed at yours.
+    Inherited {
+        /// The epoch.
+        epoch: u64,
+        /// Whose votes are meant: its node may have come with another disk since.
+        slot: usize,
+    },
+    /// Which keys of this shard were voted for again since their version was first written, and at which ballots? Answered
+    /// by [`Answer::Pairs`].
+    Raised(ShardId),
+    /// With whom have you compared rows in the joint epoch? Answered by [`Answer::Scanned`].
+    Scanned,
+    /// Say [`Answer::Done`] once you have all rows that a majority has: you are to vote.
+    Level,
+    /// Give me, on this disk, a slot. [`Answer::Done`] says that it is chosen.
+    Register(StorageId),
 }
 
 /// One part of an answer; the stream ends when all is said.
@@ -51,6 +70,8 @@ pub enum Answer {
     Pairs(Vec<(Key, Ballot)>),
     /// Some rows, all of them chosen.
     Rows(Vec<(Key, Record)>),
+    /// The joint epoch, and the slots of the old voters.
+    Scanned(u64, BTreeSet<usize>),
     /// The last part: nothing is missing.
     Done,
     /// It could not be said.

@@ -327,6 +327,16 @@ impl Shard {
         Ok(pairs)
     }
 
+    /// Up to `limit` keys after `after`, in key order, whose record was voted for again since its version was first written,
+    /// with the ballot of the latest of those votes: what the digest does not show. The first call, without `after`, waits
+    /// for all that was committed before it. Blocking.
+    pub fn raised(&self, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Ballot)>, Error> {
+        if after.is_none() {
+            self.inner.flush()?;
+        }
+        self.inner.query("listing", |conn| queries::raised(conn, after, limit))
+    }
+
     /// The digest of all rows as reads see them at this moment. Blocking: after a crash it is built from the rows first.
     pub fn digest(&self) -> Result<Digest, Error> {
         let core = self.inner.check()?;

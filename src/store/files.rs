@@ -27,7 +27,7 @@ pub(super) fn wal_path(db: &Path) -> PathBuf {
 pub(super) fn orgs(disk: &dyn Disk, root: &Path) -> Result<Vec<Org>, Error> {
     let mut orgs = Vec::new();
     for name in names_in(disk, root)? {
-        let Ok(org) = Org::parse(&name) else { continue };
+        let Ok(org) = Org::of_any(&name) else { continue };
         if org.as_str() == name && !shards_of(disk, root, &org)?.is_empty() {
             orgs.push(org);
         }

@@ -123,6 +123,23 @@ pub(super) fn lying(
     Ok((pairs, last.checked_add(1).filter(|_| seen == limit)))
 }
 
+/// Up to `limit` keys after `after` that have a ballot above their version, with it.
+pub(super) fn raised(conn: &Connection, after: Option<&Key>, limit: usize) -> rusqlite::Result<Pairs> {
+    let mut statement =
+        conn.prepare_cached("SELECT key, ballot FROM outrigger_ballot WHERE key > ?1 ORDER BY key LIMIT ?2")?;
+    let after = after.map_or("", Key::as_str);
+    let mut rows = statement.query((after, i64::try_from(limit).unwrap_or(i64::MAX)))?;
+    let mut raised = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Ok(key) = row.get_ref(0)?.as_str()
+            && let Ok(key) = Key::parse_bytes(key.as_bytes(), crate::types::KEY_BYTES_LIMIT)
+        {
+            raised.push((key, version(row.get_ref(1)?)));
+        }
+    }
+    Ok(raised)
+}
+
 /// What the deletion of `key` that is remembered adds to the digest.
 pub(super) fn tombstone(conn: &Connection, key: &Key) -> rusqlite::Result<Sum> {
     let mut get = conn.prepare_cached("SELECT upd FROM tombstone WHERE key = ?1")?;

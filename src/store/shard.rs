@@ -531,7 +531,7 @@ impl Inner {
     }
 
     /// Waits until everything committed before the call is in the file.
-    fn flush(&self) -> Result<(), Error> {
+    pub(super) fn flush(&self) -> Result<(), Error> {
         if let Some(core) = self.core.upgrade() {
             applier::run_inline(&core);
         }

@@ -18,6 +18,8 @@ impl Observe for Told {
             node: node.clone(),
             version: "0.0.0".to_owned(),
             epoch: 1,
+            joint: false,
+            change: None,
             voters: vec![node],
             nodes: Vec::new(),
             open_shards: 0,

@@ -15,7 +15,7 @@ use outrigger::cluster::hello::{Hello, Local, PROTOCOL_VERSIONS};
 use outrigger::cluster::membership::Membership;
 use outrigger::replication::QuorumReplicator;
 use outrigger::replication::journal::{Durability, Journal, JournalConfig};
-use outrigger::replication::quorum::{Foundations, Greeter, QuorumConfig, QuorumStatus};
+use outrigger::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use outrigger::replication::register::{Address, Body, Lineage, Message, Record, Refusal, Vote};
 use outrigger::replication::wire::{self, Answer, Batch, Request};
 use outrigger::store::digest::{Digest, Sum};
@@ -84,9 +84,9 @@ fn hello() -> Hello {
         cluster: "fuzz".to_owned(),
         node: node("c"),
         boot: 1,
-        slot: Slot::new(2).unwrap(),
+        slot: Slot::new(2),
         epoch: 1,
-        voters: membership().voters().to_vec(),
+        voters: membership().voter_names(),
         wall: OsClock::shared().now().wall,
         storage_id: StorageId(7),
         run: 7,
@@ -157,27 +157,29 @@ impl Sound {
             JournalConfig { segment_bytes: 64 * 1024, durability: Durability::Os, ..JournalConfig::at(data_dir) };
         let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
         let manager = Manager::with_config(StoreConfig::at(dir.path()), clock.clone()).unwrap();
+        let installed = Installed::read(&manager, &recovered, membership()).await.unwrap();
         let local = Local {
             versions: PROTOCOL_VERSIONS,
             cluster: "fuzz".to_owned(),
             node: node(name),
             membership: membership(),
         };
-        let (slot, ceiling) = (membership().slot_of(&node(name)).unwrap(), recovered.restored.ceiling);
-        let greeter = Greeter::new(local, slot, journal.header(), ceiling, rand::random(), clock.clone());
+        let ceiling = recovered.restored.ceiling;
+        let greeter = Greeter::new(local, journal.header(), ceiling, rand::random(), clock.clone());
         let greeter = Arc::new(greeter);
         let (transport, Inbox { events, calls, .. }) = network.join(node(name), greeter.clone());
         let config = QuorumConfig {
             node: node(name),
-            membership: membership(),
             max_skew: Duration::from_secs(10),
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
             seed: 1,
+            is_alone: false,
         };
         let (manager_too, transport_too) = (manager.clone(), transport.clone());
-        let foundations = Foundations { clock, greeter, manager, transport, events, calls, journal, recovered };
+        let foundations =
+            Foundations { clock, greeter, manager, transport, events, calls, journal, recovered, installed };
         let replicator = QuorumReplicator::start(config, foundations).await.unwrap();
         Self { dir, manager: manager_too, replicator, transport: transport_too }
     }

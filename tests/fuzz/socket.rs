@@ -60,7 +60,7 @@ impl Node {
                 timeout_default: Duration::from_secs(2),
                 timeout_max: Duration::from_secs(3),
             };
-            let service = Service::new(config, Arc::clone(&manager), Arc::new(Told::default()));
+            let service = Service::new(config, Arc::clone(&manager), Arc::new(Told::default()), None);
             let server = api::serve(api::Config::at(dir.path().join("o.sock")), service).await.unwrap();
             (manager, server)
         });

@@ -101,7 +101,7 @@ impl Node {
             timeout_default: Duration::from_secs(2),
             timeout_max: Duration::from_secs(60),
         };
-        let service = Service::new(config, Arc::clone(&manager), Arc::clone(&told) as Arc<dyn Observe>);
+        let service = Service::new(config, Arc::clone(&manager), Arc::clone(&told) as Arc<dyn Observe>, None);
         let socket = change(api::Config::at(dir.path().join("outrigger.sock")));
         let server = api::serve(socket, Arc::clone(&service)).await.unwrap();
         Self { dir, manager, service, told, server }

@@ -19,7 +19,7 @@ use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, get, post, put};
 use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -80,6 +80,9 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/shards/{org}/{ns}/checkpoint", post(node::checkpoint))
         .route("/v1/cluster", get(node::cluster))
         .route("/v1/cluster/health", get(node::health))
+        .route("/v1/cluster/voters/{node}", put(node::add).delete(node::remove))
+        .route("/v1/cluster/voters/{node}/replace", post(node::replace))
+        .route("/v1/cluster/recover", post(node::recover))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(unread::discard))

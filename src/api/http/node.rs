@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -12,7 +12,8 @@ use super::kv::json;
 use super::request;
 use crate::api::error::ApiError;
 use crate::api::service::Service;
-use crate::types::{Org, ShardId};
+use crate::cluster::change::VoterChange;
+use crate::types::{NodeId, Org, ShardId};
 
 /// Refuses parameters where there are none.
 #[derive(Debug, Deserialize)]
@@ -42,6 +43,62 @@ pub(super) async fn shards(State(service): State<Arc<Service>>, request: Request
 pub(super) async fn cluster(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
     Ok(json(&service.observe().cluster()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplaceOptions {
+    with: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecoverOptions {
+    #[serde(default)]
+    force: bool,
+}
+
+/// `PUT /v1/cluster/voters/{node}`: 202 once it is begun that this node votes, or where it does already.
+pub(super) async fn add(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let NoOptions {} = request::query(request.uri())?;
+    change(&service, VoterChange::Add(voter_in(request.uri())?)).await
+}
+
+/// `DELETE /v1/cluster/voters/{node}`: 202 once it is begun that it doesn't vote, or where it is struck off already.
+pub(super) async fn remove(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let NoOptions {} = request::query(request.uri())?;
+    change(&service, VoterChange::Remove(voter_in(request.uri())?)).await
+}
+
+/// `POST /v1/cluster/voters/{node}/replace?with=`: 202 once it is begun that the disk that this node came back with, or another
+/// node, votes in its place.
+pub(super) async fn replace(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let options: ReplaceOptions = request::query(request.uri())?;
+    let with = options.with.map(|with| NodeId::parse(&with)).transpose()?;
+    change(&service, VoterChange::Replace { node: voter_in(request.uri())?, with }).await
+}
+
+/// `POST /v1/cluster/recover?force=true`: 200 once this node decides alone.
+pub(super) async fn recover(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let RecoverOptions { force } = request::query(request.uri())?;
+    if !force {
+        let why = "recovering may lose acknowledged writes; ask for it with ?force=true";
+        return Err(ApiError::Invalid(why.to_owned()));
+    }
+    service.govern()?.recover().await?;
+    Ok(json(&service.observe().cluster()))
+}
+
+async fn change(service: &Service, change: VoterChange) -> Result<Response, ApiError> {
+    service.govern()?.change(change).await?;
+    let mut response = json(&service.observe().cluster());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+fn voter_in(uri: &Uri) -> Result<NodeId, ApiError> {
+    let rest = uri.path().strip_prefix("/v1/cluster/voters/").unwrap_or_default();
+    Ok(NodeId::parse(&request::decoded(rest.split('/').next().unwrap_or_default())?)?)
 }
 
 /// `GET /v1/cluster/health`: 200, or 503 with the reason.

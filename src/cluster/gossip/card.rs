@@ -14,8 +14,8 @@ pub struct Card {
     pub address: SocketAddr,
     /// Its data directory.
     pub storage_id: StorageId,
-    /// Its proposer number.
-    pub slot: Slot,
+    /// Its proposer number; none as long as it is no member.
+    pub slot: Option<Slot>,
     /// The epoch that it has installed.
     pub epoch: u64,
     /// A random number of its process; see [`Figures::run`].
@@ -85,7 +85,7 @@ impl Card {
         let values = [
             self.address.to_string(),
             self.storage_id.to_string(),
-            self.slot.number().to_string(),
+            self.slot.map_or_else(String::new, |slot| slot.number().to_string()),
             self.epoch.to_string(),
             self.run.to_string(),
             self.ceiling.to_string(),
@@ -126,7 +126,10 @@ impl Card {
         Ok(Self {
             address: field(pairs, "address")?,
             storage_id: StorageId::try_from(storage_id).map_err(|_| "storage_id")?,
-            slot: Slot::new(field(pairs, "slot")?).ok_or("slot")?,
+            slot: match pairs.get("slot") {
+                Some(&"") => None,
+                _ => Some(Slot::new(field(pairs, "slot")?).ok_or("slot")?),
+            },
             epoch: field(pairs, "epoch")?,
             run: field(pairs, "run")?,
             ceiling: Ballot(field(pairs, "ceiling")?),
@@ -156,7 +159,7 @@ mod tests {
         Card {
             address: "[fd00::7]:7117".parse().unwrap(),
             storage_id: StorageId(0xfeed),
-            slot: Slot::new(4094).unwrap(),
+            slot: Slot::new(4094),
             epoch: 3,
             run: u64::MAX,
             ceiling: Ballot(i64::MAX),

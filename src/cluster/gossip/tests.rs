@@ -129,7 +129,7 @@ fn card(address: SocketAddr, boot: u64) -> Card {
     Card {
         address,
         storage_id: StorageId(u64::from(address.port())),
-        slot: Slot::new(1).unwrap(),
+        slot: Slot::new(1),
         epoch: 1,
         ceiling: Ballot(5),
         protocol: 1,

@@ -37,6 +37,9 @@ struct Body {
     newest_segment: u64,
     #[serde(default)]
     barred: Option<String>,
+    /// Why this disk is not the one that its node's name stands for in epoch 1.
+    #[serde(default)]
+    displaced: Option<String>,
     #[serde(default)]
     peers: PeerMemory,
 }
@@ -51,6 +54,9 @@ pub struct Header {
 }
 
 impl Header {
+    /// Its file's name.
+    pub(super) const NAME: &str = "node";
+
     /// Reads the header of `directory`, or makes one for a new disk: one without a journal.
     pub(super) fn open(
         disk: &dyn Disk,
@@ -58,14 +64,24 @@ impl Header {
         fresh_storage_id: u64,
         has_journal: bool,
     ) -> Result<Self, JournalError> {
-        let path = directory.join("node");
+        let path = directory.join(Self::NAME);
         if disk.kind(&path).map_err(io("look for", &path))?.is_some() {
             return Self::read(disk, path);
         }
         if has_journal {
             return Err(JournalError::HeaderLost(path));
         }
-        Self::create(disk, directory, path, fresh_storage_id)
+        Self::create(disk, directory, path, fresh_storage_id, None)
+    }
+
+    /// Makes one for a disk that takes the place of one that must not vote any more, for this reason.
+    pub(super) fn displaced_from(
+        disk: &dyn Disk,
+        directory: &Path,
+        fresh_storage_id: u64,
+        why: &str,
+    ) -> Result<Self, JournalError> {
+        Self::create(disk, directory, directory.join(Self::NAME), fresh_storage_id, Some(why.to_owned()))
     }
 
     fn read(disk: &dyn Disk, path: PathBuf) -> Result<Self, JournalError> {
@@ -79,7 +95,13 @@ impl Header {
     }
 
     /// Under another name until it is whole and durable: a header that is there was written once.
-    fn create(disk: &dyn Disk, directory: &Path, path: PathBuf, fresh_storage_id: u64) -> Result<Self, JournalError> {
+    fn create(
+        disk: &dyn Disk,
+        directory: &Path,
+        path: PathBuf,
+        fresh_storage_id: u64,
+        displaced: Option<String>,
+    ) -> Result<Self, JournalError> {
         let unfinished = directory.join("node.new");
         let file = disk.create(&unfinished).map_err(io("create", &unfinished))?;
         // All of its room at once: a full disk must not keep a node from noting down that it may not vote.
@@ -94,6 +116,7 @@ impl Header {
             kept_from: 1,
             newest_segment: 0,
             barred: None,
+            displaced,
             peers: PeerMemory::default(),
         };
         let mut header = Self { path: unfinished, file, generation: 0, body };
@@ -170,6 +193,18 @@ impl Header {
     #[must_use]
     pub fn barred(&self) -> Option<&str> {
         self.body.barred.as_deref()
+    }
+
+    /// Why this disk is not the one that its node's name stands for in epoch 1, if so.
+    #[must_use]
+    pub fn displaced(&self) -> Option<&str> {
+        self.body.displaced.as_deref()
+    }
+
+    /// Makes it durable that it is not.
+    pub fn displace(&mut self, why: &str) -> Result<(), JournalError> {
+        self.body.displaced = Some(why.to_owned());
+        self.write()
     }
 
     /// What is remembered of the peers' disks.

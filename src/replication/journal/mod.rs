@@ -37,7 +37,7 @@ pub use writer::{JournalWriter, Submission, WriterEvent};
 
 use super::register::{Address, Durable, Entry, Lsn, Record, Restored};
 use crate::disk::{self, Disk, Lock, OsDisk};
-use crate::types::Ballot;
+use crate::types::{Ballot, StorageId};
 
 /// The directory within the data directory that is this room's; no org can be called so.
 pub const DIRECTORY: &str = ".outrigger";
@@ -68,6 +68,9 @@ pub struct JournalConfig {
     pub durability: Durability,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
+    /// A disk that must not vote any more becomes another one, in whose place others may put it. Where there are no others
+    /// it stays barred.
+    pub may_start_over: bool,
 }
 
 impl JournalConfig {
@@ -75,7 +78,13 @@ impl JournalConfig {
     #[must_use]
     pub fn at(data_dir: impl AsRef<Path>) -> Self {
         let data_dir = data_dir.as_ref().to_owned();
-        Self { data_dir, segment_bytes: SEGMENT_BYTES, durability: Durability::Fsync, disk: OsDisk::shared() }
+        Self {
+            data_dir,
+            segment_bytes: SEGMENT_BYTES,
+            durability: Durability::Fsync,
+            disk: OsDisk::shared(),
+            may_start_over: false,
+        }
     }
 }
 
@@ -167,6 +176,10 @@ impl Journal {
         }
         let mut replay = Replay::default();
         found.iter().flat_map(|scanned| &scanned.batches).for_each(|entries| replay.take(entries));
+        if let Some(why) = damage.take_if(|_| config.may_start_over) {
+            drop(found);
+            return Self::start_over(config, directory, lock, &header, fresh_storage_id, &why, replay);
+        }
         // Past every number in sight, be it behind damage: no segment takes the place of another.
         let unused = found.iter().map(segment::Scanned::unused_number).chain(header.kept_from());
         let next_number = unused.max().unwrap_or(1).max(header.position().saturating_add(1));
@@ -179,6 +192,27 @@ impl Journal {
         let journal =
             Self { config, directory, header, segments, current: None, next_number, poisoned: None, _lock: lock };
         Ok((journal, recovered))
+    }
+
+    /// As another disk, which has promised nothing: what is chosen is so whoever knows it, and is all that it takes along.
+    fn start_over(
+        config: JournalConfig,
+        directory: PathBuf,
+        lock: Lock,
+        was: &Header,
+        fresh_storage_id: u64,
+        why: &str,
+        replay: Replay,
+    ) -> Result<(Self, Recovered), JournalError> {
+        tracing::error!(why, given_up = %was.storage_id(), "this disk must not vote: it starts over as another one");
+        give_up(&*config.disk, &directory, was.storage_id())?;
+        let mut header = Header::displaced_from(&*config.disk, &directory, fresh_storage_id, why)?;
+        header.begin_boot(Ballot::ZERO, 0, None)?;
+        let Recovered { chosen, .. } = replay.finish(Ballot::ZERO);
+        let segments = Vec::new();
+        let journal =
+            Self { config, directory, header, segments, current: None, next_number: 1, poisoned: None, _lock: lock };
+        Ok((journal, Recovered { chosen, ..Recovered::default() }))
     }
 
     /// Who this disk is.
@@ -279,6 +313,21 @@ impl Journal {
     pub fn next_number(&self) -> u64 {
         self.next_number
     }
+}
+
+/// Puts all that made this disk what it was aside, for somebody to look at: header and segments.
+fn give_up(disk: &dyn Disk, directory: &Path, was: StorageId) -> Result<(), JournalError> {
+    let aside = directory.join(format!("given-up-{was}"));
+    disk::create_directory(disk, &aside).map_err(io("create", &aside))?;
+    for (_, path) in segment::find(disk, directory)? {
+        let Some(name) = path.file_name() else { continue };
+        disk.rename(&path, &aside.join(name)).map_err(io("rename", &path))?;
+    }
+    // Last: as long as it is here it says that this disk must not vote.
+    let header = directory.join(Header::NAME);
+    disk.rename(&header, &aside.join(Header::NAME)).map_err(io("rename", &header))?;
+    disk.sync_directory(&aside).map_err(io("sync", &aside))?;
+    disk.sync_directory(directory).map_err(io("sync", directory))
 }
 
 /// Reads the segments that are still needed. The others were given up, and came back in a crash or were never removed.

@@ -31,6 +31,8 @@ pub enum Submission {
     Remember(PeerMemory),
     /// Make it durable that this disk must not vote.
     Bar(String),
+    /// Make it durable that this disk is not the one that its node's name stands for in epoch 1.
+    Displace(String),
 }
 
 /// What the thread reports.
@@ -116,6 +118,9 @@ impl Writer {
                 Submission::Remember(peers) => {
                     let noted = blocking::timed(|| self.journal.header_mut().set_peers(peers)).await;
                     noted.map(|()| Some(WriterEvent::Remembered))
+                }
+                Submission::Displace(why) => {
+                    blocking::timed(|| self.journal.header_mut().displace(&why)).await.map(|()| None)
                 }
                 Submission::Bar(why) => blocking::timed(|| self.journal.header_mut().bar(&why)).await.map(|()| None),
             };

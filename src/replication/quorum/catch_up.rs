@@ -12,6 +12,7 @@ use bytes::Bytes;
 use metrics::Counter;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
+use super::scan::Scanned;
 use super::{Input, Rooms};
 use crate::clock::Clock as _;
 use crate::replication::register::{Address, Record};
@@ -22,7 +23,7 @@ use crate::store::digest::{Buckets, Digest, Summary};
 use crate::store::{self, Shard};
 use crate::telemetry;
 use crate::transport::CallError;
-use crate::types::{Ballot, Key, NodeId, ShardId};
+use crate::types::{Ballot, Key, NodeId, ShardId, StorageId};
 
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -57,6 +58,10 @@ pub(super) enum Error {
     Peer(String),
     #[error("the answer broke off or was of another kind")]
     Incomplete,
+    #[error("the node asked has not installed joint epoch {epoch}, or does not vote as slot {slot}")]
+    OtherEpoch { epoch: u64, slot: usize },
+    #[error("{0}")]
+    Change(String),
     #[error("the peer names more than {SHARDS_MAX} shards")]
     TooManyShards,
     #[error("what was fetched could not be taken in just now")]
@@ -139,6 +144,62 @@ impl<'a> With<'a> {
     pub(super) async fn level(&mut self, shard: &ShardId) -> Result<(), Error> {
         self.ask(&Request::Settle(shard.clone())).await?.end().await?;
         self.fetch_newer(&mut Comparison::default(), shard).await
+    }
+
+    /// Fetches all rows that the peer had or had voted for, as the voter of this slot, when it installed this joint epoch.
+    pub(super) async fn scan(&mut self, epoch: u64, slot: usize) -> Result<(), Error> {
+        self.ask(&Request::Inherited { epoch, slot }).await?.end().await?;
+        self.fetch_all().await?;
+        // A record that was voted for again is above any vote between, which may yet be open here.
+        for shard in self.shards().await?.into_keys() {
+            self.fetch_raised(&shard).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_raised(&mut self, shard: &ShardId) -> Result<(), Error> {
+        let mut answers = self.ask(&Request::Raised(shard.clone())).await?;
+        while let Some(answer) = answers.next().await? {
+            let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
+            let open = self.rooms.manager.get(shard).await?;
+            let below = move || {
+                let is_below = |(key, ballot): (Key, Ballot)| -> Option<Result<Key, store::Error>> {
+                    match open.stored(&key) {
+                        Ok(row) => row.is_none_or(|row| row.ballot < ballot).then_some(Ok(key)),
+                        Err(error) => Some(Err(error)),
+                    }
+                };
+                pairs.into_iter().filter_map(is_below).collect::<Result<Vec<_>, _>>()
+            };
+            for keys in portions(blocking(below).await?) {
+                self.fetch(shard, keys).await?;
+            }
+        }
+        self.wait_installed(0).await
+    }
+
+    /// Fetches all rows that are newer there.
+    pub(super) async fn fetch_all(&mut self) -> Result<(), Error> {
+        let shards = self.differing_shards().await?;
+        self.look(&mut Comparison::default(), shards).await.map(drop)
+    }
+
+    /// With whom the peer has compared its rows in a joint epoch.
+    pub(super) async fn scanned(&self) -> Result<Scanned, Error> {
+        let mut answers = self.ask(&Request::Scanned).await?;
+        let Some(Answer::Scanned(epoch, with)) = answers.next().await? else { return Err(Error::Incomplete) };
+        answers.end().await?;
+        Ok(Scanned { epoch, with })
+    }
+
+    /// Waits until the peer has all that a majority has.
+    pub(super) async fn wait_level(&self) -> Result<(), Error> {
+        self.ask(&Request::Level).await?.end().await
+    }
+
+    /// Has the peer give this disk a slot.
+    pub(super) async fn register(&self, disk: StorageId) -> Result<(), Error> {
+        self.ask(&Request::Register(disk)).await?.end().await
     }
 
     /// The shards that the peer stores, once all that was chosen before is visible there.

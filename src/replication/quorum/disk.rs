@@ -146,6 +146,10 @@ impl Disk {
         self.memories_durable
     }
 
+    pub(super) fn displace(&self, why: String) {
+        self.journal.submit(Submission::Displace(why));
+    }
+
     pub(super) fn bar(&self, why: &str) {
         self.journal.submit(Submission::Bar(why.to_owned()));
     }

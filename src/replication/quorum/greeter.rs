@@ -5,16 +5,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::cluster::hello::{self, Hello, Local};
+use crate::cluster::membership::Membership;
 use crate::cluster::memory::{Figures, PeerMemory, Standing, self_standing};
 use crate::replication::journal::Header;
 use crate::transport;
-use crate::types::{Ballot, NodeId, Slot};
+use crate::types::{Ballot, NodeId, Slot, StorageId};
 
 /// Says and judges hellos for one node.
 #[derive(Debug)]
 pub struct Greeter {
-    local: Local,
-    slot: Slot,
     boot: u64,
     clock: std::sync::Arc<dyn crate::clock::Clock>,
     state: Mutex<State>,
@@ -22,29 +21,84 @@ pub struct Greeter {
 
 #[derive(Debug)]
 struct State {
+    local: Local,
     mine: Figures,
     memory: PeerMemory,
     /// The memory holds something that is not on disk yet and must be before a vote of that peer counts.
     unsaved: bool,
     /// What a peer said that this disk has lost.
     accused: Option<String>,
+    /// Why this disk is not the one that epoch 1 means by this node's name.
+    displaced: Option<String>,
+}
+
+impl State {
+    fn slot(&self) -> Option<Slot> {
+        let Local { node, membership, .. } = &self.local;
+        let slot = membership.slot_of(node, self.mine.storage_id);
+        slot.filter(|_| self.displaced.is_none() || membership.newest_disk(node).is_some())
+    }
 }
 
 impl Greeter {
-    /// A greeter for the node that `local` describes, on the disk that `header` does. `run` is a random number of this
+    /// A greeter for the node that `local` describes, on the disk that `header` does; `run` is a random number of this
     /// process.
     #[must_use]
     pub fn new(
         local: Local,
-        slot: Slot,
         header: &Header,
         ceiling: Ballot,
         run: u64,
         clock: std::sync::Arc<dyn crate::clock::Clock>,
     ) -> Self {
         let mine = Figures { storage_id: header.storage_id(), run, ceiling, position: header.position() };
-        let state = State { mine, memory: header.peers().clone(), unsaved: false, accused: None };
-        Self { local, slot, boot: header.boot(), clock, state: Mutex::new(state) }
+        let displaced = header.displaced().map(str::to_owned);
+        let state = State { local, mine, memory: header.peers().clone(), unsaved: false, accused: None, displaced };
+        Self { boot: header.boot(), clock, state: Mutex::new(state) }
+    }
+
+    /// The configuration that is installed.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        self.state.lock().local.membership.clone()
+    }
+
+    /// Goes by this configuration from now on.
+    pub(super) fn set_membership(&self, membership: Membership) {
+        let mut state = self.state.lock();
+        for member in membership.members() {
+            if let Some(disk) = membership.newest_disk(&member.node).filter(|_| member.node != state.local.node) {
+                state.unsaved |= state.memory.expect(&member.node, disk);
+            }
+        }
+        state.local.membership = membership;
+    }
+
+    /// The number under which this node proposes; none as long as it is no member.
+    #[must_use]
+    pub fn slot(&self) -> Option<Slot> {
+        self.state.lock().slot()
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.state.lock().local.node.clone()
+    }
+
+    /// The disk on which `node` was seen.
+    #[must_use]
+    pub fn disk_of(&self, node: &NodeId) -> Option<StorageId> {
+        let state = self.state.lock();
+        if *node == state.local.node {
+            return state.slot().map(|_| state.mine.storage_id);
+        }
+        state.memory.remembered(node).map(|remembered| remembered.storage_id)
+    }
+
+    /// Why this disk is not the one that its node's name stands for in epoch 1.
+    pub(super) fn displaced(&self) -> Option<String> {
+        self.state.lock().displaced.clone()
     }
 
     /// What is durable now.
@@ -92,13 +146,13 @@ impl transport::Greeter for Greeter {
     fn hello(&self, peer: &NodeId) -> Bytes {
         let state = self.state.lock();
         let hello = Hello {
-            versions: self.local.versions,
-            cluster: self.local.cluster.clone(),
-            node: self.local.node.clone(),
+            versions: state.local.versions,
+            cluster: state.local.cluster.clone(),
+            node: state.local.node.clone(),
             boot: self.boot,
-            slot: self.slot,
-            epoch: self.local.membership.epoch(),
-            voters: self.local.membership.voters().to_vec(),
+            slot: state.slot(),
+            epoch: state.local.membership.epoch(),
+            voters: state.local.membership.old_voter_names(),
             wall: self.clock.now().wall,
             storage_id: state.mine.storage_id,
             run: state.mine.run,
@@ -111,10 +165,22 @@ impl transport::Greeter for Greeter {
 
     fn check(&self, peer: &NodeId, hello: &[u8]) -> Result<(), String> {
         let theirs = Hello::decode(hello).map_err(|bad| bad.to_string())?;
-        hello::judge(&self.local, &theirs, peer).map_err(|refusal| refusal.to_string())?;
         let mut state = self.state.lock();
-        if let Some(Standing::Forgot { reason }) = theirs.remembered.map(|seen| self_standing(&state.mine, &seen)) {
-            state.accused.get_or_insert(format!("{peer} says: {reason}"));
+        hello::judge(&state.local, &theirs, peer).map_err(|refusal| refusal.to_string())?;
+        if let Some(seen) = theirs.remembered
+            && let Standing::Forgot { reason } = self_standing(&state.mine, &seen)
+        {
+            let said = format!("{peer} says: {reason}");
+            if seen.storage_id == state.mine.storage_id {
+                state.accused.get_or_insert(said);
+            } else {
+                // It knew this node by another disk, which has promised things that this one knows nothing of.
+                state.displaced.get_or_insert(said);
+            }
+        }
+        if state.local.membership.newest_disk(peer).is_some_and(|known| known != theirs.storage_id) {
+            // Not the disk that the configuration means: it has no vote to be judged.
+            return Ok(());
         }
         // A peer whose disk forgot may talk, so that it learns why; its votes do not count.
         let observed = state.memory.observe(peer, &theirs.figures());

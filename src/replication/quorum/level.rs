@@ -6,6 +6,8 @@
 //! on it, accepted. So: each member of a majority, this node among them, settles what it had accepted before, and then
 //! what is newer there is fetched. It costs a comparison of digests with each of them.
 
+use std::collections::BTreeSet;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -14,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::catch_up::{Error, With};
 use super::serve::settle;
 use super::{Input, Rooms};
+use crate::cluster::membership::Quorums;
 use crate::store::replicator::Rejection;
 use crate::types::{NodeId, ShardId};
 
@@ -34,10 +37,12 @@ pub(super) enum Wanted {
 /// Who makes a majority, as the driver sees it now.
 #[derive(Debug)]
 pub(super) struct Voters {
+    /// This node's own slot, where its vote can be had.
+    pub(super) me: Option<usize>,
     /// The peers whose votes can be had.
-    pub(super) peers: Vec<NodeId>,
-    /// How many of them are needed beside this node.
-    pub(super) needed: usize,
+    pub(super) peers: Vec<(usize, NodeId)>,
+    /// Who decides.
+    pub(super) quorums: Quorums,
 }
 
 /// Asks, and waits for the answer.
@@ -73,6 +78,15 @@ async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     of_majority(rooms, fetch).await.map(drop)
 }
 
+/// Fetches all rows that a majority has and that are newer there.
+pub(super) async fn all(rooms: &Rooms) -> Result<(), Rejection> {
+    let fetch = |peer: NodeId| {
+        let rooms = rooms.clone();
+        async move { With::new(&peer, &rooms).fetch_all().await }.boxed()
+    };
+    of_majority(rooms, fetch).await.map(drop)
+}
+
 async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
     let of = |peer: NodeId| {
         let rooms = rooms.clone();
@@ -92,19 +106,20 @@ async fn of_majority<T>(
     let stopping = || Rejection::Busy("this node is shutting down".to_owned());
     let (reply, voters) = oneshot::channel();
     rooms.inputs.send(Input::Voters { reply }).await.map_err(|_| stopping())?;
-    let Voters { peers, needed } = voters.await.map_err(|_| stopping())?;
-    let (in_reach, mut got, mut why) = (peers.len(), Vec::new(), String::new());
-    let ask = |peer: NodeId| each(peer.clone()).map(|answer| (peer, answer));
+    let Voters { me, peers, quorums } = voters.await.map_err(|_| stopping())?;
+    let (mut got, mut answered, mut why) = (Vec::new(), BTreeSet::from_iter(me), String::new());
+    let ask = |(slot, peer): (usize, NodeId)| each(peer.clone()).map(move |answer| (slot, peer, answer));
     let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
-    while got.len() < needed {
+    while !quorums.is_met(|slot| answered.contains(&slot)) {
         match asked.next().await {
-            Some((_, Ok(answer))) => got.push(answer),
-            Some((peer, Err(error))) => why = format!("; {peer}: {error}"),
+            Some((slot, _, Ok(answer))) => {
+                answered.insert(slot);
+                got.push(answer);
+            }
+            Some((_, peer, Err(error))) => why = format!("; {peer}: {error}"),
             None => {
-                let got = got.len();
-                let why =
-                    format!("{got} of the {needed} other replicas needed could be asked, {in_reach} in reach{why}");
-                return Err(Rejection::NoQuorum(why));
+                let answered = quorums.tell(|slot| answered.contains(&slot));
+                return Err(Rejection::NoQuorum(format!("what was acknowledged could be asked of {answered}{why}")));
             }
         }
     }

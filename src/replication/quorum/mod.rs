@@ -15,32 +15,42 @@
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
 mod catch_up;
+mod changing;
 mod clients;
 mod core;
 mod disk;
 mod greeter;
+mod installed;
 mod level;
 mod metrics;
 mod peers;
+mod scan;
 mod serve;
 mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
+use self::changing::Order;
 use self::core::Core;
 pub use self::greeter::Greeter;
+pub use self::installed::Installed;
+use self::scan::Scanned;
 pub use self::status::{PeerStatus, QuorumStatus};
 use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
 use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
 use crate::clock::{Clock, CorrectedClock, HybridClock, Now};
-use crate::cluster::membership::Membership;
+use crate::cluster::change::{ChangeError, VoterChange};
+use crate::cluster::membership::{InvalidMembership, Membership};
+use crate::cluster::status::ChangeStatus;
 use crate::store::digest::Root;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
 use crate::store::{self, Manager};
@@ -69,8 +79,6 @@ type Subscribers = Arc<RwLock<Vec<Arc<dyn Subscriber>>>>;
 pub struct QuorumConfig {
     /// This node.
     pub node: NodeId,
-    /// The voters; this node is one of them.
-    pub membership: Membership,
     /// Ballots further ahead of the clock than this are refused.
     pub max_skew: Duration,
     /// How far ahead of the clock the durable ceiling is set.
@@ -81,6 +89,8 @@ pub struct QuorumConfig {
     pub value_bytes_max: usize,
     /// Seeds the back-off's randomness.
     pub seed: u64,
+    /// There are no others and never will be: there is no clock to mistrust.
+    pub is_alone: bool,
 }
 
 /// What the driver is built on.
@@ -101,20 +111,27 @@ pub struct Foundations {
     pub journal: Journal,
     /// What was in it.
     pub recovered: Recovered,
+    /// The configuration to begin with.
+    pub installed: Installed,
 }
 
 /// Why the driver did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its votes would not count.
-    #[error("{node} is not among the voters; add it to [cluster] voters on every node")]
-    NotAVoter {
-        /// This node.
-        node: NodeId,
-    },
     /// The journal cannot go on.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The shard of the cluster's configuration cannot be opened.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// It holds something else.
+    #[error("{shard}: the cluster's configuration: {why}; start the version that wrote it")]
+    Configuration {
+        /// Where it stands.
+        shard: ShardId,
+        /// What is wrong with it.
+        why: InvalidMembership,
+    },
 }
 
 /// What the driver and its helpers share.
@@ -126,6 +143,12 @@ struct Rooms {
     transport: Arc<dyn Transport>,
     inputs: mpsc::Sender<Input>,
     subscribers: Subscribers,
+    /// The configuration that is installed.
+    membership: watch::Sender<Membership>,
+    /// With whom this node has compared rows in a joint epoch.
+    scanned: Arc<Mutex<Scanned>>,
+    /// How the change of voters stands that this node drives.
+    progress: watch::Sender<Option<ChangeStatus>>,
     /// Held by the comparison that fetches rows.
     fetching: Arc<tokio::sync::Mutex<()>>,
     /// How many fetch some at this moment: peers that ask what is here wait for them.
@@ -143,6 +166,8 @@ enum Input {
     Look { mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)> },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
+    Inherited { epoch: u64, slot: usize, done: oneshot::Sender<()> },
+    Connected { reply: oneshot::Sender<BTreeSet<usize>> },
     Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
     Avoid(Vec<NodeId>),
@@ -155,7 +180,10 @@ pub struct QuorumReplicator {
     inputs: mpsc::Sender<Input>,
     subscribers: Subscribers,
     status: watch::Receiver<QuorumStatus>,
+    membership: watch::Receiver<Membership>,
+    progress: watch::Receiver<Option<ChangeStatus>>,
     levels: mpsc::Sender<level::Wanted>,
+    orders: mpsc::Sender<Order>,
 }
 
 impl QuorumReplicator {
@@ -163,10 +191,9 @@ impl QuorumReplicator {
     /// soon as a quorum answers. Waits, at most `ceiling_lead`, for the clock to pass what may have been promised
     /// before (rule 2).
     pub async fn start(config: QuorumConfig, on: Foundations) -> Result<Arc<Self>, StartError> {
-        let Foundations { clock, greeter, manager, transport, events, calls, journal, recovered } = on;
-        let Some(slot) = config.membership.slot_of(&config.node) else {
-            return Err(StartError::NotAVoter { node: config.node });
-        };
+        let Foundations { clock, greeter, manager, transport, events, calls, journal, recovered, installed } = on;
+        // One that is no member proposes nothing, under whichever number.
+        let slot = greeter.slot().unwrap_or_default();
         let ceiling = recovered.restored.ceiling;
         let ahead = u64::try_from(ceiling.nanos().saturating_sub(clock.now().wall)).unwrap_or(0);
         tokio::time::sleep(Duration::from_nanos(ahead).min(config.ceiling_lead)).await;
@@ -175,14 +202,14 @@ impl QuorumReplicator {
         let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
         let (writer_events, written) = mpsc::unbounded_channel();
         let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
-        let voters = config.membership.voters();
-        let mut proposing = ProposerConfig::new(usize::from(slot.number()), config.membership.quorums(), config.seed);
+        let quorums = installed.membership.quorums();
+        let mut proposing = ProposerConfig::new(usize::from(slot.number()), quorums, config.seed);
         proposing.value_bytes_max = config.value_bytes_max;
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {
             ceiling_lead: config.ceiling_lead,
-            // Alone there is no other clock to mistrust, and one's own may have been set back.
-            max_skew: if voters.len() == 1 { Duration::MAX } else { config.max_skew },
+            // One's own clock may have been set back.
+            max_skew: if config.is_alone { Duration::MAX } else { config.max_skew },
             ..AcceptorConfig::default()
         };
         let Recovered { restored, chosen, damage } = recovered;
@@ -192,25 +219,51 @@ impl QuorumReplicator {
         let subscribers = Subscribers::default();
         let (shown, status) = watch::channel(QuorumStatus::default());
         let (levels, wanted) = mpsc::channel(level::WANTED_MAX);
-        let this = Arc::new(Self { inputs: inputs.clone(), subscribers: subscribers.clone(), status, levels });
+        let membership = watch::Sender::new(installed.membership.clone());
+        let progress = watch::Sender::new(None);
+        let (orders, ordered) = mpsc::channel(changing::ORDERS_MAX);
+        let this = Arc::new(Self {
+            inputs: inputs.clone(),
+            subscribers: subscribers.clone(),
+            status,
+            membership: membership.subscribe(),
+            progress: progress.subscribe(),
+            levels,
+            orders,
+        });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
         let (clock_too, fetching) = (clock.clone(), Arc::default());
         let fetches = watch::Sender::default();
-        let rooms = Rooms { clock: clock_too, greeter, manager, transport, inputs, subscribers, fetching, fetches };
-        let (served, levelled) = (rooms.clone(), rooms.clone());
-        let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
+        let rooms = Rooms {
+            clock: clock_too,
+            greeter,
+            manager,
+            transport,
+            inputs,
+            subscribers,
+            membership,
+            scanned: Arc::default(),
+            progress,
+            fetching,
+            fetches,
+        };
+        let helpers = rooms.clone();
+        let mut core = Core::new(config, installed, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         // Not before what the journal knew to be chosen is there to be compared.
-        let serving = tokio::spawn(serve::serve(calls, served));
-        let levelling = tokio::spawn(level::serve(wanted, levelled));
+        let mut helping = JoinSet::new();
+        helping.spawn(serve::serve(calls, helpers.clone()));
+        helping.spawn(level::serve(wanted, helpers.clone()));
+        helping.spawn(scan::follow(helpers.clone()));
+        helping.spawn(changing::serve(ordered, helpers));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
         tokio::spawn(async move {
             driver.run().await;
-            serving.abort();
-            levelling.abort();
+            // They end with it.
+            drop(helping);
         });
         Ok(this)
     }
@@ -243,6 +296,41 @@ impl QuorumReplicator {
     pub fn look(&self, mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)>) {
         // Where it has no room for it, the next look will do.
         let _ = self.inputs.try_send(Input::Look { mine, theirs });
+    }
+
+    /// The configuration that is installed, and to be told of every other.
+    #[must_use]
+    pub fn membership(&self) -> watch::Receiver<Membership> {
+        self.membership.clone()
+    }
+
+    /// Begins a change of voters. Returns once it is begun, or all is as wished already; how it goes on is told by
+    /// [`QuorumReplicator::change_status`]. An error says why nothing was changed.
+    pub async fn change(&self, change: VoterChange) -> Result<(), ChangeError> {
+        self.order(|reply| Order::Change(change, reply)).await
+    }
+
+    /// Lets this node decide alone from now on, where a majority is lost for good. Whatever only those had is lost.
+    pub async fn recover(&self) -> Result<(), ChangeError> {
+        self.order(Order::Recover).await
+    }
+
+    async fn order(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Order,
+    ) -> Result<(), ChangeError> {
+        let unavailable = |why: &str| ChangeError::Unavailable(why.to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.orders
+            .try_send(order(reply))
+            .map_err(|_| unavailable("this node has other changes to see to; try again"))?;
+        answer.await.unwrap_or_else(|_| Err(unavailable("this node is shutting down")))
+    }
+
+    /// How the change stands that this node drives, or drove last.
+    #[must_use]
+    pub fn change_status(&self) -> Option<ChangeStatus> {
+        self.progress.borrow().clone()
     }
 
     /// To be told of every change of how it stands.

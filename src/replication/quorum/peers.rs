@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
+use tokio::task::AbortHandle;
 
 use crate::replication::register::{Body, Message};
 use crate::replication::repair::Doubt;
@@ -29,6 +30,8 @@ pub(super) struct Peer {
     /// What its root and ours say since.
     pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
+    /// The comparison of rows with it that is under way, or was last.
+    pub(super) comparing: Option<AbortHandle>,
     /// How far its clock is ahead of ours, in nanoseconds.
     pub(super) skew: Option<i64>,
     /// It leaves, or is silent in the gossip: nothing is forwarded to it, which it might not come to.
@@ -66,6 +69,7 @@ impl Peer {
             in_step: false,
             doubt: Doubt::default(),
             storage_id: None,
+            comparing: None,
             skew: None,
             is_leaving: false,
             outbox: Vec::new(),
@@ -94,12 +98,19 @@ impl Peer {
 
     pub(super) fn down(&mut self) {
         self.link = Link::Down;
+        self.stop_comparing();
         self.not_compared();
         self.skew = None;
         note_unsent(&self.outbox, &mut self.unsent);
         self.outbox.clear();
         self.is_blocked = false;
         self.outbox_bytes = 0;
+    }
+
+    pub(super) fn stop_comparing(&mut self) {
+        if let Some(task) = self.comparing.take() {
+            task.abort();
+        }
     }
 
     /// Forgets what was found out about its rows.

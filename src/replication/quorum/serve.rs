@@ -3,7 +3,8 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::catch_up::{Error, SETTLE_WITHIN, TURN_MAX, blocking};
-use super::{Input, Rooms};
+use super::scan::{Scanned, settle_inherited};
+use super::{Input, Rooms, changing, level};
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
@@ -52,6 +53,16 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         Request::Pairs(shard, buckets) => pairs(call, manager, &shard, buckets).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
         Request::Settle(shard) => settle(rooms, shard).await,
+        Request::Inherited { epoch, slot } => settle_inherited(rooms, epoch, slot).await,
+        Request::Raised(shard) => raised(call, manager, &shard).await,
+        Request::Scanned => {
+            let Scanned { epoch, with } = rooms.scanned.lock().clone();
+            say(call, &Answer::Scanned(epoch, with)).await
+        }
+        Request::Level => level::all(rooms).await.map_err(|why| Error::Change(why.to_string())),
+        Request::Register(disk) => {
+            changing::register(rooms, &call.node, disk).await.map_err(|why| Error::Change(why.to_string()))
+        }
     }
 }
 
@@ -103,6 +114,18 @@ async fn pairs(call: &Call, manager: &Manager, shard: &ShardId, buckets: Buckets
         }
     }
     Ok(())
+}
+
+async fn raised(call: &Call, manager: &Manager, shard: &ShardId) -> Result<(), Error> {
+    let Some(open) = manager.find(shard).await? else { return Ok(()) };
+    let mut after = None;
+    loop {
+        let (shard, from) = (open.clone(), after.take());
+        let pairs = blocking(move || shard.raised(from.as_ref(), PAIRS_PER_ANSWER_MAX)).await?;
+        let Some((last, _)) = pairs.last() else { return Ok(()) };
+        after = Some(last.clone());
+        say(call, &Answer::Pairs(pairs)).await?;
+    }
 }
 
 async fn rows(call: &Call, manager: &Manager, shard: &ShardId, keys: Vec<Key>) -> Result<(), Error> {

@@ -3,11 +3,15 @@
 use crate::cluster::status::DecisionCounts;
 use crate::types::{Ballot, NodeId, StorageId};
 
-/// One other replica.
+/// One other member.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
     /// Its name.
     pub node: NodeId,
+    /// Its slot.
+    pub slot: usize,
+    /// Its vote counts.
+    pub is_voter: bool,
     /// Connected.
     pub live: bool,
     /// Its disk has forgotten promises, so its votes do not count.
@@ -25,12 +29,16 @@ pub struct PeerStatus {
 /// The whole.
 #[derive(Debug, Clone, Default)]
 pub struct QuorumStatus {
-    /// The other replicas, by name.
+    /// The other members, by slot.
     pub peers: Vec<PeerStatus>,
-    /// Replicas whose votes can be had now, this node included where it may vote.
+    /// Voters whose votes can be had now, this node included where it may vote.
     pub reachable: usize,
-    /// A majority of all.
-    pub quorum: usize,
+    /// Why this node is no member.
+    pub not_joined: Option<String>,
+    /// What is missing of a quorum.
+    pub no_quorum: Option<String>,
+    /// With whom rows are still to be compared.
+    pub not_compared: Option<String>,
     /// Why this node must not vote.
     pub barred: Option<String>,
     /// Why this node can store nothing just now.
@@ -58,11 +66,10 @@ impl QuorumStatus {
         if let Some(why) = &self.full {
             return Err(why.clone());
         }
-        if self.reachable < self.quorum {
-            let Self { reachable, quorum, .. } = self;
-            return Err(format!("no quorum: {reachable} of {} voters in reach, {quorum} needed", self.peers.len() + 1));
+        match self.not_joined.as_ref().or(self.no_quorum.as_ref()) {
+            Some(why) => Err(why.clone()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// `Ok` once this node also has what the others have; otherwise what it waits for.
@@ -71,11 +78,6 @@ impl QuorumStatus {
         if self.unsettled > 0 {
             return Err(format!("{} keys written before the restart are being settled", self.unsettled));
         }
-        let compared = 1 + self.peers.iter().filter(|peer| peer.caught_up).count();
-        if compared < self.quorum {
-            let quorum = self.quorum;
-            return Err(format!("comparing rows with the other replicas: {compared} of {quorum} compared"));
-        }
-        Ok(())
+        self.not_compared.clone().map_or(Ok(()), Err)
     }
 }

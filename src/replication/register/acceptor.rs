@@ -382,6 +382,11 @@ impl Acceptor {
         of_shard.filter_map(|(address, state)| Some((address.clone(), state.pending.as_ref()?.record.ballot)))
     }
 
+    /// Every pending record's key and ballot.
+    pub fn all_pending(&self) -> impl Iterator<Item = (Address, Ballot)> {
+        self.keys.iter().filter_map(|(address, state)| Some((address.clone(), state.pending.as_ref()?.record.ballot)))
+    }
+
     /// Every pending record, for a journal that gives up its old segments.
     pub fn pending_entries(&self) -> Vec<Entry> {
         let entry = |(address, state): (&Address, &KeyState)| {

@@ -120,6 +120,28 @@ pub enum Body {
     },
 }
 
+impl Body {
+    /// True for what asks for a vote, or is one: good only among those who count the same votes. What is chosen is so in
+    /// every epoch, and what a client asks too.
+    #[must_use]
+    pub fn is_of_epoch(&self) -> bool {
+        match self {
+            Self::Prepare { .. }
+            | Self::Promised { .. }
+            | Self::Accept { .. }
+            | Self::Accepted { .. }
+            | Self::Refused { .. }
+            | Self::Read { .. }
+            | Self::Held { .. } => true,
+            Self::Commit { .. }
+            | Self::Pull { .. }
+            | Self::Chosen { .. }
+            | Self::Propose { .. }
+            | Self::Decided { .. } => false,
+        }
+    }
+}
+
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {

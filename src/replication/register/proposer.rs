@@ -10,7 +10,7 @@ use crate::clock::{HybridClock, Now};
 use crate::cluster::membership::Quorums;
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
-use crate::types::Ballot;
+use crate::types::{Ballot, Slot};
 
 /// How many tries of one round lose before its key counts as contended.
 const CONTENDED_AFTER_TRIES: u32 = 2;
@@ -185,6 +185,12 @@ impl Proposer {
         }
         self.actions.extend(ended.into_iter().map(|id| Action::Decide(id, Decision::Reject(why.clone()))));
         self.drop_idle();
+    }
+
+    /// Proposes under another slot from now on. Whatever is in flight goes on under the ballots that it has.
+    pub fn set_slot(&mut self, slot: Slot) {
+        self.config.me = usize::from(slot.number());
+        self.clock.set_slot(slot);
     }
 
     /// Others decide from now on: a new epoch. What was granted before is worth nothing any more, and rounds in flight begin

@@ -13,29 +13,21 @@ use crate::types::NodeId;
 impl Core {
     /// Compares rows with a peer's from now on, in place of what was under way with it.
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
-        self.stop_catching_up(index);
         let is_level = self.status().ready().is_ok();
-        let task = tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level));
-        if let Some(slot) = self.catch_ups.get_mut(index) {
-            *slot = Some(task.abort_handle());
-        }
+        let Some(peer) = self.peers.get_mut(&index) else { return };
+        peer.stop_comparing();
+        peer.comparing = Some(tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level)).abort_handle());
     }
 
     /// Compares rows with everybody again, as some may have been missed while connected.
     pub(super) fn compare_anew(&mut self) {
-        for index in 0..self.peers.len() {
-            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+        for index in self.peers.keys().copied().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get_mut(&index) else { continue };
             if peer.is_live() && peer.link != Link::Forgot {
                 peer.not_compared();
                 let node = peer.node.clone();
                 self.catch_up(index, node);
             }
-        }
-    }
-
-    pub(super) fn stop_catching_up(&mut self, index: usize) {
-        if let Some(task) = self.catch_ups.get_mut(index).and_then(Option::take) {
-            task.abort();
         }
     }
 
@@ -59,17 +51,16 @@ impl Core {
 
     /// The peer, unless what is said is of a comparison over a connection that has since been lost, which says nothing.
     fn compared_by(&mut self, peer: usize, task: Id) -> Option<&mut Peer> {
-        let current = self.catch_ups.get(peer).and_then(Option::as_ref);
-        current.filter(|current| current.id() == task)?;
-        self.peers.get_mut(peer)?.as_mut()
+        let peer = self.peers.get_mut(&peer)?;
+        let is_current = peer.comparing.as_ref().is_some_and(|current| current.id() == task);
+        is_current.then_some(peer)
     }
 
     /// Looks at the roots of all rows here and there.
     pub(super) fn look(&mut self, now: Now, mine: Option<Root>, theirs: &[(NodeId, Option<Root>)]) {
-        for index in 0..self.peers.len() {
-            let is_comparing =
-                self.catch_ups.get(index).and_then(Option::as_ref).is_some_and(|task| !task.is_finished());
-            let Some(Some(peer)) = self.peers.get_mut(index) else { continue };
+        for index in self.peers.keys().copied().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get_mut(&index) else { continue };
+            let is_comparing = peer.comparing.as_ref().is_some_and(|task| !task.is_finished());
             if is_comparing || !peer.caught_up {
                 continue;
             }

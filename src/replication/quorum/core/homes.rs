@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Core, Reply, Waiting};
 use crate::clock::Now;
+use crate::cluster::membership::Member;
 use crate::replication::quorum::clients::AtHome;
 use crate::replication::quorum::peers::Peer;
 use crate::replication::register::{Address, Body, Message, OpId};
@@ -90,17 +91,17 @@ impl Core {
             return None;
         }
         // Where the home cannot be had, or will not for long, all go to the next best: they would collide here.
-        let is_fit = |node: &NodeId| match self.index(node).and_then(|index| self.peers.get(index)) {
-            Some(Some(peer)) => peer.votes() && !peer.is_leaving,
-            me_or_none => me_or_none.is_some(),
+        let is_fit = |member: &Member| match self.peers.get(&member.replica()) {
+            Some(peer) => peer.votes() && !peer.is_leaving,
+            None => self.me == Some(member.replica()),
         };
-        let home = self.index(self.config.membership.home(&address.shard, &address.key, is_fit)?)?;
-        Some(home).filter(|home| *home != self.me)
+        let home = self.membership().home(&address.shard, &address.key, is_fit)?.replica();
+        Some(home).filter(|home| self.me != Some(*home))
     }
 
     /// Takes note of the peers to which nothing had better be forwarded.
     pub(super) fn avoid(&mut self, nodes: &[NodeId]) {
-        for peer in self.peers.iter_mut().flatten() {
+        for peer in self.peers.values_mut() {
             peer.is_leaving = nodes.contains(&peer.node);
         }
     }
@@ -133,7 +134,7 @@ impl Core {
 
     /// Proposes here what was to be forwarded and never left this node.
     pub(super) fn take_back_unsent(&mut self) -> bool {
-        let unsent: Vec<u64> = self.peers.iter_mut().flatten().flat_map(Peer::take_unsent).collect();
+        let unsent: Vec<u64> = self.peers.values_mut().flat_map(Peer::take_unsent).collect();
         unsent.iter().for_each(|id| self.take_back(OpId(*id)));
         !unsent.is_empty()
     }

@@ -6,6 +6,7 @@
 //! ```
 
 mod comparing;
+mod configuration;
 mod homes;
 mod meeting;
 mod settling;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use self::configuration::Configuration;
 use self::homes::{Contended, Forwarded};
 use self::settling::Settling;
 use self::tasks::Task;
@@ -25,8 +27,9 @@ use super::clients::{CLIENTS_MAX, Clients, Reply};
 use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
-use super::{Input, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
+use super::{Input, Installed, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
 use crate::clock::Now;
+use crate::cluster::membership::Member;
 use crate::replication::journal::WriterEvent;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
@@ -34,7 +37,7 @@ use crate::replication::register::{
 use crate::replication::wire::{self, Batch};
 use crate::store::replicator::{Decision, Proposal, Rejection};
 use crate::transport::Event;
-use crate::types::{Ballot, ShardId};
+use crate::types::{Ballot, NodeId, ShardId, StorageId};
 
 /// Tasks that wait for their shard file to be opened.
 const PARKED_TASKS_MAX: usize = 65_536;
@@ -50,7 +53,12 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What waits for the journal.
 #[derive(Debug)]
 enum Effect {
-    Send(usize, Message),
+    /// A message of this epoch; to nobody where it asks for a vote or is one, and there is another by then.
+    Send {
+        epoch: u64,
+        to: usize,
+        message: Message,
+    },
     Commit(Commit),
     Done(oneshot::Sender<()>),
 }
@@ -64,17 +72,24 @@ struct Waiting {
 
 pub(super) struct Core {
     config: QuorumConfig,
-    me: usize,
+    configuration: Configuration,
+    /// This node's own slot; none as long as it is no member.
+    me: Option<usize>,
     rooms: Rooms,
     acceptor: Acceptor,
     proposer: Proposer,
     disk: Disk,
-    /// By replica number; none at this node's own.
-    peers: Vec<Option<Peer>>,
-    catch_ups: Vec<Option<tokio::task::AbortHandle>>,
+    /// The other members, by their slots.
+    peers: BTreeMap<usize, Peer>,
+    /// Whose votes are asked for, this node's own included where it has one.
+    replicas: Vec<usize>,
+    /// Who is connected, members and others, with which disk.
+    connected: BTreeMap<NodeId, StorageId>,
+    /// What was voted for when the joint epoch was installed and is open still.
+    inherited: BTreeMap<Address, Ballot>,
     /// Those who compare rows with us and whose connection this driver has not heard of yet; bounded by the calls
     /// served at once.
-    unmet: Vec<(usize, oneshot::Sender<()>)>,
+    unmet: Vec<(NodeId, oneshot::Sender<()>)>,
     clients: Clients,
     sealed: SealedQueue<Effect>,
     /// Messages of this node to itself.
@@ -110,14 +125,23 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(config: QuorumConfig, rooms: Rooms, acceptor: Acceptor, proposer: Proposer, disk: Disk) -> Self {
-        let voters = config.membership.voters();
-        let me = voters.iter().position(|voter| *voter == config.node).unwrap_or_default();
-        let peers: Vec<_> = voters.iter().map(|node| (*node != config.node).then(|| Peer::new(node.clone()))).collect();
+    pub(super) fn new(
+        config: QuorumConfig,
+        installed: Installed,
+        rooms: Rooms,
+        acceptor: Acceptor,
+        proposer: Proposer,
+        disk: Disk,
+    ) -> Self {
+        let Installed { membership, row } = installed;
+        let others = membership.members().iter().filter(|member| member.node != config.node);
         Self {
-            me,
-            catch_ups: peers.iter().map(|_| None).collect(),
-            peers,
+            me: rooms.greeter.slot().map(|slot| usize::from(slot.number())),
+            peers: others.map(|member| (member.replica(), Peer::new(member.node.clone()))).collect(),
+            replicas: membership.voters().map(Member::replica).collect(),
+            connected: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            configuration: Configuration::new(membership, row),
             acceptor,
             proposer,
             disk,
@@ -155,6 +179,9 @@ impl Core {
     pub(super) fn recover(&mut self, chosen: Vec<(Address, Record)>, open: Vec<(Address, Ballot)>) {
         for (address, record) in chosen {
             self.publish(&Commit { address, record });
+        }
+        if self.membership().is_joint() {
+            self.inherited = open.iter().cloned().collect();
         }
         for (address, ballot) in open {
             self.rooms.manager.unsettle(&address.shard, &address.key);
@@ -196,11 +223,17 @@ impl Core {
             Input::Look { mine, theirs } => self.look(now, mine, &theirs),
             Input::Meet { peer, met } => self.meet(now, &peer, met),
             Input::Settle { shard, done } => self.settle_all(now, &shard, done),
+            Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());
             }
             Input::Synced { before, result } => self.disk.on_synced(now, before, result),
+            Input::Connected { reply } => {
+                let slots = self.peers.iter().filter(|(_, peer)| peer.is_live()).map(|(slot, _)| *slot);
+                // Whoever asked and has gone needs no answer.
+                let _ = reply.send(slots.chain(self.me).collect());
+            }
             Input::Avoid(nodes) => self.avoid(&nodes),
             Input::Retire(done) => {
                 self.is_retiring = true;
@@ -214,29 +247,24 @@ impl Core {
         match event {
             Event::Up { node, hello } => self.on_up(now, &node, &hello),
             Event::Down { node, reason } => {
-                let Some(index) = self.index(&node) else { return };
+                let index = self.index(&node);
+                self.connected.remove(&node);
                 tracing::debug!(peer = %node, reason, "peer lost");
-                if let Some(Some(peer)) = self.peers.get_mut(index) {
+                let Some(index) = index else { return };
+                if let Some(peer) = self.peers.get_mut(&index) {
                     peer.down();
                 }
                 self.home_lost(now, index);
-                self.stop_catching_up(index);
                 self.update_reachable();
             }
-            Event::Message { node, message } => {
-                let Some(from) = self.index(&node) else { return };
-                match wire::decode::<Batch>(&message) {
-                    Ok(batch) if batch.epoch == self.config.membership.epoch() => self.on_batch(now, from, batch),
-                    Ok(batch) => {
-                        self.metrics.malformed.increment(1);
-                        tracing::warn!(peer = %node, epoch = batch.epoch, "a batch of another epoch was dropped");
-                    }
-                    Err(malformed) => {
-                        self.metrics.malformed.increment(1);
-                        tracing::warn!(peer = %node, %malformed, "a batch was dropped");
-                    }
+            Event::Message { node, message } => match (wire::decode::<Batch>(&message), self.index(&node)) {
+                (Ok(batch), Some(from)) => self.on_batch(now, from, batch),
+                (Ok(batch), None) => self.on_guest(now, &node, batch),
+                (Err(malformed), _) => {
+                    self.metrics.malformed.increment(1);
+                    tracing::warn!(peer = %node, %malformed, "a batch was dropped");
                 }
-            }
+            },
         }
     }
 
@@ -264,7 +292,7 @@ impl Core {
             }
             WriterEvent::Remembered => {
                 let known = self.disk.on_remembered();
-                for peer in self.peers.iter_mut().flatten() {
+                for peer in self.peers.values_mut() {
                     if matches!(peer.link, Link::Meeting(needed) if needed <= known) {
                         peer.link = Link::Up;
                     }
@@ -289,7 +317,7 @@ impl Core {
         for id in overdue {
             self.decide(now, id, Decision::Timeout, Ballot::ZERO);
         }
-        if self.barred.is_none() && self.reachable().len() >= self.config.membership.quorum() {
+        if self.barred.is_none() && self.me.is_some() {
             // What a restart left open is asked about at once: local reads of those keys wait for it.
             let before = now.monotonic.saturating_sub(STALE_AFTER);
             for address in self.acceptor.stale(before, SETTLE_AT_ONCE) {
@@ -301,7 +329,7 @@ impl Core {
             self.missed = false;
             self.compare_anew();
         }
-        self.peers.iter_mut().flatten().for_each(Peer::unblock);
+        self.peers.values_mut().for_each(Peer::unblock);
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
             self.bar(failure.to_string());
@@ -316,8 +344,10 @@ impl Core {
     }
 
     pub(super) fn status(&self) -> QuorumStatus {
-        let peer = |peer: &Peer| PeerStatus {
+        let peer = |(slot, peer): (&usize, &Peer)| PeerStatus {
             node: peer.node.clone(),
+            slot: *slot,
+            is_voter: self.membership().is_voter(*slot),
             live: peer.is_live(),
             forgot: peer.link == Link::Forgot,
             caught_up: peer.caught_up,
@@ -326,9 +356,11 @@ impl Core {
             clock_skew_us: peer.skew.map(|nanos| nanos / 1_000),
         };
         QuorumStatus {
-            peers: self.peers.iter().flatten().map(peer).collect(),
-            reachable: self.reachable().len(),
-            quorum: self.config.membership.quorum(),
+            peers: self.peers.iter().map(peer).collect(),
+            reachable: self.reachable().into_iter().filter(|slot| self.membership().is_voter(*slot)).count(),
+            not_joined: self.not_joined(),
+            no_quorum: self.no_quorum(),
+            not_compared: self.not_compared(),
             barred: self.barred.clone(),
             full: self.full(),
             pending: self.acceptor.pending(),
@@ -344,19 +376,19 @@ impl Core {
     pub(super) fn pump(&mut self, now: Now) {
         loop {
             let actions = self.proposer.take_actions();
-            if actions.is_empty() && self.local.is_empty() {
+            if actions.is_empty() && (self.local.is_empty() || self.me.is_none()) {
                 break;
             }
             for action in actions {
                 self.act(now, action);
             }
-            while let Some(message) = self.local.pop_front() {
-                self.receive(now, self.me, message);
+            while let Some((me, message)) = self.me.and_then(|me| Some((me, self.local.pop_front()?))) {
+                self.receive(now, me, message);
             }
         }
         self.disk.append(&mut self.acceptor, now);
         let stamp = self.stamp(now);
-        for peer in self.peers.iter_mut().flatten() {
+        for peer in self.peers.values_mut() {
             peer.flush(stamp, &*self.rooms.transport);
         }
         if self.take_back_unsent() {
@@ -406,6 +438,9 @@ impl Core {
         if let Some(why) = &self.barred {
             return Some(Rejection::NoQuorum(format!("this node must not vote: {why}")));
         }
+        if let Some(why) = self.not_joined() {
+            return Some(Rejection::NoQuorum(why));
+        }
         if self.clients.is_full() {
             return Some(Rejection::Busy(format!("{CLIENTS_MAX} updates are under way already; try again soon")));
         }
@@ -438,14 +473,16 @@ impl Core {
             Action::Start(address) => self.run(now, Task::Start(address)),
             // A question promises nothing and its number never becomes a ballot: it need not wait for the disk.
             Action::Ask { message, .. } if matches!(message.body, Body::Read { .. }) => {
-                for to in 0..self.peers.len() {
+                for to in self.replicas.clone() {
                     self.send(now, to, message.clone());
                 }
             }
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
-                for to in 0..self.peers.len() {
-                    let sealed = self.acceptor.seal(ballot, now, Effect::Send(to, message.clone()));
+                let epoch = self.membership().epoch();
+                for to in self.replicas.clone() {
+                    let effect = Effect::Send { epoch, to, message: message.clone() };
+                    let sealed = self.acceptor.seal(ballot, now, effect);
                     self.take(now, sealed);
                 }
             }
@@ -462,17 +499,20 @@ impl Core {
     }
 
     fn announce(&mut self, now: Now, address: &Address, ballot: Ballot) {
-        let me = self.me;
-        for to in (0..self.peers.len()).filter(|to| *to != me) {
+        let others: Vec<usize> = self.peers.keys().copied().collect();
+        for to in others {
             self.send(now, to, Message { address: address.clone(), body: Body::Commit { ballot } });
         }
     }
 
     fn on_batch(&mut self, now: Now, from: usize, batch: Batch) {
-        if let Some(Some(peer)) = self.peers.get_mut(from) {
+        if let Some(peer) = self.peers.get_mut(&from) {
             peer.set_skew(batch.wall.saturating_sub(now.wall));
         }
         self.correct_time();
+        if batch.epoch != self.membership().epoch() {
+            return self.on_other_epoch(now, from, batch);
+        }
         for message in batch.messages {
             self.receive(now, from, message);
         }
@@ -487,11 +527,11 @@ impl Core {
         }
         match message.body {
             Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. } => {
-                if from == self.me || self.peers.get(from).is_some_and(|peer| peer.as_ref().is_some_and(Peer::votes)) {
+                if self.me == Some(from) || self.peers.get(&from).is_some_and(Peer::votes) {
                     self.proposer.on_message(now, from, message);
                 }
             }
-            _ => self.run(now, Task::Message(from, message)),
+            _ => self.run(now, Task::Message { from, epoch: self.membership().epoch(), message }),
         }
     }
 
@@ -522,9 +562,7 @@ impl Core {
 
     /// Says that it has ended, to who closed it.
     pub(super) fn finish(mut self) {
-        for task in self.catch_ups.iter_mut().filter_map(Option::take) {
-            task.abort();
-        }
+        self.peers.values_mut().for_each(Peer::stop_comparing);
         let closing = self.closing.take();
         // The journal's thread ends here, after everything that was submitted.
         drop(self);

@@ -42,7 +42,12 @@ impl Settling {
 impl Core {
     /// Says so once everything of `shard` that was accepted here before this moment is visible.
     pub(super) fn settle_all(&mut self, now: Now, shard: &ShardId, done: oneshot::Sender<()>) {
-        let records: HashMap<Address, Ballot> = self.acceptor.pending_of(shard).collect();
+        let records = self.acceptor.pending_of(shard).collect();
+        self.settle_records(now, records, done);
+    }
+
+    /// Says so once each of these records, or a later one of its key, is visible.
+    pub(super) fn settle_records(&mut self, now: Now, records: HashMap<Address, Ballot>, done: oneshot::Sender<()>) {
         self.settling.0.retain(|open| !open.done.is_closed());
         if records.is_empty() {
             self.say_settled(now, done);
@@ -59,9 +64,9 @@ impl Core {
 
     /// Who makes a majority now.
     pub(super) fn voters(&self) -> Voters {
-        let peers = self.peers.iter().flatten().filter(|peer| peer.votes()).map(|peer| peer.node.clone()).collect();
-        let me = usize::from(self.barred.is_none());
-        Voters { peers, needed: self.config.membership.quorum() - me }
+        let peers = self.peers.iter().filter(|(_, peer)| peer.votes());
+        let peers = peers.map(|(slot, peer)| (*slot, peer.node.clone())).collect();
+        Voters { me: self.me.filter(|_| self.barred.is_none()), peers, quorums: self.membership().quorums() }
     }
 }
 

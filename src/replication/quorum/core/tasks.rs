@@ -16,8 +16,8 @@ const OPEN_RETRY: Duration = Duration::from_millis(200);
 /// What needs to know the row that its shard file holds.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A message to this node's acceptor or learner, from that replica.
-    Message(usize, Message),
+    /// A message to this node's acceptor or learner, from that replica, as of that epoch.
+    Message { from: usize, epoch: u64, message: Message },
     /// A round to begin.
     Start(Address),
     /// A record that this node's proposer had chosen.
@@ -29,7 +29,7 @@ pub(super) enum Task {
 impl Task {
     fn address(&self) -> &Address {
         match self {
-            Self::Message(_, message) => &message.address,
+            Self::Message { message, .. } => &message.address,
             Self::Start(address) | Self::Chosen { address, .. } | Self::Install(address, _) => address,
         }
     }
@@ -37,7 +37,7 @@ impl Task {
     /// True where it tells of a chosen record, which nobody tells twice.
     fn is_chosen(&self) -> bool {
         match self {
-            Self::Message(_, message) => matches!(message.body, Body::Commit { .. } | Body::Chosen { .. }),
+            Self::Message { message, .. } => matches!(message.body, Body::Commit { .. } | Body::Chosen { .. }),
             Self::Chosen { .. } | Self::Install(..) => true,
             Self::Start(_) => false,
         }
@@ -136,7 +136,9 @@ impl Core {
 
     pub(super) fn run_with(&mut self, now: Now, task: Task, stored: Option<&StoredRow>) {
         match task {
-            Task::Message(from, message) => self.on_message(now, from, message, stored),
+            Task::Message { epoch, message, .. }
+                if epoch != self.membership().epoch() && message.body.is_of_epoch() => {}
+            Task::Message { from, message, .. } => self.on_message(now, from, message, stored),
             Task::Start(address) => {
                 let held = self.acceptor.peek(&address, stored);
                 self.proposer.start(now, &address, held);

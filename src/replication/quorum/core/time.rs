@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Core;
 use crate::clock::{Clock, Now, correction, is_correction_obsolete};
+use crate::cluster::membership::majority;
 use crate::replication::quorum::QuorumConfig;
 
 /// A wall clock that moved this much against the monotonic one has been set, by whatever.
@@ -23,7 +24,7 @@ impl Core {
         }
         let seconds = moved / 1_000_000_000;
         tracing::warn!(seconds, "this machine's clock was set");
-        if self.peers.iter().flatten().next().is_none() {
+        if self.peers.is_empty() {
             // Alone there is nobody to say so.
             self.wall_offset = Some(offset);
             return now;
@@ -34,10 +35,12 @@ impl Core {
 
     /// Believes a majority rather than its own clock, and its own clock again where others agree with it.
     pub(super) fn correct_time(&mut self) {
-        let QuorumConfig { membership, max_skew, .. } = &self.config;
-        let skews: Vec<i64> = self.peers.iter().flatten().filter_map(|peer| peer.skew).collect();
+        let QuorumConfig { max_skew, .. } = &self.config;
+        let voters = self.peers.iter().filter(|(slot, _)| self.membership().is_voter(**slot));
+        let skews: Vec<i64> = voters.filter_map(|(_, peer)| peer.skew).collect();
+        let quorum = majority(self.replicas.len());
         let corrected = self.rooms.clock.correction();
-        if let Some(by) = correction(&skews, membership.quorum(), *max_skew) {
+        if let Some(by) = correction(&skews, quorum, *max_skew) {
             self.shift_time(by);
             let seconds = self.rooms.clock.correction() / 1_000_000_000;
             tracing::warn!(
@@ -61,7 +64,7 @@ impl Core {
 
     /// This node's clock went ahead by `nanos`: everybody's is that much less ahead of it.
     fn shift_skews(&mut self, nanos: i64) {
-        for peer in self.peers.iter_mut().flatten() {
+        for peer in self.peers.values_mut() {
             if let Some(skew) = peer.skew {
                 peer.set_skew(skew.saturating_sub(nanos));
             }

@@ -20,7 +20,7 @@ impl Core {
         let answer = match body {
             Body::Prepare { ballot, holds } => self.acceptor.on_prepare(now, &address, ballot, holds, stored),
             Body::Accept { record, next } => self.acceptor.on_accept(now, &address, record, next, stored),
-            Body::Read { round, holds } if self.barred.is_none() => {
+            Body::Read { round, holds } if self.barred.is_none() && self.me.is_some() => {
                 Ok(self.acceptor.on_read(&address, round, holds, stored))
             }
             Body::Commit { ballot } => {
@@ -57,16 +57,17 @@ impl Core {
             Ok(answer) => answer,
             Err(broken) => return self.bar(broken.to_string()),
         };
+        let epoch = self.membership().epoch();
         let answer = answer.map(|body| {
             self.metrics.clock_ahead(&body);
-            Effect::Send(from, Message { address, body })
+            Effect::Send { epoch, to: from, message: Message { address, body } }
         });
         self.take(now, answer);
     }
 
     /// Why this node votes for nothing just now.
     pub(super) fn refusal(&self) -> Option<Refusal> {
-        if self.barred.is_some() {
+        if self.barred.is_some() || self.me.is_none() {
             return Some(Refusal::Barred);
         }
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
@@ -120,8 +121,11 @@ impl Core {
     }
 
     pub(super) fn effect(&mut self, now: Now, effect: Effect) {
+        if self.is_stale(&effect) {
+            return;
+        }
         match effect {
-            Effect::Send(to, message) => match self.acceptor.check_leaving(&message) {
+            Effect::Send { to, message, .. } => match self.acceptor.check_leaving(&message) {
                 Ok(()) => self.send(now, to, message),
                 Err(broken) => self.bar(broken.to_string()),
             },
@@ -135,9 +139,11 @@ impl Core {
 
     pub(super) fn send(&mut self, now: Now, to: usize, message: Message) {
         let stamp = self.stamp(now);
-        match self.peers.get_mut(to) {
-            Some(Some(peer)) => peer.queue(message, stamp, &*self.rooms.transport),
-            _ => self.local.push_back(message),
+        match self.peers.get_mut(&to) {
+            Some(peer) => peer.queue(message, stamp, &*self.rooms.transport),
+            None if self.me == Some(to) => self.local.push_back(message),
+            // Struck off the list meanwhile.
+            None => {}
         }
     }
 
@@ -146,6 +152,8 @@ impl Core {
         self.publish(commit);
         self.acceptor.on_applied(commit);
         let Commit { address, record } = commit;
+        self.inherited_settled(address, record.ballot);
+        self.see_configuration(now, address, record);
         self.settled(now, address, record.ballot);
         self.answer_pulls(now, address, record);
         let Some(waiting) = self.waiting.get_mut(address) else { return };
@@ -180,7 +188,7 @@ impl Core {
     }
 }
 
-fn chosen(address: Address, row: &StoredRow) -> Message {
+pub(super) fn chosen(address: Address, row: &StoredRow) -> Message {
     let StoredRow { op, upd, ballot } = row.clone();
     let record = Record { ballot, upd, op, lineage: Lineage::default() };
     Message { address, body: Body::Chosen { record } }

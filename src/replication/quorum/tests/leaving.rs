@@ -10,7 +10,7 @@ async fn what_a_retired_home_refuses_is_proposed_where_its_client_is() {
     let cluster = Arc::new(Cluster::start().await);
     let voters = Membership::epoch_one(NAMES.iter().map(|name| node(name)).collect()).unwrap();
     let home = voters.home(&shard(), &key("n"), |_| true).unwrap().clone();
-    let home = NAMES.iter().position(|name| *name == home.as_str()).unwrap();
+    let home = NAMES.iter().position(|name| *name == home.node.as_str()).unwrap();
     let stop = tokio_util::sync::CancellationToken::new();
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..24 {

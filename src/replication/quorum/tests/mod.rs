@@ -1,5 +1,6 @@
 //! Whole drivers over the in-memory network: real journals, real shard files, real time; connections are cut by hand.
 
+mod changing;
 mod leaving;
 mod level;
 mod repair;
@@ -84,29 +85,33 @@ impl Node {
         let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         clock.set_off(seconds);
         let segment_bytes = 64 * 1024;
-        let config = JournalConfig { segment_bytes, ..JournalConfig::at(dir) };
+        let may_start_over = voters.len() > 1;
+        let config = JournalConfig { segment_bytes, may_start_over, ..JournalConfig::at(dir) };
         let (journal, recovered) = Journal::open(config, rand::random()).unwrap();
         let manager = Manager::with_config(StoreConfig::at(dir), clock.clone()).unwrap();
-        let membership = Membership::epoch_one(voters.iter().map(|name| node(name)).collect()).unwrap();
+        let first = match voters {
+            [] => Membership::unknown(),
+            voters => Membership::epoch_one(voters.iter().map(|name| node(name)).collect()).unwrap(),
+        };
+        let installed = Installed::read(&manager, &recovered, first).await.unwrap();
         let local = Local {
             versions: PROTOCOL_VERSIONS,
             cluster: "test".to_owned(),
             node: node(name),
-            membership: membership.clone(),
+            membership: installed.membership.clone(),
         };
-        let slot = membership.slot_of(&node(name)).unwrap();
         let ceiling = recovered.restored.ceiling;
-        let greeter = Greeter::new(local, slot, journal.header(), ceiling, rand::random(), clock.clone());
+        let greeter = Greeter::new(local, journal.header(), ceiling, rand::random(), clock.clone());
         let greeter = Arc::new(greeter);
         let (transport, inbox) = network.join(node(name), greeter.clone());
         let config = QuorumConfig {
             node: node(name),
-            membership,
             max_skew: Duration::from_secs(10),
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
             seed: 1,
+            is_alone: voters == [name],
         };
         let foundations = Foundations {
             clock: clock.clone(),
@@ -117,6 +122,7 @@ impl Node {
             calls: inbox.calls,
             journal,
             recovered,
+            installed,
         };
         let replicator = QuorumReplicator::start(config, foundations).await.unwrap();
         Self { manager, replicator, transport, clock }
@@ -397,25 +403,6 @@ async fn a_full_set_of_segments_is_given_up_and_nothing_with_it() {
     for n in 0..40 {
         assert!(cluster.nodes[0].local(&format!("k{n}")).await.is_some(), "k{n} is lost");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_forgot_does_not_vote() {
-    let mut cluster = Cluster::start().await;
-    cluster.nodes[0].accepted("k", put("v")).await;
-    // The same name on an empty disk.
-    let _lost = std::mem::replace(&mut cluster.dirs[2], tempfile::tempdir().unwrap());
-    cluster.restart(2).await;
-    let forgetful = &cluster.nodes[2];
-    forgetful.status_is("barred", |status| status.barred.is_some()).await;
-    let decision = forgetful.update("k", put("x")).await;
-    assert!(matches!(&decision, Decision::Reject(Rejection::NoQuorum(why)) if why.contains("vote")), "{decision:?}");
-    let others = &cluster.nodes[0];
-    others.status_is("known to have forgotten", |status| status.peers.iter().any(|peer| peer.forgot)).await;
-    others.accepted("k", put("w")).await;
-    // Its vote counts for nobody: with b gone as well, a is alone.
-    cluster.network.cut(&node("a"), &node("b"));
-    others.status_is("alone", |status| status.reachable == 1).await;
 }
 
 /// A clock set by minutes, forward and back: the node goes on by the others' time, and its ceiling stays near theirs,

@@ -1,0 +1,386 @@
+//! Changing who votes (DESIGN §5), by whichever node is asked to; what one began, any other ends.
+//!
+//! ```text
+//!   add, remove, replace ─► new voter level ─► register: joint epoch ─► scan.rs, on every new voter ─► register: new epoch
+//!                           (order here)      └──────────────── any voter goes on from here ─────────────────┘
+//! ```
+//!
+//! Each write of the register is conditional on what it was read as, so that two who drive the same change, or different
+//! ones, do no harm. Besides what it is asked for, a node does three things on its own: it has itself registered where it is
+//! no member, it ends a change that is under way, and it replaces a voter's disk that was lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::catch_up::{Error, With};
+use super::installed::configuration_address;
+use super::level::Voters;
+use super::scan;
+use super::{Input, Rooms};
+use crate::cluster::change::{ChangeError, Refused, VoterChange};
+use crate::cluster::membership::{FIRST_EPOCH, Member, Membership, Quorums};
+use crate::cluster::status::ChangeStatus;
+use crate::replication::register::{Address, Lineage, Record};
+use crate::store::replicator::{Decision, Op, Proposal};
+use crate::store::update::{self, Condition, Update, Verdict};
+use crate::types::{Ballot, NodeId, StorageId, Value};
+
+/// Orders that wait.
+pub(super) const ORDERS_MAX: usize = 4;
+/// How often a node looks whether there is something to do.
+const LOOK: Duration = Duration::from_millis(250);
+/// How much longer each further voter leaves it to those before it.
+const PRECEDENCE: Duration = Duration::from_secs(2);
+/// How long one read or write of the register may take.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a disk must be away, and its node there with another, before that takes its place.
+const LOST_FOR: Duration = Duration::from_secs(2);
+/// How long an observer may be away before it is struck off the list; it registers anew where it comes back.
+const ABSENT_FOR: Duration = Duration::from_secs(600);
+/// How long a peer may take to say how far it is.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a write is tried that another one came before.
+const WRITES_MAX: usize = 8;
+
+/// What a node is asked for.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// A change of voters; answered when it is begun, or with why it cannot be.
+    Change(VoterChange, oneshot::Sender<Result<(), ChangeError>>),
+    /// To decide alone from now on.
+    Recover(oneshot::Sender<Result<(), ChangeError>>),
+}
+
+/// What is written in the register.
+struct Written {
+    membership: Membership,
+    /// None where nothing is.
+    upd: Option<Ballot>,
+}
+
+/// Serves orders, and does what is due without one. Ends with the driver.
+pub(super) async fn serve(mut orders: mpsc::Receiver<Order>, rooms: Rooms) {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut due = Due::default();
+    let mut begun: Option<tokio::task::JoinHandle<()>> = None;
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                None => return,
+                Some(Order::Recover(reply)) => {
+                    // Whoever asked and has gone needs no answer.
+                    let _ = reply.send(recover(&rooms).await);
+                }
+                Some(Order::Change(_, reply)) if begun.as_ref().is_some_and(|task| !task.is_finished()) => {
+                    let _ = reply.send(Err(unavailable("this node prepares another change; try again when it is done")));
+                }
+                Some(Order::Change(change, reply)) => match check(&rooms, &change).await {
+                    Ok(true) => {
+                        say(&rooms, &change.to_string(), "begun".to_owned(), false);
+                        begun = Some(tokio::spawn(begin(rooms.clone(), change)));
+                        let _ = reply.send(Ok(()));
+                    }
+                    Ok(false) => {
+                        rooms.progress.send_replace(None);
+                        let _ = reply.send(Ok(()));
+                    }
+                    Err(why) => drop(reply.send(Err(why))),
+                },
+            },
+            _ = look.tick() => due.look(&rooms).await,
+        }
+    }
+}
+
+/// Since when something has been waiting to be done by somebody.
+#[derive(Debug, Default)]
+struct Due(Option<(Task, tokio::time::Instant)>);
+
+/// What a node does without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Task {
+    /// Ending the joint epoch.
+    Finish(u64),
+    /// Putting a new disk in a lost one's place.
+    Replace(VoterChange),
+    /// Striking an observer off the list that has not been seen for long.
+    Strike(VoterChange),
+    /// Writing down which disks the voters of epoch 1 have.
+    Bind,
+}
+
+impl Due {
+    async fn look(&mut self, rooms: &Rooms) {
+        let membership = rooms.membership.borrow().clone();
+        let Some(me) = rooms.greeter.slot().map(|slot| usize::from(slot.number())) else {
+            self.0 = None;
+            return have_registered(rooms, &membership).await;
+        };
+        let connected = connected(rooms).await;
+        let Some(task) = task(&membership, &connected) else {
+            self.0 = None;
+            return;
+        };
+        let since = match &self.0 {
+            Some((same, since)) if *same == task => *since,
+            _ => {
+                self.0 = Some((task.clone(), tokio::time::Instant::now()));
+                tokio::time::Instant::now()
+            }
+        };
+        let rank =
+            membership.voters().filter(|voter| voter.replica() < me && connected.contains(&voter.replica())).count();
+        let patience = match task {
+            Task::Finish(_) => Duration::ZERO,
+            Task::Replace(_) | Task::Bind => LOST_FOR,
+            Task::Strike(_) => ABSENT_FOR,
+        };
+        let is_mine = membership.is_voter(me)
+            && since.elapsed() >= patience + PRECEDENCE * u32::try_from(rank).unwrap_or(u32::MAX);
+        if !is_mine {
+            return;
+        }
+        let done = match &task {
+            Task::Finish(_) => finish(rooms, &membership).await,
+            Task::Replace(change) | Task::Strike(change) => {
+                write(rooms, |now| now.begin(change).map_err(refused(change))).await.map(drop)
+            }
+            Task::Bind => write(rooms, |now| Ok(Some(now.clone()))).await.map(drop),
+        };
+        if let Err(error) = done {
+            tracing::warn!(?task, %error, "changing the cluster's configuration; it is tried again");
+        }
+    }
+}
+
+fn task(membership: &Membership, connected: &BTreeSet<usize>) -> Option<Task> {
+    if membership.is_joint() {
+        return Some(Task::Finish(membership.epoch()));
+    }
+    if let Some(change) = membership.lost_disk(|slot| connected.contains(&slot)) {
+        return Some(Task::Replace(change));
+    }
+    let is_unbound = membership.voters().any(|voter| voter.storage_id.is_none());
+    let all_there = membership.voters().all(|voter| connected.contains(&voter.replica()));
+    let several = membership.members().len() > 1;
+    if is_unbound && all_there && several && membership.epoch() >= FIRST_EPOCH {
+        return Some(Task::Bind);
+    }
+    membership.absent_observer(|slot| connected.contains(&slot)).map(Task::Strike)
+}
+
+/// Asks one voter after the other for a slot.
+async fn have_registered(rooms: &Rooms, membership: &Membership) {
+    let disk = rooms.greeter.figures().storage_id;
+    let links: BTreeSet<NodeId> = rooms.transport.links().into_iter().map(|link| link.node).collect();
+    let voters = membership.voter_names().into_iter().filter(|voter| links.contains(voter)).collect::<Vec<_>>();
+    // One that knows of no voters asks whom it knows.
+    let asked = if voters.is_empty() { links.into_iter().collect() } else { voters };
+    for peer in asked {
+        match tokio::time::timeout(REGISTER_TIMEOUT, With::new(&peer, rooms).register(disk)).await {
+            Ok(Ok(())) => return tracing::info!(%peer, "registered as a member"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "registering as a member"),
+            Err(_) => tracing::debug!(%peer, "registering as a member took too long"),
+        }
+    }
+}
+
+/// Gives another node's disk a slot.
+pub(super) async fn register(rooms: &Rooms, node: &NodeId, disk: StorageId) -> Result<(), ChangeError> {
+    write(rooms, |now| now.register(node, disk).map_err(unavailable)).await.map(drop)
+}
+
+/// True where the change is to be made, false where all is as wished.
+async fn check(rooms: &Rooms, change: &VoterChange) -> Result<bool, ChangeError> {
+    let Written { membership, .. } = read(rooms).await?;
+    membership.begin(change).map(|next| next.is_some()).map_err(refused(change))
+}
+
+/// Says how a change stands, where that is news.
+fn say(rooms: &Rooms, change: &str, step: String, failed: bool) {
+    let status = Some(ChangeStatus { change: change.to_owned(), step, failed });
+    rooms.progress.send_if_modified(|known| {
+        let is_news = *known != status;
+        if is_news {
+            tracing::info!(?status, "changing voters");
+            known.clone_from(&status);
+        }
+        is_news
+    });
+}
+
+/// Lets the new voter get level, then begins.
+async fn begin(rooms: Rooms, change: VoterChange) {
+    let say = |step: String, failed: bool| say(&rooms, &change.to_string(), step, failed);
+    let newcomer = match &change {
+        VoterChange::Add(node)
+        | VoterChange::Replace { node, with: None }
+        | VoterChange::Replace { with: Some(node), .. } => Some(node),
+        VoterChange::Remove(_) => None,
+    };
+    if let Some(node) = newcomer {
+        say(format!("{node} copies what a majority has"), false);
+        let level = if rooms.greeter.node() == *node {
+            super::level::all(&rooms).await.map_err(|why| why.to_string())
+        } else {
+            With::new(node, &rooms).wait_level().await.map_err(|error| error.to_string())
+        };
+        if let Err(error) = level {
+            return say(format!("{node} could not copy what a majority has: {error}; nothing was changed"), true);
+        }
+    }
+    match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
+        Ok(next) if next.is_joint() => {
+            say(format!("epoch {}: old and new voters decide together", next.epoch()), false)
+        }
+        Ok(next) => say(format!("done: epoch {}", next.epoch()), false),
+        Err(error) => say(format!("it could not be begun: {error}"), true),
+    }
+}
+
+/// Ends a joint epoch where its new voters know what the old ones chose.
+async fn finish(rooms: &Rooms, membership: &Membership) -> Result<(), ChangeError> {
+    let mut scanned = BTreeMap::new();
+    for slot in membership.new_voters() {
+        let Some(Member { node, .. }) = membership.member(*slot) else { continue };
+        let of = if rooms.greeter.slot().is_some_and(|me| usize::from(me.number()) == *slot) {
+            Ok(rooms.scanned.lock().clone())
+        } else {
+            let asked = tokio::time::timeout(ASK_TIMEOUT, With::new(node, rooms).scanned()).await;
+            asked.unwrap_or(Err(Error::Unsettled))
+        };
+        match of {
+            Ok(of) => drop(scanned.insert(*slot, of)),
+            Err(error) => tracing::debug!(peer = %node, %error, "asking how far a new voter is"),
+        }
+    }
+    let level = scan::level(membership, &scanned);
+    let enough = Quorums::majority_of(membership.new_voters().iter().copied()).is_met(|slot| level.contains(&slot));
+    let step = format!(
+        "epoch {}: {} of {} new voters have compared their rows with a majority of the old ones",
+        membership.epoch(),
+        level.len(),
+        membership.new_voters().len()
+    );
+    let change =
+        rooms.progress.borrow().as_ref().map_or_else(|| "change of voters".to_owned(), |known| known.change.clone());
+    say(rooms, &change, step, false);
+    if !enough {
+        return Ok(());
+    }
+    let joint = membership.epoch();
+    let done = write(rooms, |now| Ok(if now.epoch() == joint { now.finish() } else { None })).await?;
+    say(rooms, &change, format!("done: epoch {}", done.epoch()), false);
+    Ok(())
+}
+
+/// Decides alone from now on, as the only voter.
+async fn recover(rooms: &Rooms) -> Result<(), ChangeError> {
+    let (membership, disk) = (rooms.membership.borrow().clone(), rooms.greeter.figures().storage_id);
+    if has_quorum(rooms).await? {
+        return Err(ChangeError::NotLost(
+            "a majority of the voters is in reach; to replace a disk, see `cluster replace`",
+        ));
+    }
+    let me = rooms.greeter.node();
+    let alone =
+        membership.forced(&me, disk).ok_or(ChangeError::NotLost("this node has not heard of any configuration"))?;
+    let Some(slot) = alone.slot_of(&me, disk) else { return Err(ChangeError::NotLost("this node would have no slot")) };
+    // Above whatever this node knows, and as good as chosen: by the decision of whoever runs the cluster.
+    let address = configuration_address();
+    let known = match rooms.manager.find(&address.shard).await.map_err(unavailable)? {
+        Some(open) => open.stored(&address.key).map_err(unavailable)?.map_or(Ballot::ZERO, |row| row.ballot),
+        None => Ballot::ZERO,
+    };
+    let wall = crate::clock::Clock::now(&*rooms.clock).wall;
+    let ballot = Ballot::at(wall.max(known.nanos().saturating_add(1 << crate::types::SLOT_BITS)), slot);
+    let epoch = alone.epoch();
+    let op = Op::Put(Value::from(alone.encode()));
+    let record = Record { ballot, upd: ballot, op, lineage: Lineage::default() };
+    tracing::warn!(epoch, was = ?membership.voter_names(), "this node decides alone from now on, as it was told to");
+    install(rooms, address, record).await
+}
+
+async fn install(rooms: &Rooms, address: Address, record: Record) -> Result<(), ChangeError> {
+    let stopping = || unavailable("this node is stopping");
+    let (done, durable) = oneshot::channel();
+    let rows = vec![(address, record)];
+    rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| stopping())?;
+    durable.await.map_err(|_| unavailable("the configuration could not be written to this disk"))
+}
+
+async fn has_quorum(rooms: &Rooms) -> Result<bool, ChangeError> {
+    let stopping = || unavailable("this node is stopping");
+    let (reply, voters) = oneshot::channel();
+    rooms.inputs.send(Input::Voters { reply }).await.map_err(|_| stopping())?;
+    let Voters { me, peers, quorums } = voters.await.map_err(|_| stopping())?;
+    Ok(quorums.is_met(|slot| me == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)))
+}
+
+/// Who is there, this node included, by slots.
+async fn connected(rooms: &Rooms) -> BTreeSet<usize> {
+    let (reply, connected) = oneshot::channel();
+    if rooms.inputs.send(Input::Connected { reply }).await.is_err() {
+        return BTreeSet::new();
+    }
+    connected.await.unwrap_or_default()
+}
+
+/// What is in the register, or what it begins with.
+async fn read(rooms: &Rooms) -> Result<Written, ChangeError> {
+    let outcome = propose(rooms, Update::read()).await?;
+    let first = rooms.greeter.membership();
+    match outcome.before {
+        None => Ok(Written { membership: first, upd: None }),
+        Some(row) => {
+            let membership = Membership::decode(row.value.as_bytes()).map_err(unavailable)?;
+            Ok(Written { membership, upd: Some(row.upd) })
+        }
+    }
+}
+
+/// Writes what `change` makes of what is in the register, unless it makes nothing; and waits until this node goes by it.
+async fn write(
+    rooms: &Rooms,
+    change: impl Fn(&Membership) -> Result<Option<Membership>, ChangeError>,
+) -> Result<Membership, ChangeError> {
+    for _ in 0..WRITES_MAX {
+        let Written { membership, upd } = read(rooms).await?;
+        let known = membership.with_disks(|node| rooms.greeter.disk_of(node));
+        let next = match change(&known)? {
+            Some(next) if next != membership => next,
+            _ => return Ok(membership),
+        };
+        let condition = upd.map_or(Condition::Absent, Condition::UpdIs);
+        let put = update::Change::Put(Value::from(next.encode()));
+        let outcome = propose(rooms, Update { condition, change: put }).await?;
+        if outcome.verdict == Verdict::Written {
+            return Ok(next);
+        }
+    }
+    Err(unavailable("others change the configuration at the same time; try again"))
+}
+
+fn unavailable(why: impl std::fmt::Display) -> ChangeError {
+    ChangeError::Unavailable(why.to_string())
+}
+
+fn refused(change: &VoterChange) -> impl Fn(Refused) -> ChangeError {
+    move |why| ChangeError::Refused(change.clone(), why)
+}
+
+async fn propose(rooms: &Rooms, update: Update) -> Result<update::Outcome, ChangeError> {
+    let Address { shard, key } = configuration_address();
+    let (reply, decision) = oneshot::channel();
+    let proposal = Proposal { shard, key, update, timeout: Some(REGISTER_TIMEOUT) };
+    let stopping = || unavailable("this node is stopping");
+    rooms.inputs.send(Input::Propose { proposal, reply }).await.map_err(|_| stopping())?;
+    match decision.await.map_err(|_| stopping())? {
+        Decision::Accept(outcome) => Ok(outcome),
+        Decision::Reject(why) => Err(unavailable(why)),
+        Decision::Timeout => Err(unavailable("no answer in time; it may have been written all the same")),
+    }
+}

@@ -1,0 +1,224 @@
+//! Who decides (DESIGN §5): the configuration is the value of a register like any other, and a node goes by a newer one as
+//! soon as that is chosen and on its disk.
+//!
+//! ```text
+//!   commit of the register ─► install: members, slots, quorums ─► rounds begin anew, batches of that epoch are taken in
+//! ```
+//!
+//! Votes count among those of one epoch only. A batch of an older epoch is answered with the newer configuration; of one of
+//! a later, the votes wait until this node has that too.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::oneshot;
+
+use super::tasks::Task;
+use super::{Core, Effect};
+use crate::clock::Now;
+use crate::cluster::membership::{Member, Membership, NO_EPOCH};
+use crate::replication::quorum::installed::configuration_address;
+use crate::replication::quorum::peers::{Link, Peer};
+use crate::replication::register::{Address, Body, Message, Record};
+use crate::replication::wire::{self, Batch};
+use crate::store::StoredRow;
+use crate::types::{Ballot, NodeId};
+
+/// Batches of later epochs that wait until this node has installed those. Their senders ask again where one is lost.
+const EARLY_BATCHES_MAX: usize = 256;
+
+/// What this node knows of the configuration.
+pub(super) struct Configuration {
+    address: Address,
+    pub(super) membership: Membership,
+    /// The row it was read from; none where that is the configuration file.
+    row: Option<StoredRow>,
+    /// What came too early, and from whom.
+    early: Vec<(usize, Batch)>,
+}
+
+impl Configuration {
+    pub(super) fn new(membership: Membership, row: Option<StoredRow>) -> Self {
+        Self { address: configuration_address(), membership, row, early: Vec::new() }
+    }
+}
+
+impl Core {
+    /// Looks whether what was committed is the configuration, and goes by it if so.
+    pub(super) fn see_configuration(&mut self, now: Now, address: &Address, record: &Record) {
+        let known = self.configuration.row.as_ref().map(|row| row.ballot);
+        if *address != self.configuration.address || known.is_some_and(|known| known >= record.ballot) {
+            return;
+        }
+        let Some(value) = record.op.value() else { return };
+        match Membership::decode(value.as_bytes()) {
+            Ok(membership) => {
+                let Record { ballot, upd, op, .. } = record.clone();
+                self.configuration.row = Some(StoredRow { op, upd, ballot });
+                self.install_configuration(now, membership);
+            }
+            // Going on by the old one is safe: whoever has a newer one takes no votes of it.
+            Err(error) => tracing::error!(%error, "the cluster's configuration is of no use to this version"),
+        }
+    }
+
+    fn install_configuration(&mut self, now: Now, membership: Membership) {
+        // What was asked under the old epoch leaves as such.
+        let stamp = self.stamp(now);
+        self.peers.values_mut().for_each(|peer| peer.flush(stamp, &*self.rooms.transport));
+        let before = self.membership().epoch();
+        let epoch = membership.epoch();
+        self.configuration.membership = membership;
+        self.rooms.greeter.set_membership(self.membership().clone());
+        if epoch != before {
+            self.local.retain(|message| !message.body.is_of_epoch());
+            self.inherited =
+                if self.membership().is_joint() { self.acceptor.all_pending().collect() } else { BTreeMap::new() };
+            tracing::info!(epoch, voters = ?self.membership().voter_names(), joint = self.membership().is_joint(), "configuration installed");
+        }
+        self.replicas = self.membership().voters().map(Member::replica).collect();
+        self.meet_members(now);
+        self.find_own_slot();
+        if epoch != before {
+            self.proposer.set_quorums(now, self.membership().quorums());
+        }
+        self.update_reachable();
+        self.rooms.membership.send_replace(self.membership().clone());
+        let (due, early): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.configuration.early).into_iter().partition(|(_, batch)| batch.epoch <= epoch);
+        self.configuration.early = early;
+        for (from, batch) in due {
+            self.on_batch(now, from, batch);
+        }
+        // Whoever wrote it may be gone before it has told all.
+        for node in self.connected.keys().cloned().collect::<Vec<_>>() {
+            self.tell_configuration(now, &node);
+        }
+    }
+
+    /// Under which number this node proposes, if any: its disk may be another than the one that is meant.
+    pub(super) fn find_own_slot(&mut self) {
+        let slot = self.rooms.greeter.slot();
+        self.me = slot.map(|slot| usize::from(slot.number()));
+        match slot {
+            Some(slot) => self.proposer.set_slot(slot),
+            None => tracing::warn!("this node is no member now; it registers with whoever answers"),
+        }
+    }
+
+    /// Every other member has a place among the peers; who is connected with the right disk is met there.
+    fn meet_members(&mut self, now: Now) {
+        let (membership, me) = (self.configuration.membership.clone(), self.config.node.clone());
+        let mut before = std::mem::take(&mut self.peers);
+        for member in membership.members().iter().filter(|member| member.node != me) {
+            let connected = self.connected.get(&member.node).copied();
+            // Its node may have come with another disk than it had, or than was thought.
+            let disk = connected.filter(|disk| membership.slot_of(&member.node, *disk) == Some(member.slot));
+            let kept = before.remove(&member.replica());
+            let mut peer =
+                kept.filter(|peer| peer.node == member.node).unwrap_or_else(|| Peer::new(member.node.clone()));
+            if disk.is_none() {
+                peer.down();
+            }
+            let is_unmet = peer.link == Link::Down;
+            self.peers.insert(member.replica(), peer);
+            if let Some(disk) = disk.filter(|_| is_unmet) {
+                self.connect(now, &member.node, disk, None);
+            }
+        }
+        for (slot, mut gone) in before {
+            gone.down();
+            self.home_lost(now, slot);
+        }
+    }
+
+    pub(super) fn membership(&self) -> &Membership {
+        &self.configuration.membership
+    }
+
+    /// A batch from this replica of another epoch than ours: what concerns no votes is taken in.
+    pub(super) fn on_other_epoch(&mut self, now: Now, from: usize, mut batch: Batch) {
+        let node = self.peers.get(&from).map(|peer| peer.node.clone());
+        self.see_epoch(now, node, batch.epoch);
+        let votes: Vec<Message> = batch.messages.extract_if(.., |message| message.body.is_of_epoch()).collect();
+        let is_early = batch.epoch > self.membership().epoch();
+        if is_early && !votes.is_empty() && self.configuration.early.len() < EARLY_BATCHES_MAX {
+            self.configuration.early.push((from, Batch { messages: votes, ..batch }));
+        }
+        for message in batch.messages {
+            self.receive(now, from, message);
+        }
+    }
+
+    /// A batch from somebody who is no member as far as is known here: it may bring the configuration that says otherwise.
+    pub(super) fn on_guest(&mut self, now: Now, node: &NodeId, batch: Batch) {
+        self.see_epoch(now, Some(node.clone()), batch.epoch);
+        for Message { address, body } in batch.messages {
+            if let Body::Chosen { record } = body
+                && address == self.configuration.address
+            {
+                self.run(now, Task::Install(address, record));
+            }
+        }
+    }
+
+    /// Whoever goes by an older configuration is told ours; whoever goes by a newer one tells us when it sees our epoch.
+    pub(super) fn see_epoch(&mut self, now: Now, node: Option<NodeId>, theirs: u64) {
+        let Some(node) = node else { return };
+        let ours = self.membership().epoch();
+        if theirs < ours {
+            self.tell_configuration(now, &node);
+        } else if theirs > ours {
+            self.say(&node, &Batch { epoch: ours, wall: now.wall, messages: Vec::new() });
+        }
+    }
+
+    pub(super) fn tell_configuration(&mut self, now: Now, node: &NodeId) {
+        let (Some(row), epoch) = (&self.configuration.row, self.membership().epoch()) else { return };
+        let message = super::votes::chosen(self.configuration.address.clone(), row);
+        self.say(node, &Batch { epoch, wall: now.wall, messages: vec![message] });
+    }
+
+    /// Sends a batch past the queues of the members.
+    fn say(&self, node: &NodeId, batch: &Batch) {
+        if let Ok(bytes) = wire::encode(batch) {
+            // A full queue: the next batch that shows another epoch brings it up again.
+            let _ = self.rooms.transport.send(node, bytes);
+        }
+    }
+
+    /// Says so once nothing is open here that was voted for before the joint epoch was installed.
+    pub(super) fn settle_inherited(&mut self, now: Now, epoch: u64, slot: usize, done: oneshot::Sender<()>) {
+        let is_asked = self.me == Some(slot) && self.barred.is_none();
+        if !is_asked || self.membership().epoch() != epoch || !self.membership().is_joint() {
+            // Dropping it says so: whoever asked asks again.
+            return;
+        }
+        let open = self.inherited.iter().map(|(address, ballot)| (address.clone(), *ballot)).collect();
+        self.settle_records(now, open, done);
+    }
+
+    /// Why nobody can be asked to decide, for as long as this node has not heard of any configuration or is in none.
+    pub(super) fn not_joined(&self) -> Option<String> {
+        if self.membership().epoch() == NO_EPOCH {
+            return Some(
+                "this node has not heard of the cluster's configuration yet: are its seeds right, and up?".to_owned(),
+            );
+        }
+        if self.me.is_some() {
+            return None;
+        }
+        let why = self.rooms.greeter.displaced().map(|why| format!(" ({why})")).unwrap_or_default();
+        Some(format!("this node is no member yet: it registers as soon as a majority of the voters is in reach{why}"))
+    }
+
+    /// Removes what is settled from what the joint epoch waits for.
+    pub(super) fn inherited_settled(&mut self, address: &Address, ballot: Ballot) {
+        if self.inherited.get(address).is_some_and(|open| *open <= ballot) {
+            self.inherited.remove(address);
+        }
+    }
+
+    pub(super) fn is_stale(&self, effect: &Effect) -> bool {
+        matches!(effect, Effect::Send { epoch, message, .. } if *epoch != self.membership().epoch() && message.body.is_of_epoch())
+    }
+}

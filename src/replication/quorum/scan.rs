@@ -1,0 +1,121 @@
+//! What a joint epoch waits for (DESIGN §5, step 3): each of a majority of the new voters has compared its rows with a
+//! majority of the old ones, after both had installed that epoch and nothing that the old one had voted for before was
+//! open there any more. From then on whatever was chosen under the old epoch is known to a majority of the new voters.
+//!
+//! Every new voter compares on its own as soon as it has installed the joint epoch; who drives the change asks each with
+//! whom it is done. The answer is memory: after a restart a voter compares again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::oneshot;
+
+use super::catch_up::{Error, SETTLE_WITHIN, With};
+use super::{Input, Rooms};
+use crate::cluster::membership::{Member, Membership, Quorums};
+
+/// How long after a failed comparison the next is tried.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// With which old voters this node has compared its rows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scanned {
+    /// In this joint epoch.
+    pub(super) epoch: u64,
+    /// Their slots.
+    pub(super) with: BTreeSet<usize>,
+}
+
+/// Compares in every joint epoch in which this node is among the new voters. Ends with the driver.
+pub(super) async fn follow(rooms: Rooms) {
+    let mut changes = rooms.membership.subscribe();
+    loop {
+        let membership = changes.borrow_and_update().clone();
+        let changed = tokio::select! {
+            () = scan(&membership, &rooms) => changes.changed().await,
+            changed = changes.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn scan(membership: &Membership, rooms: &Rooms) {
+    let epoch = membership.epoch();
+    *rooms.scanned.lock() = Scanned { epoch, with: BTreeSet::new() };
+    let me = rooms.greeter.slot().map(|slot| usize::from(slot.number()));
+    if !membership.is_joint() || !me.is_some_and(|me| membership.new_voters().contains(&me)) {
+        return;
+    }
+    let old = membership.voters().filter(|voter| membership.old_voters().contains(&voter.replica()));
+    let mut comparing: FuturesUnordered<_> =
+        old.map(|old| compare(old, epoch, me == Some(old.replica()), rooms)).collect();
+    while let Some(slot) = comparing.next().await {
+        rooms.scanned.lock().with.insert(slot);
+        tracing::info!(epoch, slot, "rows compared with a voter of the old epoch");
+    }
+}
+
+/// Tries until it is done; returns the old voter's slot.
+async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize {
+    loop {
+        let compared = if is_me {
+            settle_inherited(rooms, epoch, old.replica()).await
+        } else {
+            With::new(&old.node, rooms).scan(epoch, old.replica()).await
+        };
+        match compared {
+            Ok(()) => return old.replica(),
+            Err(error) => {
+                tracing::debug!(peer = %old.node, epoch, %error, "comparing for a change of voters failed; it is tried again")
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Waits until nothing is open here that this node, as the voter of that slot, had voted for before the joint epoch.
+pub(super) async fn settle_inherited(rooms: &Rooms, epoch: u64, slot: usize) -> Result<(), Error> {
+    let (done, settled) = oneshot::channel();
+    rooms.inputs.send(Input::Inherited { epoch, slot, done }).await.map_err(|_| Error::Stopping)?;
+    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
+        Ok(settled) => settled.map_err(|_| Error::OtherEpoch { epoch, slot }),
+        Err(_) => Err(Error::Unsettled),
+    }
+}
+
+/// Which of the new voters have compared with a majority of the old ones.
+pub(super) fn level(membership: &Membership, scanned: &BTreeMap<usize, Scanned>) -> BTreeSet<usize> {
+    let old = Quorums::majority_of(membership.old_voters().iter().copied());
+    let is_level = |new: &usize| {
+        let of_epoch = scanned.get(new).filter(|scanned| scanned.epoch == membership.epoch());
+        of_epoch.is_some_and(|scanned| old.is_met(|slot| scanned.with.contains(&slot)))
+    };
+    membership.new_voters().iter().copied().filter(is_level).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::change::VoterChange;
+    use crate::types::{NodeId, StorageId};
+
+    #[test]
+    fn a_new_voter_is_level_once_it_has_compared_with_a_majority_of_the_old_in_this_epoch() {
+        let node = |name: &str| NodeId::parse(name).unwrap();
+        let three = Membership::epoch_one(["a", "b", "c"].map(node).to_vec()).unwrap();
+        let four = three.register(&node("d"), StorageId(4)).unwrap().unwrap();
+        let joint = four.begin(&VoterChange::Add(node("d"))).unwrap().unwrap();
+        let with = |epoch, slots: &[usize]| Scanned { epoch, with: slots.iter().copied().collect() };
+        let scanned = BTreeMap::from([
+            (0, with(2, &[0, 2])),
+            (1, with(2, &[1])),
+            (2, with(1, &[0, 1, 2])),
+            (3, with(2, &[1, 2])),
+            (9, with(2, &[0, 1, 2])),
+        ]);
+        assert_eq!(level(&joint, &scanned), BTreeSet::from([0, 3]));
+    }
+}
