@@ -70,6 +70,9 @@ Pods are started in parallel: none is ready before a majority is there.
     - { name: {{ include "outrigger.dataVolumeName" . }}, mountPath: /var/lib/outrigger }
     - { name: outrigger-config, mountPath: /etc/outrigger/config, readOnly: true }
     - { name: outrigger-identity, mountPath: /etc/outrigger/identity, readOnly: true }
+    {{- with .Values.sidecar.volumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- include "outrigger.join" . }}
 {{- end -}}
 

@@ -1,5 +1,6 @@
 """What the tests of the chart share: rendering it, and telling its objects apart."""
 
+import copy
 import os
 import pathlib
 import sys
@@ -14,6 +15,14 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 CHART = ROOT / "helm"
 MONITORED = {"monitoring": {name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboard")}}
+
+
+def merged(*parts):
+    out = {}
+    for part in parts:
+        for key, value in copy.deepcopy(part).items():
+            out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
 
 
 class Manifests:

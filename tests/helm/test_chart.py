@@ -1,6 +1,5 @@
 """The chart as it renders: valid for Kubernetes and for the program, as the golden files have it, and refusing what is wrong."""
 
-import copy
 import difflib
 import hashlib
 import itertools
@@ -13,7 +12,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import CHART, HERE, MONITORED, render
+from conftest import CHART, HERE, MONITORED, merged, render
 from helm_python import chart as sdk
 from helm_python.errors import HelmError
 
@@ -36,14 +35,6 @@ SWITCHES = [
     [{}, {"podDisruptionBudget": {"enabled": False}}],
     [{}, {"config": {"store": {"durability": "os"}, "timeouts": {"propose": "500ms"}}}],
 ]
-
-
-def merged(*parts):
-    out = {}
-    for part in parts:
-        for key, value in copy.deepcopy(part).items():
-            out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
 
 
 def permutations():
