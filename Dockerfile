@@ -21,6 +21,8 @@ FROM ${BUILDER} AS build
 # "dev" builds in a fraction of the time, for trying things out.
 ARG PROFILE=release
 ENV CARGO_TARGET_DIR=/target CARGO_PROFILE_RELEASE_STRIP=true CARGO_PROFILE_DEV_STRIP=true
+# A step whose first half fails has failed.
+SHELL ["/bin/bash", "-e", "-o", "pipefail", "-c"]
 WORKDIR /build
 
 # The dependencies, in a layer of their own: it stays as long as the two files do. The targets that Cargo.toml names must be

@@ -3,13 +3,10 @@
 import copy
 import os
 import pathlib
-import sys
 
 import pytest
 import yaml
 from helm_python import chart as sdk
-
-sys.dont_write_bytecode = True
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -30,18 +30,18 @@ CONTAINER = r"""
 set -e
 pod="$1"; shift
 mount --make-rprivate /
-mount -t tmpfs -o mode=0755 root "$pod/root"
-for there in bin lib lib64 usr dev etc proc tmp run/outrigger var/lib/outrigger etc/outrigger/config etc/outrigger/identity; do mkdir -p "$pod/root/$there"; done
-for there in bin lib lib64 usr dev; do mount --bind "/$there" "$pod/root/$there"; mount -o remount,bind,ro "$pod/root/$there"; done
-mount -t proc proc "$pod/root/proc"
-for there in hosts host.conf nsswitch.conf; do touch "$pod/root/etc/$there"; mount --bind "$pod/../$there" "$pod/root/etc/$there"; done
-touch "$pod/root/outrigger"; mount --bind "$OUTRIGGER" "$pod/root/outrigger"
-mount -t tmpfs -o mode=2770,gid=65532,size=1m socket "$pod/root/run/outrigger"
-mount --bind "$pod/data" "$pod/root/var/lib/outrigger"
-for there in config identity; do mount --bind "$pod/../$there" "$pod/root/etc/outrigger/$there"; mount -o remount,bind,ro "$pod/root/etc/outrigger/$there"; done
-mount -o remount,ro "$pod/root"
+mount -t tmpfs -o mode=0755 root "$pod/tree"
+for there in bin lib lib64 usr dev etc proc tmp run/outrigger var/lib/outrigger etc/outrigger/config etc/outrigger/identity; do mkdir -p "$pod/tree/$there"; done
+for there in bin lib lib64 usr dev; do mount --bind "/$there" "$pod/tree/$there"; mount -o remount,bind,ro "$pod/tree/$there"; done
+mount -t proc proc "$pod/tree/proc"
+for there in hosts host.conf nsswitch.conf; do touch "$pod/tree/etc/$there"; mount --bind "$pod/../$there" "$pod/tree/etc/$there"; done
+touch "$pod/tree/outrigger"; mount --bind "$OUTRIGGER" "$pod/tree/outrigger"
+mount -t tmpfs -o mode=2770,gid=65532,size=1m socket "$pod/tree/run/outrigger"
+mount --bind "$pod/data" "$pod/tree/var/lib/outrigger"
+for there in config identity; do mount --bind "$pod/../$there" "$pod/tree/etc/outrigger/$there"; mount -o remount,bind,ro "$pod/tree/etc/outrigger/$there"; done
+mount -o remount,ro "$pod/tree"
 unset OUTRIGGER
-exec chroot "$pod/root" "$@"
+exec chroot "$pod/tree" "$@"
 """
 
 
@@ -99,7 +99,7 @@ class Pods:
             ip("-n", f"{self.prefix}-bridge", "link", "set", f"port{number}", "master", "bridge", "up")
             ip("-n", space, "link", "set", "lo", "up")
             ip("-n", space, "link", "set", "eth0", "up")
-            for folder in ("root", "data"):
+            for folder in ("tree", "data"):
                 (self.work / str(number) / folder).mkdir(parents=True)
             os.chown(self.work / str(number) / "data", 0, self.context["fsGroup"])
             (self.work / str(number) / "data").chmod(0o2770)
