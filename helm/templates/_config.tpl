@@ -5,7 +5,7 @@ agreed on by the voters and kept in the cluster itself. Nodes whose lists differ
 immutable ConfigMap that the pods read and every later upgrade looks up.
 */}}
 {{- define "outrigger.initialReplicas" -}}
-{{- $name := include "outrigger.votersName" . -}}
+{{- $name := include "outrigger.foundingName" . -}}
 {{- $asked := .Values.cluster.initialReplicas -}}
 {{- with lookup "v1" "ConfigMap" .Release.Namespace $name -}}
 {{- $recorded := .data.initialReplicas -}}
@@ -15,6 +15,20 @@ immutable ConfigMap that the pods read and every later upgrade looks up.
 {{- $recorded -}}
 {{- else -}}
 {{- int (default .Values.replicas $asked) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Kept in the same way: nodes of another id are refused, so a rolling change of it would split the cluster too. */}}
+{{- define "outrigger.clusterId" -}}
+{{- $name := include "outrigger.foundingName" . -}}
+{{- $asked := .Values.cluster.id -}}
+{{- with lookup "v1" "ConfigMap" .Release.Namespace $name -}}
+{{- if and $asked (ne $asked .data.id) -}}
+{{- fail (printf "cluster.id: got %q, want %q, by which ConfigMap %s says that this cluster was founded" $asked .data.id $name) -}}
+{{- end -}}
+{{- .data.id -}}
+{{- else -}}
+{{- default (include "outrigger.fullname" .) $asked -}}
 {{- end -}}
 {{- end -}}
 
@@ -35,7 +49,7 @@ immutable ConfigMap that the pods read and every later upgrade looks up.
 {{- range splitList "," (include "outrigger.voters" .) -}}
 {{- $seeds = append $seeds (printf "%s.%s:7117" . $service) -}}
 {{- end -}}
-{{- $cluster := dict "id" (default (include "outrigger.fullname" .) .Values.cluster.id) -}}
+{{- $cluster := dict -}}
 {{- if eq .Values.identity.type "certManager" -}}
 {{- $_ := set $cluster "tls" (dict "ca" "/etc/outrigger/identity/ca.crt" "cert" "/etc/outrigger/identity/tls.crt" "key" "/etc/outrigger/identity/tls.key") -}}
 {{- else -}}

@@ -28,8 +28,8 @@
 {{- printf "%s-peers" (include "outrigger.fullname" .) -}}
 {{- end -}}
 
-{{- define "outrigger.votersName" -}}
-{{- printf "%s-voters" (include "outrigger.fullname" .) -}}
+{{- define "outrigger.foundingName" -}}
+{{- printf "%s-founding" (include "outrigger.fullname" .) -}}
 {{- end -}}
 
 {{- define "outrigger.secretName" -}}

@@ -36,8 +36,10 @@ Pods are started in parallel: none is ready before a majority is there.
   env:
     - name: OUTRIGGER__NODE__NAME
       valueFrom: { fieldRef: { fieldPath: metadata.name } }
+    - name: OUTRIGGER__CLUSTER__ID
+      valueFrom: { configMapKeyRef: { name: {{ include "outrigger.foundingName" . }}, key: id } }
     - name: OUTRIGGER__CLUSTER__VOTERS
-      valueFrom: { configMapKeyRef: { name: {{ include "outrigger.votersName" . }}, key: voters } }
+      valueFrom: { configMapKeyRef: { name: {{ include "outrigger.foundingName" . }}, key: voters } }
     # What the node tells its peers to dial; they hear of another one when the pod is started elsewhere.
     - name: POD_IP
       valueFrom: { fieldRef: { fieldPath: status.podIP } }

@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 
@@ -12,7 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import CHART, HERE, MONITORED, merged, render
+from conftest import CHART, HERE, MONITORED, ROOT, merged, render
 from helm_python import chart as sdk
 from helm_python.errors import HelmError
 
@@ -161,7 +163,7 @@ def test_the_program_takes_the_configuration_of_every_pod(name, program, tmp_pat
         environment = pod_environment(manifests, pod, "fd00::7" if "::" in manifests.toml() else "10.0.0.7")
         checked = subprocess.run([program, "check-config", file], env=environment, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stderr
-        assert f'name = "{pod}"' in checked.stdout
+        assert f'name = "{pod}"' in checked.stdout and f'id = "{environment["OUTRIGGER__CLUSTER__ID"]}"' in checked.stdout
         # A node alone has nobody to tell.
         assert len(voters.split(",")) == 1 or ("[fd00::7]:7117" if "::" in manifests.toml() else "10.0.0.7:7117") in checked.stdout
 
@@ -185,7 +187,7 @@ def pod_environment(manifests, pod, address):
 def test_voters_are_of_the_founders_whatever_replicas_says():
     three = render({"replicas": 3})
     five = render({"replicas": 5, "cluster": {"initialReplicas": 3}, "scaling": {"enabled": True}}, upgrade=True)
-    voters = [made.one("ConfigMap", "app-outrigger-voters") for made in (three, five)]
+    voters = [made.one("ConfigMap", "app-outrigger-founding") for made in (three, five)]
     assert voters[0] == voters[1]
     assert voters[0]["immutable"] and voters[0]["data"]["voters"] == "app-outrigger-0,app-outrigger-1,app-outrigger-2"
     # Seeds and all else in the file too: adding pods must not start the others anew.
@@ -244,8 +246,18 @@ def test_a_chart_of_ones_own_adds_the_sidecar(tmp_path):
     ours = render({"workload": {"name": "shop"}}).one("StatefulSet")["spec"]["template"]["spec"]
     assert [container["name"] for container in spec["initContainers"]] == ["outrigger"]
     assert spec["initContainers"] == ours["initContainers"] and spec["volumes"] == ours["volumes"]
-    assert manifests.one("ConfigMap", "app-outrigger-voters")["data"]["voters"] == "shop-0,shop-1,shop-2"
+    assert manifests.one("ConfigMap", "app-outrigger-founding")["data"]["voters"] == "shop-0,shop-1,shop-2"
     assert manifests.one("Service")["metadata"]["name"] == manifests.one("StatefulSet")["spec"]["serviceName"]
+
+
+def test_an_application_of_ones_own_gets_no_arguments_of_ours():
+    def application(values):
+        return render({"application": values}).one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+
+    assert application({})["args"] == ["watch"]
+    assert "args" not in application({"image": "shop"}) and "command" not in application({"image": "shop"})
+    assert "args" not in application({"command": ["/usr/bin/outrigger"]})
+    assert application({"image": "shop", "args": ["--fast"]})["args"] == ["--fast"]
 
 
 def test_names_stay_short_enough_for_pods():
@@ -276,6 +288,25 @@ def test_what_is_wrong_is_refused_by_name(values, word):
     with pytest.raises(HelmError) as refused:
         render(values)
     assert word in str(refused.value)
+
+
+def test_commands_in_the_documents_are_there(program):
+    text = (ROOT / "docs/operations.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines() if re.match(r"o \d ", line)]
+    commands += re.findall(r"`(o \d [^`]*)`", text)
+    assert len(commands) > 4
+    for command in commands:
+        arguments = shlex.split(command, comments=True)[2:]
+        # What does not parse fails before the help is shown.
+        done = subprocess.run([program, *arguments, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    # Every flag and value that the text names is one.
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for path in re.findall(r"`((?:scaling|monitoring|networkPolicy|identity|cluster|sidecar|persistence)\.\w+(?:\.\w+)*)", text):
+        place = values
+        for part in path.split("."):
+            assert part in place, f"{path} is no value of the chart"
+            place = place[part]
 
 
 def test_notes_say_what_is_weak():

@@ -27,7 +27,7 @@ def helm(cluster):
 
 
 def voters(cluster):
-    return cluster.get("ConfigMap", "app-outrigger-voters")["data"]["voters"]
+    return cluster.get("ConfigMap", "app-outrigger-founding")["data"]["voters"]
 
 
 def test_an_upgrade_keeps_the_key_and_the_voters(helm, cluster):
@@ -51,6 +51,15 @@ def test_another_number_of_pods_changes_no_voters(helm, cluster):
     # Also for who comes later and takes five for what it was founded with.
     with pytest.raises(HelmError, match="founded with 3"):
         helm.upgrade(CHART, "app", {"replicas": 5, "scaling": {"enabled": True}, "cluster": {"initialReplicas": 5}})
+
+
+def test_the_cluster_keeps_its_id(helm, cluster):
+    helm.install(CHART, "app", {"cluster": {"id": "first"}})
+    for values in ({}, {"cluster": {"id": "first"}}):
+        helm.upgrade(CHART, "app", values)
+        assert cluster.get("ConfigMap", "app-outrigger-founding")["data"]["id"] == "first"
+    with pytest.raises(HelmError, match="cluster.id.*want \"first\""):
+        helm.upgrade(CHART, "app", {"cluster": {"id": "second"}})
 
 
 def test_without_scaling_another_number_is_refused(helm, cluster):
@@ -81,7 +90,7 @@ def test_what_renders_without_looking_cannot_replace_key_or_voters(helm, cluster
     helm.install(CHART, "app", {"replicas": 3})
     for kind, name, data in [
         ("Secret", "app-outrigger-key", {"cluster.key": "b3RoZXI="}),
-        ("ConfigMap", "app-outrigger-voters", {"initialReplicas": "5", "voters": "x"}),
+        ("ConfigMap", "app-outrigger-founding", {"id": "other", "initialReplicas": "5", "voters": "x"}),
     ]:
         made = cluster.get(kind, name)
         assert made["immutable"] is True, "Kubernetes would let it be changed"
