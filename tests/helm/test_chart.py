@@ -313,7 +313,8 @@ def test_notes_say_what_is_weak():
     assert "fewer than three" in render({"replicas": 2}).notes
     assert "emptyDir" in render({"persistence": {"enabled": False}}).notes
     assert "scrape" in render({"networkPolicy": {"prometheus": []}}).notes
-    assert not any(word in render().notes for word in ("fewer", "emptyDir", "scrape"))
+    assert "no password" in render({"networkPolicy": {"enabled": False}}).notes
+    assert not any(word in render().notes for word in ("fewer", "emptyDir", "scrape", "password"))
 
 
 def test_the_schema_knows_every_value():

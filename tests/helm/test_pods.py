@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -49,12 +50,25 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
+def sweep():
+    """Removes what was left by tests that are gone."""
+    spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
+    for space in spaces:
+        maker = re.match(r"og-pods-(\d+)-", space)
+        if maker and not pathlib.Path(f"/proc/{maker[1]}").exists():
+            for pid in subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "delete", space)
+
+
 def missing():
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool, package in [("ip", "iproute2"), ("unshare", "util-linux"), ("setpriv", "util-linux"), ("nsenter", "util-linux")]:
         if not shutil.which(tool):
             return f"{tool} is missing: apt-get install {package}"
+    sweep()
     tried = subprocess.run(["ip", "netns", "add", f"og-pods-{os.getpid()}-try"], capture_output=True, text=True)
     if tried.returncode:
         return f"this system does not allow network namespaces: {tried.stderr.strip()}"
