@@ -20,6 +20,14 @@ lint:
 test *args:
     cargo test --locked "$@"
 
+# The Helm chart: rendered, checked against Kubernetes' schemas, alerts and dashboard against a real Prometheus.
+helm *args:
+    tests/helm/run "$@"
+
+# The image: built and run on a Docker engine of its own. As root, with docker.io and debootstrap; many minutes.
+docker:
+    tests/docker/run
+
 # What must pass before a change lands.
 ci:
     .ci/run

@@ -206,6 +206,56 @@ fn exit_codes_tell_whom_to_blame() {
 }
 
 #[test]
+fn health_is_one_line_and_an_exit_status() {
+    let fake = Fake::start();
+    fake.dictate(Answer::Whole(200, Vec::new(), Vec::new()));
+    let healthy = run(&fake, &["health"]);
+    exits(&healthy, 0);
+    assert_eq!(out(&healthy), "healthy: this node serves quorum operations\n");
+    assert_eq!(fake.seen()[0].path, "/v1/cluster/health");
+    for answer in [
+        problem(503, "unhealthy", "no"),
+        Answer::CutOff(Vec::new()),
+        Answer::Whole(404, Vec::new(), b"another program's".to_vec()),
+        Answer::Never,
+    ] {
+        // A second one: what only reads is asked again where the connection broke.
+        fake.dictate(answer.clone());
+        fake.dictate(answer.clone());
+        let ill = run(&fake, &["health"]);
+        fails_with(&ill, 69, &["outrigger: "]);
+        assert_eq!((err(&ill).lines().count(), out(&ill).as_str()), (1, ""), "{answer:?}");
+    }
+    let nobody = command(&["health", "--socket", "/no/such.sock"]).output().unwrap();
+    fails_with(&nobody, 69, &["/no/such.sock", "outrigger serve"]);
+    fails_with(&command(&["health", "--admin", "127.0.0.1:1"]).output().unwrap(), 69, &["admin port 127.0.0.1:1"]);
+    fails_with(&command(&["health", "--admin", "here"]).output().unwrap(), 69, &["admin port here"]);
+}
+
+#[test]
+fn health_of_an_admin_port_is_its_readiness() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap().to_string();
+    let answers = ["200 OK\r\n\r\nready\n", "503 Service Unavailable\r\n\r\nnot ready: 1 of 3\nin reach\n"];
+    let server = std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            assert_eq!(lines.next().unwrap().unwrap(), "GET /readyz HTTP/1.1");
+            while !lines.next().unwrap().unwrap().is_empty() {}
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
+        }
+    });
+    let ready = command(&["health", "--admin", &admin]).output().unwrap();
+    exits(&ready, 0);
+    assert_eq!(out(&ready), "healthy: ready\n");
+    let unready = command(&["health", "--admin", &admin]).output().unwrap();
+    fails_with(&unready, 69, &[&admin, "503", "not ready: 1 of 3 in reach"]);
+    assert_eq!(err(&unready).lines().count(), 1);
+    server.join().unwrap();
+}
+
+#[test]
 fn check_config_prints_what_counts_or_the_first_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("outrigger.toml");
@@ -291,6 +341,7 @@ fn a_node_alone_serves_until_told_whoever_reads_its_log() {
     // Nobody reads any further: each later line of the log fails to be written.
     drop(log);
     let client = |args: &[&str]| self::command(args).current_dir(dir.path()).output().unwrap();
+    exits(&client(&["health"]), 0);
     exits(&client(&["put", "k", "v"]), 0);
     assert_eq!(out(&client(&["get", "k", "--consistency", "quorum"])), "v");
     assert_eq!(out(&client(&["list", "--keys-only"])), "k\n");

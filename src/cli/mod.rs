@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   serve     flags of a node          data      put get del cas list     watch
-//!   dev       a local cluster          inspect   status shards check-config
+//!   dev       a local cluster          inspect   status shards check-config      health
 //!   cluster   who votes
 //!   backup    restore    manifest: what a backup says of itself
 //!   bench     load on the socket, and what came of it
@@ -14,6 +14,7 @@ mod bench;
 mod cluster;
 mod data;
 mod dev;
+mod health;
 mod inspect;
 mod logging;
 mod manifest;
@@ -46,9 +47,10 @@ const CLIENT_OPTIONS: [(&str, &str); 5] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 6] = [
+const WITHOUT_EFFECT: [(&str, &[&str]); 7] = [
     ("watch", &["consistency", "timeout"]),
     ("status", &["org", "ns", "consistency", "timeout"]),
+    ("health", &["org", "ns", "consistency", "timeout", "json"]),
     ("shards", &["ns", "consistency", "timeout"]),
     ("cluster", &["org", "ns", "consistency", "timeout"]),
     ("backup", &["timeout"]),
@@ -131,6 +133,7 @@ enum Command {
     List(data::List),
     Watch(watch::Watch),
     Status(inspect::Status),
+    Health(health::Health),
     Shards(inspect::Shards),
     Cluster(cluster::Cluster),
     Backup(backup::Backup),
@@ -205,6 +208,7 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::List(list) => list.run(&global.shard_client()?, global.client.json).await,
             Command::Watch(watch) => watch.run(&global.shard_client()?, global.client.json).await,
             Command::Status(status) => status.run(&global.client().build(), global.client.json).await,
+            Command::Health(health) => health.run(global.client()).await,
             Command::Shards(shards) => {
                 shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
             }
