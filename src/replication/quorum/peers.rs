@@ -134,6 +134,11 @@ impl Peer {
         }
     }
 
+    /// Drops what asks for a vote, or is one, and could not leave in its epoch.
+    pub(super) fn forget_votes(&mut self) {
+        self.outbox.retain(|message| !message.body.is_of_epoch());
+    }
+
     /// The numbers of forwarded updates that never left.
     pub(super) fn take_unsent(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.unsent)

@@ -33,7 +33,7 @@ pub(super) struct Configuration {
     /// The row it was read from; none where that is the configuration file.
     row: Option<StoredRow>,
     /// What came too early, and from whom.
-    early: Vec<(usize, Batch)>,
+    early: Vec<(NodeId, Batch)>,
 }
 
 impl Configuration {
@@ -70,6 +70,7 @@ impl Core {
         self.configuration.membership = membership;
         self.rooms.greeter.set_membership(self.membership().clone());
         if epoch != before {
+            self.peers.values_mut().for_each(Peer::forget_votes);
             self.local.retain(|message| !message.body.is_of_epoch());
             self.inherited =
                 if self.membership().is_joint() { self.acceptor.all_pending().collect() } else { BTreeMap::new() };
@@ -86,8 +87,11 @@ impl Core {
         let (due, early): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.configuration.early).into_iter().partition(|(_, batch)| batch.epoch <= epoch);
         self.configuration.early = early;
-        for (from, batch) in due {
-            self.on_batch(now, from, batch);
+        for (node, batch) in due {
+            // By what it is now: it may have got its slot with this.
+            if let Some(from) = self.index(&node) {
+                self.on_batch(now, from, batch);
+            }
         }
         // Whoever wrote it may be gone before it has told all.
         for node in self.connected.keys().cloned().collect::<Vec<_>>() {
@@ -137,12 +141,12 @@ impl Core {
 
     /// A batch from this replica of another epoch than ours: what concerns no votes is taken in.
     pub(super) fn on_other_epoch(&mut self, now: Now, from: usize, mut batch: Batch) {
-        let node = self.peers.get(&from).map(|peer| peer.node.clone());
-        self.see_epoch(now, node, batch.epoch);
+        let Some(node) = self.peers.get(&from).map(|peer| peer.node.clone()) else { return };
+        self.see_epoch(now, &node, batch.epoch);
         let votes: Vec<Message> = batch.messages.extract_if(.., |message| message.body.is_of_epoch()).collect();
         let is_early = batch.epoch > self.membership().epoch();
         if is_early && !votes.is_empty() && self.configuration.early.len() < EARLY_BATCHES_MAX {
-            self.configuration.early.push((from, Batch { messages: votes, ..batch }));
+            self.configuration.early.push((node, Batch { messages: votes, ..batch }));
         }
         for message in batch.messages {
             self.receive(now, from, message);
@@ -151,7 +155,7 @@ impl Core {
 
     /// A batch from somebody who is no member as far as is known here: it may bring the configuration that says otherwise.
     pub(super) fn on_guest(&mut self, now: Now, node: &NodeId, batch: Batch) {
-        self.see_epoch(now, Some(node.clone()), batch.epoch);
+        self.see_epoch(now, node, batch.epoch);
         for Message { address, body } in batch.messages {
             if let Body::Chosen { record } = body
                 && address == self.configuration.address
@@ -162,13 +166,12 @@ impl Core {
     }
 
     /// Whoever goes by an older configuration is told ours; whoever goes by a newer one tells us when it sees our epoch.
-    pub(super) fn see_epoch(&mut self, now: Now, node: Option<NodeId>, theirs: u64) {
-        let Some(node) = node else { return };
+    pub(super) fn see_epoch(&mut self, now: Now, node: &NodeId, theirs: u64) {
         let ours = self.membership().epoch();
         if theirs < ours {
-            self.tell_configuration(now, &node);
+            self.tell_configuration(now, node);
         } else if theirs > ours {
-            self.say(&node, &Batch { epoch: ours, wall: now.wall, messages: Vec::new() });
+            self.say(node, &Batch { epoch: ours, wall: now.wall, messages: Vec::new() });
         }
     }
 

@@ -22,7 +22,7 @@ impl Core {
         // The transport has decoded it before it said that the peer is there.
         let Ok(hello) = Hello::decode(hello) else { return };
         self.connected.insert(node.clone(), hello.storage_id);
-        self.see_epoch(now, Some(node.clone()), hello.epoch);
+        self.see_epoch(now, node, hello.epoch);
         if hello.slot.is_none() {
             // It may have one by what is known here.
             self.tell_configuration(now, node);

@@ -477,6 +477,8 @@ impl Core {
                     self.send(now, to, message.clone());
                 }
             }
+            // Its slot is another's now, or nobody's: what was begun under it is not gone on with.
+            Action::Ask { .. } if self.me.is_none() => {}
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 let epoch = self.membership().epoch();

@@ -64,7 +64,7 @@ impl Core {
 
     /// Who makes a majority now.
     pub(super) fn voters(&self) -> Voters {
-        let peers = self.peers.iter().filter(|(_, peer)| peer.votes());
+        let peers = self.peers.iter().filter(|(slot, peer)| peer.votes() && self.membership().is_voter(**slot));
         let peers = peers.map(|(slot, peer)| (*slot, peer.node.clone())).collect();
         Voters { me: self.me.filter(|_| self.barred.is_none()), peers, quorums: self.membership().quorums() }
     }
