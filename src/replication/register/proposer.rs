@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
 use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
-use crate::clock::{HybridClock, Now};
+use crate::clock::{HybridClock, Now, TooFarAhead};
 use crate::cluster::membership::Quorums;
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
@@ -162,6 +162,20 @@ impl Proposer {
         let _ = self.clock.merge(ballot, now.wall);
     }
 
+    /// Issues the version of a write that this node accepts on its own, above `shown`, what it shows of the key. Whatever
+    /// is proposed here from now on is numbered above it.
+    pub fn issue(&mut self, now: Now, shown: Ballot) -> Result<Ballot, TooFarAhead> {
+        self.clock.merge(shown, now.wall)?;
+        Ok(self.clock.issue(now.wall))
+    }
+
+    /// Gives up the key's token unless it is for a round above `version`: what is proposed next is newer than that.
+    pub fn outdate_token(&mut self, address: &Address, version: Ballot) {
+        if self.tokens.get(address).is_some_and(|token| token.next <= version) {
+            self.tokens.remove(address);
+        }
+    }
+
     /// True while any key has a round or a queue, so that time matters.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -250,8 +264,10 @@ impl Proposer {
             self.read(now, address, &mut round);
             return self.put_back(address, round);
         }
-        // Out of the cache on use, whatever comes of it: a token is good once.
-        let token = self.tokens.remove(address).filter(|token| now.monotonic < token.until);
+        // Out of the cache on use, whatever comes of it: a token is good once. A round is above every version it may write.
+        let kept = round.updates.iter().filter_map(|pending| pending.update.kept_version()).max();
+        let is_good = |token: &Token| now.monotonic < token.until && kept.is_none_or(|kept| kept < token.next);
+        let token = self.tokens.remove(address).filter(is_good);
         if !token.is_some_and(|token| self.use_token(now, address, &mut round, token)) {
             self.prepare(now, address, &mut round);
         }
@@ -350,12 +366,12 @@ impl Proposer {
     /// was chosen when it was granted, not that nothing was since.
     fn use_token(&mut self, now: Now, address: &Address, round: &mut Round, token: Token) -> bool {
         let Token { next, base, .. } = token;
-        let folded = fold(round.updates.clone(), base.row(), next, self.config.value_bytes_max);
-        let Some(op) = folded.written else { return false };
+        let folded = fold(round.updates.clone(), &base, next, self.config.value_bytes_max);
+        let Some((upd, op)) = folded.written else { return false };
         self.counts.token += 1;
         round.updates.clear();
         round.ballot = next;
-        let record = Record { ballot: next, upd: next, op, lineage: base.descendants() };
+        let record = Record { ballot: next, upd, op, lineage: base.descendants() };
         self.accept_write(now, address, round, record, Attempt::default(), folded.outcomes);
         true
     }
@@ -377,10 +393,10 @@ impl Proposer {
             Fate::Bypassed => {}
         }
         let updates = if attempt.tries.is_empty() { std::mem::take(&mut round.updates) } else { attempt.updates() };
-        let folded = fold(updates, base.row(), round.ballot, self.config.value_bytes_max);
+        let folded = fold(updates, base, round.ballot, self.config.value_bytes_max);
         let (ballot, outcomes) = (round.ballot, folded.outcomes);
-        if let Some(op) = folded.written {
-            let record = Record { ballot, upd: ballot, op, lineage: base.descendants() };
+        if let Some((upd, op)) = folded.written {
+            let record = Record { ballot, upd, op, lineage: base.descendants() };
             self.accept_write(now, address, round, record, attempt, outcomes);
             return true;
         }
@@ -462,7 +478,7 @@ impl Proposer {
             return true;
         }
         let updates = std::mem::take(&mut round.updates);
-        let folded = fold(updates, base.row(), Ballot::ZERO, self.config.value_bytes_max);
+        let folded = fold(updates, base, Ballot::ZERO, self.config.value_bytes_max);
         self.chosen(address, base, folded.outcomes);
         false
     }
@@ -599,7 +615,8 @@ impl Proposer {
         });
     }
 
-    fn has_quorum(&self) -> bool {
+    /// Whether enough replicas can be asked now.
+    pub fn has_quorum(&self) -> bool {
         self.config.quorums.is_met(|voter| self.reachable.contains(&voter))
     }
 

@@ -8,6 +8,7 @@
 mod comparing;
 mod homes;
 mod meeting;
+mod outbox;
 mod settling;
 mod tasks;
 mod time;
@@ -26,8 +27,9 @@ use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::replication::journal::WriterEvent;
+use crate::replication::outbox::Outbox;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
@@ -52,6 +54,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 enum Effect {
     Send(usize, Message),
     Commit(Commit),
+    Accepted(outbox::Accepted),
     Done(oneshot::Sender<()>),
 }
 
@@ -76,6 +79,7 @@ pub(super) struct Core {
     /// served at once.
     unmet: Vec<(usize, oneshot::Sender<()>)>,
     clients: Clients,
+    outbox: Outbox,
     sealed: SealedQueue<Effect>,
     /// Messages of this node to itself.
     local: VecDeque<Message>,
@@ -123,6 +127,7 @@ impl Core {
             disk,
             unmet: Vec::new(),
             clients: Clients::default(),
+            outbox: Outbox::new(config.outbox),
             sealed: SealedQueue::default(),
             local: VecDeque::new(),
             waiting: HashMap::new(),
@@ -176,6 +181,7 @@ impl Core {
     pub(super) fn on_input(&mut self, now: Now, input: Input) {
         match input {
             Input::Propose { proposal, reply } => self.propose(now, proposal, reply),
+            Input::Accept { proposal, reply } => self.accept(now, proposal, reply),
             Input::Opened { shard, result } => self.opened(now, &shard, result),
             Input::Install { rows, done } => {
                 let mut parked = false;
@@ -308,6 +314,7 @@ impl Core {
         }
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
+        self.metrics.show_outbox(&self.outbox_status(now));
     }
 
     /// True where whether it can serve may have changed since the last call.
@@ -334,6 +341,7 @@ impl Core {
             pending: self.acceptor.pending(),
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
+            outbox: self.outbox_status(self.rooms.clock.now()),
             forwarded: self.metrics.forwarded,
             ceiling: self.acceptor.ceiling(),
             clock_correction_us: self.rooms.clock.correction() / 1_000,
@@ -342,6 +350,7 @@ impl Core {
 
     /// Does everything that follows from what came in, up to what must wait for the disk or a peer.
     pub(super) fn pump(&mut self, now: Now) {
+        self.drain(now);
         loop {
             let actions = self.proposer.take_actions();
             if actions.is_empty() && self.local.is_empty() {
@@ -354,7 +363,7 @@ impl Core {
                 self.receive(now, self.me, message);
             }
         }
-        self.disk.append(&mut self.acceptor, now);
+        self.disk.append(&mut self.acceptor, || self.outbox.entries(), now);
         let stamp = self.stamp(now);
         for peer in self.peers.iter_mut().flatten() {
             peer.flush(stamp, &*self.rooms.transport);
@@ -362,7 +371,7 @@ impl Core {
         if self.take_back_unsent() {
             return self.pump(now);
         }
-        if self.clients.is_empty() {
+        if self.clients.is_empty() && self.is_handed_on() {
             for done in self.retired.drain(..) {
                 // Whoever waited and has gone needs no answer.
                 let _ = done.send(());
@@ -392,7 +401,9 @@ impl Core {
         let within = timeout.unwrap_or(self.config.propose_timeout);
         let (id, deadline) = self.admit(now, Reply::Here(reply), within, update.is_read());
         let address = Address { shard, key };
-        match self.busier_home(now, &address).filter(|_| !update.is_read()) {
+        // A home does not know what was accepted here alone, and might number this below it.
+        let is_free = !update.is_read() && self.outbox.get(&address).is_none();
+        match self.busier_home(now, &address).filter(|_| is_free) {
             Some(home) => self.forward(now, home, address, id, update, within),
             None => self.proposer.propose(address, id, update, deadline),
         }
@@ -507,8 +518,8 @@ impl Core {
     /// Tells who waits for an update how it ended; `on` is the ballot of the record that the answer stands on, zero
     /// where there is none.
     fn decide(&mut self, now: Now, id: OpId, decision: Decision, on: Ballot) {
-        // Background completions have no client.
-        let Some(client) = self.clients.remove(id) else { return };
+        // Neither background completions nor what comes out of the outbox have a client.
+        let Some(client) = self.clients.remove(id) else { return self.drained(now, id, &decision) };
         match client.reply {
             Reply::Here(reply) => {
                 self.metrics.count(&decision);
@@ -525,6 +536,7 @@ impl Core {
         for task in self.catch_ups.iter_mut().filter_map(Option::take) {
             task.abort();
         }
+        self.tell_what_stays();
         let closing = self.closing.take();
         // The journal's thread ends here, after everything that was submitted.
         drop(self);

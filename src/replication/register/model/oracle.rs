@@ -249,7 +249,7 @@ impl Oracle {
         }
         let next = self.calls.iter().filter(|call| placed & 1 << call.number == 0 && call.after & !placed == 0);
         next.filter(|call| !matches!(call.status, Status::Rejected)).any(|call| {
-            let outcome = call.update.evaluate(row.cloned(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
+            let outcome = call.update.evaluate(row.cloned(), Ballot::ZERO, Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
             let fits = match &call.status {
                 Status::Done(told) => same(told, &outcome),
                 _ => true,
