@@ -292,12 +292,7 @@ impl Service {
         results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
     }
 
-    async fn batch_op(
-        &self,
-        batch: &Batch,
-        op: BatchOp,
-        reply_bytes: &AtomicUsize,
-    ) -> Result<Outcome, ApiError> {
+    async fn batch_op(&self, batch: &Batch, op: BatchOp, reply_bytes: &AtomicUsize) -> Result<Outcome, ApiError> {
         let (at, timeout) = (|key| Address { shard: batch.shard.clone(), key }, batch.timeout);
         match op {
             BatchOp::Write(key, update) => {

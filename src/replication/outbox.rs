@@ -179,8 +179,7 @@ impl Outbox {
         }
         let earlier = self.remove(&address);
         self.counts.replaced += u64::from(earlier.is_some());
-        let (chosen, proposed) =
-            earlier.map_or((Ballot::ZERO, None), |earlier| (earlier.chosen, earlier.proposed));
+        let (chosen, proposed) = earlier.map_or((Ballot::ZERO, None), |earlier| (earlier.chosen, earlier.proposed));
         self.versions.insert(write.upd);
         self.bytes += weight(&address, &write);
         self.waiting.insert(address, Waiting { write, is_durable, chosen, proposed, due: None });
@@ -320,7 +319,7 @@ mod tests {
         for (key, upd) in [("b", 2), ("a", 1)] {
             outbox.put(address(key), write(upd));
         }
-        assert_eq!(due(&outbox, NOW), []);
+        assert!(due(&outbox, NOW).is_empty());
         assert!(outbox.on_durable(&address("b"), Ballot(2)) && outbox.on_durable(&address("a"), Ballot(1)));
         assert_eq!((due(&outbox, NOW), outbox.oldest()), (vec![1, 2], Some(Ballot(1))));
         outbox.propose(&address("a"), OpId(1));
@@ -337,12 +336,14 @@ mod tests {
     fn a_proposal_of_unknown_fate_is_tried_again_after_a_while() {
         let mut outbox = Outbox::default();
         outbox.restore(address("a"), write(1));
-        for (id, decision) in [Decision::Timeout, Decision::Reject(Rejection::NoQuorum(String::new()))].iter().enumerate() {
+        for (id, decision) in
+            [Decision::Timeout, Decision::Reject(Rejection::NoQuorum(String::new()))].iter().enumerate()
+        {
             let now = NOW * u32::try_from(id).unwrap();
             assert_eq!(due(&outbox, now), [1]);
             outbox.propose(&address("a"), OpId(id as u64));
             assert_eq!(outbox.decided(now, OpId(id as u64), decision), None);
-            assert_eq!(due(&outbox, now), []);
+            assert!(due(&outbox, now).is_empty());
         }
         outbox.propose(&address("a"), OpId(7));
         let overtaken = outbox.decided(NOW, OpId(7), &accept(Verdict::ConditionFailed));
@@ -357,7 +358,7 @@ mod tests {
         outbox.propose(&address("a"), OpId(1));
         outbox.put(address("a"), write(2));
         assert!(outbox.on_durable(&address("a"), Ballot(2)));
-        assert_eq!(due(&outbox, NOW), [], "the first is under way");
+        assert!(due(&outbox, NOW).is_empty(), "the first is under way");
         assert!(!outbox.on_chosen(&address("a"), Ballot(1)));
         assert_eq!(outbox.decided(NOW, OpId(1), &accept(Verdict::Written)), None);
         assert_eq!((due(&outbox, NOW), outbox.len()), (vec![2], 1));

@@ -192,7 +192,9 @@ impl Update {
         let value = match &self.change {
             Change::Read => return unwritten(Verdict::Unchanged, before),
             // One with a version of its own is remembered all the same: an older write may yet come.
-            Change::Del if before.is_none() && self.kept_version().is_none() => return unwritten(Verdict::Unchanged, before),
+            Change::Del if before.is_none() && self.kept_version().is_none() => {
+                return unwritten(Verdict::Unchanged, before);
+            }
             Change::Del => return Outcome { verdict: Verdict::Written, before, after: None },
             Change::Put(value) => Ok(value.clone()),
             Change::Append(tail) => append(current, tail.as_bytes(), value_bytes_max),

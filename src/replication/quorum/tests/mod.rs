@@ -2,6 +2,7 @@
 
 mod leaving;
 mod level;
+mod outbox;
 mod repair;
 mod trouble;
 
@@ -25,6 +26,8 @@ use crate::transport::memory::{MemoryTransport, Network};
 use crate::types::{Ballot, Key, Value};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Few, so that a test can fill it.
+const OUTBOX: OutboxBounds = OutboxBounds { entries_max: 100, bytes_max: 1 << 20 };
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -106,6 +109,7 @@ impl Node {
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
+            outbox: OUTBOX,
             seed: 1,
         };
         let foundations = Foundations {
