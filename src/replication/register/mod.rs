@@ -31,6 +31,7 @@ mod rules;
 mod sealed;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 pub use acceptor::{Acceptor, AcceptorConfig, Commit, Entry, Learned, Restored};
 pub use message::{Address, Body, Message, Refusal};

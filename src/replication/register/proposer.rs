@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
 use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
-use crate::clock::{HybridClock, Now, TooFarAhead};
+use crate::clock::{HybridClock, Now};
 use crate::cluster::membership::Quorums;
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
@@ -160,20 +160,6 @@ impl Proposer {
     pub fn observe(&mut self, now: Now, ballot: Ballot) {
         // One too far ahead to believe is not followed.
         let _ = self.clock.merge(ballot, now.wall);
-    }
-
-    /// Issues the version of a write that this node accepts on its own, above `shown`, what it shows of the key. Whatever
-    /// is proposed here from now on is numbered above it.
-    pub fn issue(&mut self, now: Now, shown: Ballot) -> Result<Ballot, TooFarAhead> {
-        self.clock.merge(shown, now.wall)?;
-        Ok(self.clock.issue(now.wall))
-    }
-
-    /// Gives up the key's token unless it is for a round above `version`: what is proposed next is newer than that.
-    pub fn outdate_token(&mut self, address: &Address, version: Ballot) {
-        if self.tokens.get(address).is_some_and(|token| token.next <= version) {
-            self.tokens.remove(address);
-        }
     }
 
     /// True while any key has a round or a queue, so that time matters.

@@ -2,7 +2,6 @@
 
 use super::faults::{self, Fault};
 use super::world::{Effect, World, address};
-use crate::replication::outbox::Outbox;
 use crate::replication::register::{LocalWrite, OpId};
 use crate::store::replicator::{Decision, Op};
 use crate::store::update::{Change, Condition, Update};
@@ -64,16 +63,6 @@ impl World {
         let outbox = &mut self.node(usize::from(upd.slot().number())).outbox;
         outbox.decided(std::time::Duration::ZERO, id, decision);
         true
-    }
-
-    /// What a restart finds.
-    pub(super) fn restore_outbox(&mut self, n: usize, found: Vec<(crate::replication::register::Address, LocalWrite)>) {
-        let node = self.node(n);
-        let stored = node.row().map_or(Ballot::ZERO, |row| row.upd);
-        node.outbox = Outbox::default();
-        for (address, write) in found.into_iter().filter(|(_, write)| stored < write.upd) {
-            node.outbox.restore(address, write);
-        }
     }
 
     /// An acknowledged local write is in the outbox, or something as new is chosen.

@@ -63,7 +63,7 @@ pub(super) struct Node {
     /// The journal, as a restart would read it.
     pub(super) disk: Replay,
     pub(super) unsynced: Vec<Entry>,
-    lsn: Lsn,
+    pub(super) lsn: Lsn,
     /// Whom to answer once the record of this ballot is visible.
     pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
     /// Who pulls, and the round that it was told of.
@@ -133,7 +133,7 @@ pub(super) struct World {
     pub(super) nodes: Vec<Rc<Node>>,
     pub(super) network: Vec<Rc<Packet>>,
     /// How far each client is, and whether it waits.
-    clients: Vec<(u8, bool)>,
+    pub(super) clients: Vec<(u8, bool)>,
     pub(super) left: Budget,
     pub(super) oracle: Rc<Oracle>,
     /// The latest epoch.
@@ -142,7 +142,7 @@ pub(super) struct World {
     pub(super) compared: Vec<u8>,
 }
 
-fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
+pub(super) fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
     let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
     let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
     let mut proposing = ProposerConfig::new(slot, change::quorums(scenario, OLD), 1);
@@ -616,30 +616,6 @@ impl World {
         match reply {
             Ok(reply) => self.take(to, reply.map(|body| Effect::Send(from, Message { address, body }))),
             Err(broken) => self.oracle().violated(|| broken.to_string()),
-        }
-    }
-
-    /// Power loss and restart: memory and what was not synced are gone; the clients of the node never hear.
-    fn crash(&mut self, n: usize) {
-        let scenario = self.scenario.clone();
-        let node = self.node(n);
-        let ceiling = node.disk.ceiling;
-        let recovered = node.disk.clone().finish(Ballot::ZERO);
-        let restored = faults::restored(scenario.fault, recovered.restored);
-        (node.acceptor, node.proposer) = cores(&scenario, n, restored, ceiling);
-        let row = |record: Record| StoredRow { op: record.op, upd: record.upd, ballot: record.ballot };
-        let open = node.disk.pending.values().map(|record| record.ballot).max();
-        let installed = Installed { inherited: open, ..node.installed };
-        node.installed = installed;
-        node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
-        node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
-        (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
-        node.unsynced.clear();
-        node.waiting.clear();
-        node.pulls.clear();
-        self.restore_outbox(n, recovered.outbox);
-        for (client, state) in scenario.clients.iter().zip(&mut self.clients) {
-            state.1 &= client.node != n;
         }
     }
 
