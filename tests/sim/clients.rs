@@ -215,6 +215,11 @@ impl Client {
         let upd = known_version(&outcome);
         self.log.with(|log| {
             let now = log.tick();
+            if let Outcome::Read(Some((value, Some(upd)))) = &outcome
+                && !is_shared(*upd)
+            {
+                log.acknowledged.seen(name, value, *upd);
+            }
             if !matches!(outcome, Outcome::Refused | Outcome::Unknown) {
                 *log.done.entry(self.node.clone()).or_default() += 1;
             }
@@ -317,7 +322,10 @@ async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, 
         if row.as_ref().is_some_and(|row| is_shared(row.upd.0)) {
             continue;
         }
-        let upd = row.map(|row| row.upd.0);
+        let upd = row.as_ref().map(|row| row.upd.0);
+        if let Some(row) = &row {
+            log.with(|log| log.acknowledged.seen(name, row.value.as_bytes(), row.upd.0));
+        }
         visible::hold(&node, name, told, upd);
         log.with(|log| {
             let now = log.tick();

@@ -1,7 +1,8 @@
 //! A local write that was acknowledged is in the end on every node, or something of a higher version is: whatever became of
-//! its node meanwhile, as long as the disk is sound.
+//! its node meanwhile, as long as the disk is sound. And whoever reads it, wherever, finds it under the version that its client
+//! was told: it is never made anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use outrigger::types::NodeId;
 
@@ -9,15 +10,28 @@ use crate::clients::addresses;
 use crate::program::Handle;
 use crate::story;
 
-/// The newest local write of each node and key that was acknowledged: its version and its value.
+/// The local writes that were acknowledged.
 #[derive(Default)]
-pub(crate) struct Acknowledged(BTreeMap<(NodeId, String), (i64, Vec<u8>)>);
+pub(crate) struct Acknowledged {
+    /// The newest of each node and key: its version and its value.
+    newest: BTreeMap<(NodeId, String), (i64, Vec<u8>)>,
+    /// The version of each by its value, of which there are no two alike.
+    versions: HashMap<Vec<u8>, i64>,
+}
 
 impl Acknowledged {
     pub(crate) fn told(&mut self, node: &NodeId, key: &str, upd: i64, value: &[u8]) {
-        let newest = self.0.entry((node.clone(), key.to_owned())).or_default();
+        self.versions.insert(value.to_vec(), upd);
+        let newest = self.newest.entry((node.clone(), key.to_owned())).or_default();
         if upd > newest.0 {
             *newest = (upd, value.to_vec());
+        }
+    }
+
+    /// Somebody has read this.
+    pub(crate) fn seen(&self, key: &str, value: &[u8], upd: i64) {
+        if let Some(own) = self.versions.get(value).filter(|own| **own != upd) {
+            story::fail(format!("the local write of {key} @{own} is read @{upd}"));
         }
     }
 
@@ -25,7 +39,7 @@ impl Acknowledged {
     pub(crate) fn hold(&self, nodes: &BTreeMap<String, Handle>) {
         let Some(one) = nodes.values().next() else { return };
         let addresses: BTreeMap<_, _> = addresses().into_iter().collect();
-        for ((node, key), (upd, value)) in &self.0 {
+        for ((node, key), (upd, value)) in &self.newest {
             // One whose disk was harmed may have lost what it said.
             if !nodes.contains_key(node.as_str()) {
                 continue;
