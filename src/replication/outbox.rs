@@ -166,10 +166,10 @@ impl Outbox {
     }
 
     /// Takes in what a restart found on the disk. Bounds are not looked at: it was accepted once.
-    pub fn restore(&mut self, address: Address, write: LocalWrite) {
+    pub fn restore(&mut self, address: &Address, write: LocalWrite) {
         let upd = write.upd;
         self.insert(address.clone(), write, true);
-        self.put_off(&address, upd, Duration::ZERO);
+        self.put_off(address, upd, Duration::ZERO);
     }
 
     fn insert(&mut self, address: Address, write: LocalWrite, is_durable: bool) {
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn a_proposal_of_unknown_fate_is_tried_again_after_a_while() {
         let mut outbox = Outbox::default();
-        outbox.restore(address("a"), write(1));
+        outbox.restore(&address("a"), write(1));
         for (id, decision) in
             [Decision::Timeout, Decision::Reject(Rejection::NoQuorum(String::new()))].iter().enumerate()
         {
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn a_later_write_of_the_key_takes_the_place_of_the_earlier_and_waits_for_its_proposal() {
         let mut outbox = Outbox::default();
-        outbox.restore(address("a"), write(1));
+        outbox.restore(&address("a"), write(1));
         outbox.propose(&address("a"), OpId(1));
         outbox.put(address("a"), write(2));
         assert!(outbox.on_durable(&address("a"), Ballot(2)));

@@ -326,7 +326,7 @@ async fn restore(core: &mut Core, manager: &Manager, outbox: Vec<(Address, Local
             },
             |row| row.map_or(Ballot::ZERO, |row| row.upd),
         );
-        core.restore(address, write, version);
+        core.restore(&address, write, version);
     }
 }
 

@@ -111,7 +111,7 @@ pub struct Taken {
 }
 
 /// What of a key's latest event in a channel.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Latest {
     number: u64,
     ballot: Ballot,

@@ -53,9 +53,9 @@ impl Core {
     }
 
     /// Numbers it above what its key shows, and has it written down.
-    pub(super) fn write_down(&mut self, now: Now, address: Address, op: Op, id: OpId, stored: Option<&StoredRow>) {
+    pub(super) fn write_down(&mut self, now: Now, address: &Address, op: Op, id: OpId, stored: Option<&StoredRow>) {
         // Others may have come before it while its shard file was being opened.
-        if let Err(rejection) = self.outbox.check_room(&address, op.weight()) {
+        if let Err(rejection) = self.outbox.check_room(address, op.weight()) {
             return self.decide(now, id, Decision::Reject(rejection), Ballot::ZERO);
         }
         let open = self.rooms.manager.cached(&address.shard);
@@ -68,7 +68,7 @@ impl Core {
                 return self.decide(now, id, Decision::Reject(Rejection::Refused(why)), Ballot::ZERO);
             }
         };
-        let earlier = self.outbox.get(&address).filter(|earlier| stored.is_none_or(|row| row.upd < earlier.upd));
+        let earlier = self.outbox.get(address).filter(|earlier| stored.is_none_or(|row| row.upd < earlier.upd));
         let before = match earlier {
             Some(earlier) => earlier.op.value().map(|value| Row { value: value.clone(), upd: earlier.upd }),
             None => stored.cloned().and_then(StoredRow::into_row),
@@ -76,7 +76,7 @@ impl Core {
         let write = LocalWrite { upd, op };
         self.outbox.put(address.clone(), write.clone());
         let accepted = Accepted { address: address.clone(), write: write.clone(), before, id };
-        let sealed = self.acceptor.note(now, &address, write, Effect::Accepted(accepted));
+        let sealed = self.acceptor.note(now, address, write, Effect::Accepted(accepted));
         self.take(now, sealed);
     }
 
@@ -94,10 +94,10 @@ impl Core {
     }
 
     /// Takes in what a restart found on the disk, and shows it, unless the key's row is as new.
-    pub(in crate::replication::quorum) fn restore(&mut self, address: Address, write: LocalWrite, stored: Ballot) {
+    pub(in crate::replication::quorum) fn restore(&mut self, address: &Address, write: LocalWrite, stored: Ballot) {
         if stored < write.upd {
             self.rooms.manager.show(&address.shard, &address.key, &write.op, write.upd);
-            let undecided = self.acceptor.peek(&address, None);
+            let undecided = self.acceptor.peek(address, None);
             if undecided.is_none_or(|record| record.upd <= write.upd) {
                 self.rooms.manager.settle(&address.shard, &address.key);
             }

@@ -164,7 +164,7 @@ impl Core {
                 }
                 self.learn(now, &address, record, stored);
             }
-            Task::Accept { address, op, id } => self.write_down(now, address, op, id, stored),
+            Task::Accept { address, op, id } => self.write_down(now, &address, op, id, stored),
             Task::Install(address, record) => {
                 if self.install(now, &address, record, stored) {
                     self.metrics.synced_rows.increment(1);

@@ -39,7 +39,7 @@ impl World {
         let stored = node.row().map_or(Ballot::ZERO, |row| row.upd);
         node.outbox = Outbox::default();
         for (address, write) in found.into_iter().filter(|(_, write)| stored < write.upd) {
-            node.outbox.restore(address, write);
+            node.outbox.restore(&address, write);
         }
     }
 }
