@@ -62,7 +62,7 @@ pub struct OutboxCounts {
 struct Waiting {
     write: LocalWrite,
     is_durable: bool,
-    /// The highest version known to be chosen since the first write of this key that is still here.
+    /// The highest version known to be chosen: an earlier write of the key may be on its way to the disk still.
     chosen: Ballot,
     /// The proposal under way for this key, of this write or of one that it took the place of.
     proposed: Option<OpId>,
@@ -160,26 +160,28 @@ impl Outbox {
         )))
     }
 
-    /// Takes one in. It is neither shown nor proposed before it is durable.
-    pub fn put(&mut self, address: Address, write: LocalWrite) {
-        self.insert(address, write, false);
+    /// Takes one in, whose key has a chosen row of version `chosen`, zero where there is none. It is neither shown nor proposed
+    /// before it is durable.
+    pub fn put(&mut self, address: Address, write: LocalWrite, chosen: Ballot) {
+        self.insert(address, write, false, chosen);
     }
 
     /// Takes in what a restart found on the disk. Bounds are not looked at: it was accepted once.
     pub fn restore(&mut self, address: &Address, write: LocalWrite) {
         let upd = write.upd;
-        self.insert(address.clone(), write, true);
+        self.insert(address.clone(), write, true, Ballot::ZERO);
         self.put_off(address, upd, Duration::ZERO);
     }
 
-    fn insert(&mut self, address: Address, write: LocalWrite, is_durable: bool) {
+    fn insert(&mut self, address: Address, write: LocalWrite, is_durable: bool, chosen: Ballot) {
         let earlier = self.waiting.get(&address).map(|waiting| waiting.write.upd);
         if earlier.is_some_and(|earlier| earlier >= write.upd) {
             return;
         }
         let earlier = self.remove(&address);
         self.counts.replaced += u64::from(earlier.is_some());
-        let (chosen, proposed) = earlier.map_or((Ballot::ZERO, None), |earlier| (earlier.chosen, earlier.proposed));
+        let (known, proposed) = earlier.map_or((Ballot::ZERO, None), |earlier| (earlier.chosen, earlier.proposed));
+        let chosen = chosen.max(known);
         self.versions.insert(write.upd);
         self.bytes += weight(&address, &write);
         self.waiting.insert(address, Waiting { write, is_durable, chosen, proposed, due: None });
@@ -317,7 +319,7 @@ mod tests {
     fn a_write_is_proposed_once_it_is_durable_oldest_first_and_gone_once_it_is_chosen() {
         let mut outbox = Outbox::default();
         for (key, upd) in [("b", 2), ("a", 1)] {
-            outbox.put(address(key), write(upd));
+            outbox.put(address(key), write(upd), Ballot::ZERO);
         }
         assert!(due(&outbox, NOW).is_empty());
         assert!(outbox.on_durable(&address("b"), Ballot(2)) && outbox.on_durable(&address("a"), Ballot(1)));
@@ -356,13 +358,13 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.restore(&address("a"), write(1));
         outbox.propose(&address("a"), OpId(1));
-        outbox.put(address("a"), write(2));
+        outbox.put(address("a"), write(2), Ballot::ZERO);
         assert!(outbox.on_durable(&address("a"), Ballot(2)));
         assert!(due(&outbox, NOW).is_empty(), "the first is under way");
         assert!(!outbox.on_chosen(&address("a"), Ballot(1)));
         assert_eq!(outbox.decided(NOW, OpId(1), &accept(Verdict::Written)), None);
         assert_eq!((due(&outbox, NOW), outbox.len()), (vec![2], 1));
-        outbox.put(address("a"), write(1));
+        outbox.put(address("a"), write(1), Ballot::ZERO);
         assert_eq!(due(&outbox, NOW), [2], "an older one never comes back");
     }
 
@@ -370,13 +372,17 @@ mod tests {
     #[test]
     fn what_was_overtaken_before_it_was_durable_is_not_shown() {
         let mut outbox = Outbox::default();
-        outbox.put(address("a"), write(1));
-        outbox.put(address("a"), write(5));
+        outbox.put(address("a"), write(1), Ballot::ZERO);
+        outbox.put(address("a"), write(5), Ballot::ZERO);
         assert!(!outbox.on_chosen(&address("a"), Ballot(3)));
         assert!(!outbox.on_durable(&address("a"), Ballot(1)));
         assert!(outbox.on_durable(&address("a"), Ballot(5)));
         assert!(outbox.on_chosen(&address("a"), Ballot(6)));
         assert!(!outbox.on_durable(&address("a"), Ballot(5)));
+        // Though a later write of the key has come since.
+        outbox.put(address("a"), write(9), Ballot(6));
+        assert!(!outbox.on_durable(&address("a"), Ballot(5)));
+        assert!(outbox.on_durable(&address("a"), Ballot(9)));
     }
 
     #[test]
@@ -384,7 +390,7 @@ mod tests {
         let mut outbox = Outbox::new(OutboxBounds { entries_max: 2, bytes_max: 2 * ENTRY_OVERHEAD_BYTES + 10 });
         for key in ["a", "b"] {
             outbox.check_room(&address(key), 1).unwrap();
-            outbox.put(address(key), write(1));
+            outbox.put(address(key), write(1), Ballot::ZERO);
         }
         assert!(matches!(outbox.check_room(&address("c"), 1), Err(Rejection::Busy(_))));
         outbox.check_room(&address("b"), 1).unwrap();

@@ -292,6 +292,7 @@ mod tests {
             assert_eq!(outcome.verdict == Verdict::Written, written, "{before:?} at {version}");
             assert_eq!(outcome.after, if written { Some(row("late", 5)) } else { before });
         }
+        assert!(rmp_serde::to_vec_named(&put).is_err(), "it is for this node alone to say");
         let del = late(Change::Del).evaluate(None, Ballot(4), Ballot(9), MAX);
         assert_eq!(del.verdict, Verdict::Written, "a deletion of nothing is remembered");
     }

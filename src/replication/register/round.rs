@@ -306,3 +306,28 @@ impl Round {
         self.updates.is_empty() && self.attempt.as_ref().is_none_or(Attempt::is_idle) && !is_accepting
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Value;
+
+    /// A local write was tried again under another ballot, folded with an increment. Its first record was then found, completed
+    /// by another node: the version was the same, and the increment was taken for done.
+    #[test]
+    fn a_version_kept_from_round_to_round_does_not_tell_which_of_them_wrote_it() {
+        let one = |upd, ballot| Try { upd: Ballot(upd), ballots: vec![Ballot(ballot)], outcomes: Vec::new() };
+        let attempt = |upd, ballot| Attempt { tries: vec![one(upd, ballot)] };
+        let base = |upd, lineage: &[i64]| Base {
+            ballot: Ballot(40),
+            lineage: Lineage(lineage.iter().copied().map(Ballot).collect()),
+            record: Some((Ballot(upd), Op::Put(Value::from("v")))),
+            proven: true,
+            flagged: true,
+        };
+        assert_eq!(attempt(5, 30).fate(&base(5, &[20, 0])), Fate::Bypassed, "written by round 20");
+        assert_eq!(attempt(5, 30).fate(&base(5, &[30, 0])), Fate::TookEffect(0));
+        assert_eq!(attempt(5, 30).fate(&base(5, &[])), Fate::Unknown);
+        assert_eq!(attempt(30, 30).fate(&base(30, &[])), Fate::TookEffect(0), "a version of its own does");
+    }
+}

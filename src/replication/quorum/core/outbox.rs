@@ -74,7 +74,8 @@ impl Core {
             None => stored.cloned().and_then(StoredRow::into_row),
         };
         let write = LocalWrite { upd, op };
-        self.outbox.put(address.clone(), write.clone());
+        let chosen = stored.map_or(Ballot::ZERO, |row| row.upd);
+        self.outbox.put(address.clone(), write.clone(), chosen);
         let accepted = Accepted { address: address.clone(), write: write.clone(), before, id };
         let sealed = self.acceptor.note(now, address, write, Effect::Accepted(accepted));
         self.take(now, sealed);

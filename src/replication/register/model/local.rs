@@ -16,7 +16,8 @@ impl World {
         let (now, shown) = (node.now(), node.row().map_or(Ballot::ZERO, |row| row.ballot));
         let upd = node.proposer.issue(now, shown).unwrap();
         let write = LocalWrite { upd, op: Op::Put(value.clone()) };
-        node.outbox.put(address(), write.clone());
+        let chosen = node.row().map_or(Ballot::ZERO, |row| row.upd);
+        node.outbox.put(address(), write.clone(), chosen);
         if fault == Some(Fault::MergedPastPromises) {
             faults::merge(node, &write);
         }
