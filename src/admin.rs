@@ -307,6 +307,7 @@ mod tests {
                 open_shards: 2,
                 decisions: DecisionCounts { accept: 5, reject: 1, timeout: 0 },
                 pending_frames: 0,
+                outbox: Default::default(),
                 unready: None,
                 refusals: Vec::new(),
             }

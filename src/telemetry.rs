@@ -44,6 +44,10 @@ metrics_table! {
     BATCH_ENTRIES, Histogram, "outrigger_journal_batch_entries", "Entries in one batch of the journal.";
     JOURNAL_BYTES, Gauge, "outrigger_journal_bytes", "Size of the journal's segments on disk.";
     PENDING_FRAMES, Gauge, "outrigger_pending_frames", "Accepted frames not yet known to be chosen.";
+    OUTBOX_WRITES, Gauge, "outrigger_outbox_writes", "Local writes that wait to be agreed on.";
+    OUTBOX_BYTES, Gauge, "outrigger_outbox_bytes", "What they take up in memory.";
+    OUTBOX_OLDEST, Gauge, "outrigger_outbox_oldest_seconds", "How long the oldest of them has waited.";
+    OUTBOX_ENDED, Counter, "outrigger_outbox_ended_total", "Local writes that wait no more, by outcome: drained, superseded by a newer version, replaced by a later local write.";
     APPLY_BACKLOG, Gauge, "outrigger_apply_backlog_frames", "Committed frames that wait for their shard file.";
     APPLY_SECONDS, Histogram, "outrigger_apply_seconds", "One transaction of committed frames into a shard file.";
     INBOX_DEPTH, Gauge, "outrigger_replication_inbox_messages", "Messages and proposals waiting for the register.";

@@ -31,6 +31,7 @@ const MAP: &str = "lib";
 const PURE: &[&str] = &[
     "src/replication/register",
     "src/replication/repair.rs",
+    "src/replication/outbox.rs",
     "src/cluster/membership.rs",
     "src/cluster/hello.rs",
     "src/cluster/memory.rs",

@@ -8,13 +8,14 @@ use std::time::Duration;
 use crate::store::update::Update;
 use crate::types::{Key, Org, ShardId};
 
-/// How fresh a read must be.
+/// How fresh a read must be, or how widely a write must be known when it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Consistency {
-    /// Committed values as this node knows them.
+    /// Reads: committed values as this node knows them, and what it accepted with local writes. Writes: on this node's disk and
+    /// visible here; proposed to the others as soon as there is a quorum.
     #[default]
     Local,
-    /// Linearizable: costs a round trip to a majority.
+    /// Linearizable: costs a round trip to a majority, or two.
     Quorum,
 }
 
@@ -57,6 +58,8 @@ pub struct Write {
     pub at: Address,
     /// The change.
     pub update: Update,
+    /// Who has to have it when it is answered. A local write must be [blind](Update::blind).
+    pub consistency: Consistency,
     /// How long the client waits; the service's default where none is named.
     pub timeout: Option<Duration>,
 }
@@ -93,7 +96,9 @@ pub struct Batch {
     /// What to do: operations on the same key in this order, others at the same time.
     pub ops: Vec<BatchOp>,
     /// How fresh its reads are.
-    pub consistency: Consistency,
+    pub reads: Consistency,
+    /// How widely its writes are known when they are answered.
+    pub writes: Consistency,
     /// How long the client waits for each; the service's default where none is named.
     pub timeout: Option<Duration>,
 }

@@ -231,19 +231,24 @@ impl Service {
     }
 
     async fn read_quorum(&self, at: Address, timeout: Option<Duration>) -> Result<Option<Row>, ApiError> {
-        Ok(self.update(at, Update::read(), timeout, Written::No).await?.after)
+        Ok(self.update(at, Update::read(), Consistency::Quorum, timeout, Written::No).await?.after)
     }
 
     /// Carries out one update. That its condition does not hold is an outcome, not an error.
     pub async fn write(&self, write: Write) -> Result<Outcome, ApiError> {
         let _token = self.begin_write()?;
-        self.update(write.at, write.update, write.timeout, Written::Unknown).await
+        let Write { at, update, consistency, timeout } = write;
+        if consistency == Consistency::Local && update.blind().is_none() {
+            return Err(not_blind());
+        }
+        self.update(at, update, consistency, timeout, Written::Unknown).await
     }
 
     async fn update(
         &self,
         at: Address,
         update: Update,
+        consistency: Consistency,
         timeout: Option<Duration>,
         on_failure: Written,
     ) -> Result<Outcome, ApiError> {
@@ -252,7 +257,11 @@ impl Service {
             let mut attempts = 0;
             loop {
                 let shard = self.manager.get(&at.shard).await?;
-                match shard.update(&at.key, update.clone(), Some(timeout)).await {
+                let ended = match consistency {
+                    Consistency::Quorum => shard.update(&at.key, update.clone(), Some(timeout)).await,
+                    Consistency::Local => shard.write_local(&at.key, update.clone(), Some(timeout)).await,
+                };
+                match ended {
                     // Said before anything is proposed.
                     Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
                     ended => return ended,
@@ -267,19 +276,19 @@ impl Service {
 
     /// Carries out a batch; one result per operation, in its order. A write's result is its outcome; a read's has the
     /// row as `after`.
-    pub async fn batch(&self, batch: Batch) -> Vec<Result<Outcome, ApiError>> {
+    pub async fn batch(&self, mut batch: Batch) -> Vec<Result<Outcome, ApiError>> {
         let count = batch.ops.len();
         let mut by_key: HashMap<Key, Vec<(usize, BatchOp)>> = HashMap::new();
-        for (place, op) in batch.ops.into_iter().enumerate() {
+        for (place, op) in std::mem::take(&mut batch.ops).into_iter().enumerate() {
             by_key.entry(op.key().clone()).or_default().push((place, op));
         }
         let reply_bytes = AtomicUsize::new(0);
         let chain = |ops: Vec<(usize, BatchOp)>| {
-            let (shard, reply_bytes) = (&batch.shard, &reply_bytes);
+            let (batch, reply_bytes) = (&batch, &reply_bytes);
             async move {
                 let mut ended = Vec::with_capacity(ops.len());
                 for (place, op) in ops {
-                    let result = self.batch_op(shard, op, batch.consistency, batch.timeout, reply_bytes).await;
+                    let result = self.batch_op(batch, op, reply_bytes).await;
                     ended.push((place, result));
                 }
                 ended
@@ -300,19 +309,14 @@ impl Service {
         results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
     }
 
-    async fn batch_op(
-        &self,
-        shard: &ShardId,
-        op: BatchOp,
-        consistency: Consistency,
-        timeout: Option<Duration>,
-        reply_bytes: &AtomicUsize,
-    ) -> Result<Outcome, ApiError> {
-        let at = |key| Address { shard: shard.clone(), key };
+    async fn batch_op(&self, batch: &Batch, op: BatchOp, reply_bytes: &AtomicUsize) -> Result<Outcome, ApiError> {
+        let (at, timeout) = (|key| Address { shard: batch.shard.clone(), key }, batch.timeout);
         match op {
-            BatchOp::Write(key, update) => self.write(Write { at: at(key), update, timeout }).await,
+            BatchOp::Write(key, update) => {
+                self.write(Write { at: at(key), update, consistency: batch.writes, timeout }).await
+            }
             BatchOp::Get(key) => {
-                let row = self.get(Get { at: at(key), consistency, timeout }).await?;
+                let row = self.get(Get { at: at(key), consistency: batch.reads, timeout }).await?;
                 let bytes = row.as_ref().map_or(0, |row| row.value.as_bytes().len());
                 if reply_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BATCH_REPLY_BYTES_MAX {
                     let why = format!("the values read exceed {BATCH_REPLY_BYTES_MAX} bytes; read fewer keys at once");
@@ -407,6 +411,13 @@ impl Service {
         };
         found.checkpoint().await.map_err(|error| ApiError::from_store(error, Written::No))
     }
+}
+
+/// What a local write is told that is more than a write.
+pub(super) fn not_blind() -> ApiError {
+    let why = "a condition, and a change of the value that is there, need a quorum: leave consistency=local out, or write \
+               a whole value without a condition";
+    ApiError::Invalid(why.to_owned())
 }
 
 /// The namespace that a key of the canonical layout names; none for any other key.

@@ -21,7 +21,9 @@ EXAMPLES
   outrigger put greeting hello         org `_`, namespace `default`
   outrigger --org acme --ns payments put wf/payments/a/1 started
   outrigger put logo - < logo.png      from standard input, bytes as they are
-  date | outrigger put now             the same: no VALUE is standard input")]
+  date | outrigger put now             the same: no VALUE is standard input
+  outrigger put mood fine --consistency local   on this node alone, and handed on
+                                       once there is a quorum; may lose to others")]
 pub(super) struct Put {
     /// The key inside the shard
     key: String,
@@ -52,7 +54,8 @@ pub(super) struct Get {
 #[command(after_help = "\
 EXAMPLES
   outrigger del greeting
-  outrigger --org acme --ns payments del wf/payments/a/1")]
+  outrigger --org acme --ns payments del wf/payments/a/1
+  outrigger del greeting --consistency local    without a quorum, see `put`")]
 pub(super) struct Del {
     /// The key inside the shard
     key: String,

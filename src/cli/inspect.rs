@@ -110,6 +110,12 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
         "\nthis node: shards open {}, frames pending {}; proposals: {} accepted, {} rejected, {} timed out",
         status.open_shards, status.pending_frames, counts.accept, counts.reject, counts.timeout
     );
+    let outbox = status.outbox;
+    if let Some(oldest_ms) = outbox.oldest_ms {
+        let oldest = humantime::format_duration(std::time::Duration::from_secs(oldest_ms / 1_000));
+        let (entries, bytes) = (outbox.entries, output::bytes(outbox.bytes));
+        let _ = writeln!(out, "outbox: {entries} local writes ({bytes}) wait for a quorum, the oldest for {oldest}");
+    }
     out
 }
 

@@ -128,7 +128,8 @@ impl Builder {
         Ok(self)
     }
 
-    /// Who has to agree, to reads and writes. By default reads are local, writes want a quorum.
+    /// Who has to agree, to reads and writes. By default reads are local, writes want a quorum. Local writes need the node
+    /// alone and are handed on once it has a quorum, where the last writer by clock wins; [`Client::cas`] has none of them.
     #[must_use]
     pub fn consistency(mut self, consistency: Consistency) -> Self {
         self.consistency = Some(consistency);
@@ -172,7 +173,7 @@ impl Client {
         Builder { socket: socket.into(), shard, consistency: None, timeout: None, answer_within: None }
     }
 
-    /// Writes; returns the new version once a majority has it on disk.
+    /// Writes; returns the new version once a majority has it on disk, or this node where the client's writes are local.
     pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Result<Ballot, Error> {
         let request = self.request(Method::PUT, &self.key_path(key)?, value.into(), None)?;
         let answer = self.send("put", request).await?.success()?;

@@ -72,6 +72,23 @@ pub struct ChangeStatus {
     pub failed: bool,
 }
 
+/// Writes that the answering node accepted with `consistency=local` and that are not agreed on yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxFigures {
+    /// Keys with such a write.
+    pub entries: u64,
+    /// What they take up in memory, in bytes.
+    pub bytes: u64,
+    /// How long the oldest has waited, in milliseconds; absent where there is none.
+    pub oldest_ms: Option<u64>,
+    /// Since the start: agreed on.
+    pub drained: u64,
+    /// Since the start: lost to a newer version that was agreed on.
+    pub superseded: u64,
+    /// Since the start: lost to a later local write of the same key.
+    pub replaced: u64,
+}
+
 /// The answer to `GET /v1/cluster`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -99,6 +116,9 @@ pub struct ClusterStatus {
     pub decisions: DecisionCounts,
     /// Accepted frames that this node does not yet know to be chosen.
     pub pending_frames: u64,
+    /// What the answering node accepted on its own and is not yet agreed on.
+    #[serde(default)]
+    pub outbox: OutboxFigures,
     /// Why this node cannot serve quorum operations now; absent when it can.
     pub unready: Option<String>,
     /// Connections that did not come about because one side refused the other: an administrator must see to them.

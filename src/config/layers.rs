@@ -50,6 +50,8 @@ pub const KEYS: &[KeySpec] = &[
     text("store.durability", None),
     text("store.value_size_max", None),
     text("store.key_size_max", None),
+    text("store.outbox_entries_max", None),
+    text("store.outbox_size_max", None),
     text("timeouts.propose", None),
 ];
 

@@ -116,6 +116,10 @@ pub struct StoreConfig {
     pub value_size_max: usize,
     /// The longest key, in bytes.
     pub key_size_max: usize,
+    /// How many keys may have a local write that waits for a quorum.
+    pub outbox_entries_max: usize,
+    /// How much such writes may take up together, in bytes.
+    pub outbox_size_max: usize,
 }
 
 /// How long things may take.

@@ -48,6 +48,8 @@ pub(super) fn to_toml(config: &Config) -> String {
             ("durability", text(durability)),
             ("value_size_max", text(size(config.store.value_size_max))),
             ("key_size_max", text(size(config.store.key_size_max))),
+            ("outbox_entries_max", config.store.outbox_entries_max.to_string()),
+            ("outbox_size_max", text(size(config.store.outbox_size_max))),
         ],
     );
     section("timeouts", &[("propose", duration(config.timeouts.propose))]);

@@ -46,6 +46,7 @@ fn with_nothing_set_a_node_is_alone() {
     assert_eq!(config.cluster.identity, None);
     assert_eq!(config.store.value_size_max, 1024 * 1024);
     assert_eq!(config.store.key_size_max, 1024);
+    assert_eq!((config.store.outbox_entries_max, config.store.outbox_size_max), (10_000, 64 * 1024 * 1024));
     assert_eq!(config.store.idle_evict_after, Duration::from_secs(600));
     assert_eq!(config.timeouts.propose, Duration::from_secs(2));
 }
@@ -107,6 +108,9 @@ fn every_refusal_names_key_value_and_wish() {
         ("[peer]\nadvertise = \"0.0.0.0:1\"", &["peer.advertise", "0.0.0.0:1", "dial"]),
         ("[store]\nvalue_size_max = \"65MiB\"", &["store.value_size_max", "65MiB", "64MiB"]),
         ("[store]\nkey_size_max = \"0\"", &["store.key_size_max", "64KiB"]),
+        ("[store]\noutbox_entries_max = -1", &["store.outbox_entries_max", "-1", "0 to 1000000"]),
+        ("[store]\noutbox_entries_max = [\"1\"]", &["store.outbox_entries_max", "0 to 1000000"]),
+        ("[store]\noutbox_size_max = \"2GiB\"", &["store.outbox_size_max", "1024MiB"]),
         ("[store]\ndurability = \"maybe\"", &["store.durability", "maybe", "\"fsync\" or \"os\""]),
         ("[timeouts]\npropose = \"61s\"", &["timeouts.propose", "61s", "1ms to 1m"]),
         ("[timeouts]\npropose = \"0s\"", &["timeouts.propose", "0s"]),

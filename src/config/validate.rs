@@ -14,6 +14,7 @@ use super::{
 };
 use crate::cluster::hello::CLUSTER_ID_BYTES_MAX;
 use crate::cluster::membership::VOTERS_MAX;
+use crate::replication::outbox::{OUTBOX_BYTES_LIMIT, OUTBOX_ENTRIES_LIMIT};
 use crate::types::{KEY_BYTES_LIMIT, NodeId, VALUE_BYTES_LIMIT};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -47,6 +48,8 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
             })?,
             value_size_max: fields.size("store.value_size_max", "1MiB", VALUE_BYTES_LIMIT)?,
             key_size_max: fields.size("store.key_size_max", "1KiB", KEY_BYTES_LIMIT)?,
+            outbox_entries_max: fields.count("store.outbox_entries_max", "10000", OUTBOX_ENTRIES_LIMIT)?,
+            outbox_size_max: fields.size("store.outbox_size_max", "64MiB", OUTBOX_BYTES_LIMIT)?,
         },
         timeouts: TimeoutConfig { propose: fields.duration("timeouts.propose", "2s", MILLISECOND..=MINUTE)? },
         node,
@@ -249,6 +252,16 @@ impl Fields<'_> {
         self.parsed(path, default, &want, |text| {
             humantime::parse_duration(text).ok().filter(|duration| range.contains(duration))
         })
+    }
+
+    fn count(&self, path: &str, default: &str, max: usize) -> Result<usize, ConfigError> {
+        let want = format!("a number from 0 to {max}, as in {default}");
+        let parsed = match self.0.get(path).map(|placed| &placed.raw) {
+            None => default.parse(),
+            Some(Raw::Text(text) | Raw::Other(text)) => text.parse(),
+            Some(Raw::List(_)) => return Err(self.wrong(path, want)),
+        };
+        parsed.ok().filter(|count: &usize| *count <= max).ok_or_else(|| self.wrong(path, want))
     }
 
     fn size(&self, path: &str, default: &str, max: usize) -> Result<usize, ConfigError> {

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::disk::{self, Disk, OsDisk};
 use crate::replication::QuorumReplicator;
 use crate::replication::journal::{self, Journal, JournalConfig};
+use crate::replication::outbox::OutboxBounds;
 use crate::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use crate::store::replicator::Replicator;
 use crate::store::{Manager, StoreConfig};
@@ -113,6 +114,10 @@ impl Member {
             ceiling_lead: config.cluster.ceiling_lead,
             propose_timeout: config.timeouts.propose,
             value_bytes_max: config.store.value_size_max,
+            outbox: OutboxBounds {
+                entries_max: config.store.outbox_entries_max,
+                bytes_max: config.store.outbox_size_max,
+            },
             seed: rand::random(),
             is_alone: config.is_alone(),
         };

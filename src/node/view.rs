@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::cluster::change::{ChangeError, VoterChange};
 use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::PROTOCOL_VERSIONS;
-use crate::cluster::status::{ClusterStatus, Govern, NodeStatus, Observe, Role};
+use crate::cluster::status::{ClusterStatus, Govern, NodeStatus, Observe, OutboxFigures, Role};
 use crate::replication::QuorumReplicator;
 use crate::replication::quorum::{Greeter, PeerStatus, QuorumStatus};
 use crate::store::Manager;
@@ -136,6 +136,14 @@ impl Observe for View {
             open_shards: self.manager.open_shard_count() as u64,
             decisions: status.decisions,
             pending_frames: status.pending as u64,
+            outbox: OutboxFigures {
+                entries: status.outbox.entries as u64,
+                bytes: status.outbox.bytes as u64,
+                oldest_ms: status.outbox.oldest_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+                drained: status.outbox.counts.drained,
+                superseded: status.outbox.counts.superseded,
+                replaced: status.outbox.counts.replaced,
+            },
             unready: self.ready().err(),
             refusals: self.transport.refusals().iter().map(refused).collect(),
         }

@@ -24,6 +24,7 @@ use super::applier;
 use super::core::Core;
 use super::digest::{BUCKETS, Buckets, Digest, Root, Sum, Summary, bucket_of};
 use super::error::Error;
+use super::overlay::Eyes;
 use super::queries::{self, End, Range, Want};
 use super::replicator::Rejection;
 use super::schema;
@@ -259,7 +260,7 @@ impl Shard {
         match place {
             Place::Start if buckets.len() >= MANY_BUCKETS && self.inner.has_rowids()? => {
                 *place = Place::Row(Table::Live, i64::MIN);
-                let excerpt = Range::new("", None).of(&self.inner.state.overlay, usize::MAX, || ());
+                let excerpt = Range::new("", None).of(Eyes::Protocol, &self.inner.state.overlay, usize::MAX, || ());
                 let pairs = excerpt.frames.into_iter().map(|(key, pending)| (key, pending.upd));
                 Ok(pairs.filter(|(key, _)| buckets.hold(key)).collect())
             }
@@ -361,7 +362,7 @@ impl Inner {
     fn digest(&self) -> Result<Option<Digest>, Error> {
         let writer = self.writer.lock();
         // While this lock is held no frame gets from memory into the file, so the two belong together.
-        let excerpt = Range::new("", None).of(&self.state.overlay, usize::MAX, || ());
+        let excerpt = Range::new("", None).of(Eyes::Protocol, &self.state.overlay, usize::MAX, || ());
         let digest = writer.as_ref().ok_or(Error::Closed)?.digest_above(&excerpt, self.gc_floor);
         drop(writer);
         self.noticed(digest)

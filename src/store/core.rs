@@ -15,7 +15,7 @@ use super::error::Error;
 use super::feed::{Before, Feed};
 use super::files;
 use super::manager::StoreConfig;
-use super::overlay::Backlog;
+use super::overlay::{Backlog, Eyes};
 use super::replicator::{Decision, Frame, Op, Proposal, Rejection, Replicator};
 use super::rows::StoredRow;
 use super::shard::Shard;
@@ -173,16 +173,33 @@ impl Core {
         let stored = match &shard {
             Some(shard) => shard.stored(key).ok(),
             // Not opened for this: a commit waits for no file.
-            None => match state.overlay.look(key) {
+            None => match state.overlay.look(Eyes::Protocol, key) {
                 (pending, 0) if state.began_empty => Some(pending.map(|pending| pending.to_stored())),
                 _ => None,
             },
         };
         let gc_floor = shard.map_or(Ballot::ZERO, |shard| shard.gc_floor());
-        stored.map_or(Before::Unknown, |row| match row {
-            Some(row) => Before::Shown { ballot: row.ballot, upd: row.upd },
-            None => Before::Shown { ballot: gc_floor, upd: Ballot::ZERO },
-        })
+        let committed = stored.map(|row| row.map_or((gc_floor, Ballot::ZERO), |row| (row.ballot, row.upd)));
+        match (committed, state.overlay.own_version(key)) {
+            (None, None) => Before::Unknown,
+            (committed, own) => {
+                let (ballot, upd) = committed.unwrap_or_default();
+                Before::Shown { ballot, upd: upd.max(own.unwrap_or_default()) }
+            }
+        }
+    }
+
+    /// Shows clients a mutation that this node accepted on its own.
+    pub(super) fn show(&self, shard: &ShardId, key: &Key, op: &Op, upd: Ballot) {
+        let state = self.state(shard);
+        state.overlay.show(key, op.clone(), upd, || self.feed.push_own(shard, key, op, upd));
+    }
+
+    /// Shows it no more, though nothing that was committed here took its place.
+    pub(super) fn hide(&self, shard: &ShardId, key: &Key, upd: Ballot) {
+        if let Some(state) = self.known(shard) {
+            state.overlay.hide(key, upd, || self.feed.lose_track(shard, key));
+        }
     }
 
     pub(super) fn cached(&self, id: &ShardId) -> Option<Arc<Shard>> {
@@ -334,7 +351,7 @@ impl Core {
         }
         let upd = local.clock.issue(wall);
         let before = stored.and_then(StoredRow::into_row);
-        let outcome = proposal.update.evaluate(before, upd, self.config.value_bytes_max);
+        let outcome = proposal.update.evaluate(before, below, upd, self.config.value_bytes_max);
         if outcome.verdict == Verdict::Written {
             local.seq += 1;
             let op = outcome.after.as_ref().map_or(Op::Del, |row| Op::Put(row.value.clone()));

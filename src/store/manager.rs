@@ -14,14 +14,14 @@ use super::digest::{Root, Summary};
 use super::error::Error;
 use super::feed::Feed;
 use super::files;
-use super::replicator::{Decision, Frame, Proposal, Replicator, Subscriber};
+use super::replicator::{Decision, Frame, Op, Proposal, Replicator, Subscriber};
 use super::shard::Shard;
 use super::state::ShardState;
 use super::writer::Fault;
 use crate::blocking::{self, Worker};
 use crate::clock::{Clock, OsClock};
 use crate::disk::{self, Disk, OsDisk};
-use crate::types::{Key, Org, ShardId};
+use crate::types::{Ballot, Key, Org, ShardId};
 
 /// How long a shard may sit unused before it is closed, by default.
 pub const IDLE_EVICT_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -263,6 +263,17 @@ impl Manager {
         }
     }
 
+    /// Shows clients, and those who watch, what this node accepted on its own with this version: until that or a higher one is
+    /// committed. The file must hold nothing as new. Opens no file.
+    pub fn show(&self, shard: &ShardId, key: &Key, op: &Op, upd: Ballot) {
+        self.core.show(shard, key, op, upd);
+    }
+
+    /// Shows it no more, as it was overtaken by something that is no row here.
+    pub fn hide(&self, shard: &ShardId, key: &Key, upd: Ballot) {
+        self.core.hide(shard, key, upd);
+    }
+
     /// Blocks until every frame committed before the call is in its shard file, and synced. After that a journal may
     /// forget them. An error says that it may not: the disk is full, or a shard was spoilt by a failed write or sync.
     pub fn sync_all(&self) -> Result<(), Error> {
@@ -322,7 +333,7 @@ impl Subscriber for Subscription {
 }
 
 fn has_content(state: &ShardState) -> bool {
-    state.current.read().is_some() || !state.overlay.is_empty()
+    state.current.read().is_some() || !state.overlay.is_empty() || state.overlay.has_own()
 }
 
 fn sync_all(core: &Arc<Core>) -> Result<(), Error> {

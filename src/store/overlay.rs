@@ -9,6 +9,9 @@
 //! Every frame gets a number as it arrives. A slot remembers the number of its *first* frame that is not in the file
 //! yet, so that "everything committed up to number n is in the file" is one comparison, however often keys are
 //! rewritten meanwhile.
+//!
+//! Beside them are the mutations that this node accepted on its own: shown to its clients above everything committed until
+//! their version or a higher one is committed, never applied, and unknown to whoever asks what was agreed on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -88,6 +91,8 @@ struct Slots {
     last: u64,
     /// Batches that have left for the file.
     departed: u64,
+    /// Accepted here and not committed, each of a version above everything committed of its key.
+    own: BTreeMap<Key, Arc<Pending>>,
 }
 
 impl Slots {
@@ -115,6 +120,15 @@ pub(super) struct Batch {
     pub(super) number: u64,
     pub(super) frames: Vec<(Key, Arc<Pending>)>,
     since: Vec<u64>,
+}
+
+/// Who looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Eyes {
+    /// A client: sees what this node accepted on its own, too.
+    Client,
+    /// The protocol: sees what is committed.
+    Protocol,
 }
 
 /// Part of an overlay as it was at one moment.
@@ -158,6 +172,9 @@ impl Overlay {
             tops_file: AtomicBool::new(above),
         };
         let number = self.backlog.arrived.fetch_add(1, Ordering::SeqCst) + 1;
+        if slots.own.get(&frame.key).is_some_and(|own| own.upd <= frame.upd) {
+            slots.own.remove(&frame.key);
+        }
         if let Some(slot) = slots.by_key.get_mut(&frame.key) {
             if frame.ballot <= slot.pending.ballot {
                 return false;
@@ -185,15 +202,50 @@ impl Overlay {
         true
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Arc<Pending>> {
-        self.slots.lock().by_key.get(key).map(|slot| Arc::clone(&slot.pending))
+    /// Shows clients a mutation that this node accepted on its own, which is above everything committed in the file, and does
+    /// `also` at that very moment. False where something as new is here.
+    pub(super) fn show(&self, key: &Key, op: Op, upd: Ballot, also: impl FnOnce()) -> bool {
+        let mut slots = self.slots.lock();
+        let committed = slots.by_key.get(key).map(|slot| slot.pending.upd);
+        if committed.max(slots.own.get(key).map(|own| own.upd)).is_some_and(|newest| newest >= upd) {
+            return false;
+        }
+        let pending = Pending { op, upd, ballot: upd, tops_file: AtomicBool::new(true) };
+        slots.own.insert(key.clone(), Arc::new(pending));
+        also();
+        true
+    }
+
+    /// Shows it no more, where it is still the one of `upd`, and does `also` at that very moment.
+    pub(super) fn hide(&self, key: &Key, upd: Ballot, also: impl FnOnce()) {
+        let mut slots = self.slots.lock();
+        if slots.own.get(key).is_some_and(|own| own.upd == upd) {
+            slots.own.remove(key);
+            also();
+        }
+    }
+
+    /// The version of what this node accepted on its own, where that is shown.
+    pub(super) fn own_version(&self, key: &Key) -> Option<Ballot> {
+        self.slots.lock().own.get(key).map(|own| own.upd)
+    }
+
+    /// Whether something accepted here is shown.
+    pub(super) fn has_own(&self) -> bool {
+        !self.slots.lock().own.is_empty()
+    }
+
+    pub(super) fn get(&self, eyes: Eyes, key: &Key) -> Option<Arc<Pending>> {
+        self.look(eyes, key).0
     }
 
     /// The key's frame, and how many batches have left the overlay: what was here when the number was the same is in
     /// the file, or here still.
-    pub(super) fn look(&self, key: &Key) -> (Option<Arc<Pending>>, u64) {
+    pub(super) fn look(&self, eyes: Eyes, key: &Key) -> (Option<Arc<Pending>>, u64) {
         let slots = self.slots.lock();
-        (slots.by_key.get(key).map(|slot| Arc::clone(&slot.pending)), slots.departed)
+        let own = slots.own.get(key).filter(|_| eyes == Eyes::Client);
+        let shown = own.or_else(|| slots.by_key.get(key).map(|slot| &slot.pending));
+        (shown.map(Arc::clone), slots.departed)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -201,15 +253,34 @@ impl Overlay {
     }
 
     /// At most `limit` frames from `start` on and before `end`, in key order; does `also` at the moment that they are of.
-    pub(super) fn excerpt(&self, start: &str, end: Option<&str>, limit: usize, also: impl FnOnce()) -> Excerpt {
+    pub(super) fn excerpt(
+        &self,
+        eyes: Eyes,
+        start: &str,
+        end: Option<&str>,
+        limit: usize,
+        also: impl FnOnce(),
+    ) -> Excerpt {
         let slots = self.slots.lock();
         also();
         let nothing = end.is_some_and(|end| end <= start);
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
-        let mut range = (!nothing).then(|| slots.by_key.range::<str, _>(bounds)).into_iter().flatten();
-        let frames: Vec<_> =
-            range.by_ref().take(limit).map(|(key, slot)| (key.clone(), Arc::clone(&slot.pending))).collect();
-        Excerpt { frames, complete: range.next().is_none(), batch: slots.batch }
+        let range = (!nothing).then(|| slots.by_key.range::<str, _>(bounds)).into_iter().flatten();
+        let own = (!nothing && eyes == Eyes::Client).then(|| slots.own.range::<str, _>(bounds)).into_iter().flatten();
+        let (mut range, mut own) = (range.map(|(key, slot)| (key, &slot.pending)).peekable(), own.peekable());
+        let mut next = || match (range.peek(), own.peek()) {
+            (Some((key, _)), Some((above, _))) if key < above => range.next(),
+            (Some((key, _)), Some((above, _))) if key == above => range.next().and(own.next()),
+            (Some(_), None) => range.next(),
+            (_, _) => own.next(),
+        };
+        let mut frames = Vec::new();
+        while frames.len() < limit
+            && let Some((key, pending)) = next()
+        {
+            frames.push((key.clone(), Arc::clone(pending)));
+        }
+        Excerpt { frames, complete: next().is_none(), batch: slots.batch }
     }
 
     /// Learns the number of the last batch in the file.
@@ -331,7 +402,7 @@ mod tests {
     }
 
     fn ballot(overlay: &Overlay, name: &str) -> Option<i64> {
-        overlay.get(&Key::parse(name).unwrap()).map(|pending| pending.ballot.0)
+        overlay.get(Eyes::Protocol, &Key::parse(name).unwrap()).map(|pending| pending.ballot.0)
     }
 
     #[test]
@@ -406,7 +477,7 @@ mod tests {
                     let stored = file.get(key).copied().unwrap_or(0);
                     prop_assert!(!overlay.is_past(u64::try_from(number).unwrap() + 1)
                         || arrived[..=number].iter().all(|(key, ballot)| file.get(key).is_some_and(|at| at >= ballot)));
-                    let seen = overlay.get(key).map_or(0, |pending| pending.ballot.0).max(stored);
+                    let seen = overlay.get(Eyes::Protocol, key).map_or(0, |pending| pending.ballot.0).max(stored);
                     prop_assert!(seen >= *ballot);
                 }
             }

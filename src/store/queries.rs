@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, params_from_iter};
 use super::compare::Table;
 use super::digest::{Buckets, Digest, Sum, bucket_of};
 use super::error::Error;
-use super::overlay::{Excerpt, Overlay, Pending};
+use super::overlay::{Excerpt, Eyes, Overlay, Pending};
 use super::reads::Shown;
 use super::replicator::{Op, Rejection};
 use super::rows::{Item, StoredRow, supersedes};
@@ -53,6 +53,14 @@ pub(super) enum Want<'a> {
 }
 
 impl Want<'_> {
+    /// Who wants that.
+    pub(super) fn eyes(self) -> Eyes {
+        match self {
+            Self::Rows | Self::Keys => Eyes::Client,
+            Self::Pairs(_) => Eyes::Protocol,
+        }
+    }
+
     fn holds(&self, key: &Key) -> bool {
         match self {
             Self::Rows | Self::Keys => true,
@@ -205,9 +213,9 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// What the overlay holds of these keys, at most `frames_max`; does `also` at the moment that it is of.
-    pub(super) fn of(&self, overlay: &Overlay, frames_max: usize, also: impl FnOnce()) -> Excerpt {
-        overlay.excerpt(&self.start, self.end.as_deref(), frames_max, also)
+    /// What the overlay shows of these keys, at most `frames_max`; does `also` at the moment that it is of.
+    pub(super) fn of(&self, eyes: Eyes, overlay: &Overlay, frames_max: usize, also: impl FnOnce()) -> Excerpt {
+        overlay.excerpt(eyes, &self.start, self.end.as_deref(), frames_max, also)
     }
 
     /// The keys under `prefix` and after `after`.
@@ -364,7 +372,8 @@ impl<'a> Snapshot<'a> {
             one("SELECT max(coalesce((SELECT max(upd) FROM kv), 0), coalesce((SELECT max(upd) FROM tombstone), 0))")?;
         for (key, pending) in &self.excerpt.frames {
             let stored = point(&self.conn, key).map_err(failed())?;
-            if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
+            let is_newest = || supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor);
+            if pending.is_above_file() || is_newest() {
                 let was_live = stored.is_some_and(|row| row.op != Op::Del);
                 keys += i64::from(pending.op != Op::Del) - i64::from(was_live);
                 last = last.max(pending.upd.0);

@@ -7,6 +7,7 @@
 use rusqlite::{CachedStatement, Connection};
 
 use super::error::Error;
+use super::overlay::Eyes;
 use super::queries;
 use super::shard::Inner;
 use crate::types::{Ballot, Key};
@@ -44,7 +45,7 @@ impl<'a> Reads<'a> {
         if !self.shard.state.is_settled(key) {
             return Err(Error::Unsettled);
         }
-        let (pending, departed) = self.shard.state.overlay.look(key);
+        let (pending, departed) = self.shard.state.overlay.look(Eyes::Client, key);
         let begun = self.begin(departed).map_err(Error::sqlite("reading", &self.shard.path));
         self.shard.noticed(begun)?;
         if let Some(pending) = pending {

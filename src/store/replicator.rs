@@ -111,6 +111,18 @@ pub trait Replicator: Send + Sync + 'static {
     /// Proposes one update and waits for its end. Dropping the future does not take the proposal back.
     async fn propose(&self, proposal: Proposal) -> Decision;
 
+    /// Accepts an update that needs not know what is there ([`Update::blind`]) on this node alone: it is durable and visible
+    /// here when this says so, and proposed as soon as there is a quorum, where what has a higher version wins. Where there
+    /// is no other node this is [`Replicator::propose`].
+    async fn accept(&self, proposal: Proposal) -> Decision {
+        self.propose(proposal).await
+    }
+
+    /// True where [`Replicator::accept`] keeps what it accepts apart until it is agreed on.
+    fn has_outbox(&self) -> bool {
+        false
+    }
+
     /// Adds a receiver of committed frames, from the next commit on.
     fn subscribe(&self, subscriber: Arc<dyn Subscriber>);
 

@@ -16,7 +16,7 @@ use super::core::Core;
 use super::error::Error;
 use super::files;
 use super::listing::{LIST_PORTION_BYTES, LIST_PORTION_ITEMS, ListQuery, Rows};
-use super::overlay::Pending;
+use super::overlay::{Eyes, Pending};
 use super::queries::{self, End, Range, Snapshot, Want};
 use super::readers::Readers;
 use super::reads::Reads;
@@ -164,13 +164,33 @@ impl Shard {
         Ok(outcome)
     }
 
+    /// Makes a [blind](Update::blind) update of `key` on this node alone: on return it is on this disk and shown to this node's clients, and it is
+    /// proposed to the others as soon as there is a quorum. Whatever is agreed on with a higher version supersedes it.
+    ///
+    /// Without a replicator, or one that has no others, this is a write like any other.
+    pub async fn write_local(&self, key: &Key, update: Update, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        let inner = &self.inner;
+        let core = inner.check()?;
+        let Some(replicator) = core.replicator().filter(|replicator| replicator.has_outbox()) else {
+            return self.update(key, update, timeout).await;
+        };
+        inner.check_sizes(key, &update)?;
+        inner.check_room(&core, &update)?;
+        let proposal = Proposal { shard: self.id().clone(), key: key.clone(), update, timeout };
+        match replicator.accept(proposal).await {
+            Decision::Accept(outcome) => Ok(outcome),
+            Decision::Reject(rejection) => Err(rejection.into()),
+            Decision::Timeout => Err(Error::Timeout),
+        }
+    }
+
     /// Reads `key` from this node's copy, as [`Shard::get`] does, on the caller's thread: microseconds.
     pub fn read(&self, key: &Key) -> Result<Option<Row>, Error> {
         self.inner.check()?;
         if !self.inner.state.is_settled(key) {
             return Err(Error::Unsettled);
         }
-        match self.inner.state.overlay.get(key) {
+        match self.inner.state.overlay.get(Eyes::Client, key) {
             Some(pending) => Ok(self.inner.newest(key, &pending)?.and_then(StoredRow::into_row)),
             None => self.inner.query("reading", |conn| queries::live(conn, key)),
         }
@@ -187,7 +207,7 @@ impl Shard {
     /// The committed row of `key` as the protocol sees it: deletions included, settled or not.
     pub fn stored(&self, key: &Key) -> Result<Option<StoredRow>, Error> {
         self.inner.check()?;
-        match self.inner.state.overlay.get(key) {
+        match self.inner.state.overlay.get(Eyes::Protocol, key) {
             Some(pending) => self.inner.newest(key, &pending),
             None => self.inner.query("reading", |conn| queries::point(conn, key)),
         }
@@ -271,7 +291,10 @@ impl Shard {
     /// Counts this shard. Blocking, and reads all of it.
     pub fn stats(&self) -> Result<ShardStats, Error> {
         let range = Range::new("", None);
-        let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, &mut || (), |snapshot| snapshot.count())?;
+        let (keys, last_upd) = {
+            let eyes = Eyes::Client;
+            self.inner.snapshot(eyes, &range, usize::MAX, &mut || (), |snapshot| snapshot.count())?
+        };
         Ok(ShardStats { keys, bytes: files::bytes_on_disk(&*self.inner.disk, &self.inner.path), last_upd })
     }
 
@@ -475,6 +498,7 @@ impl Inner {
 
     fn snapshot<T>(
         &self,
+        eyes: Eyes,
         range: &Range,
         frames_max: usize,
         mark: &mut dyn FnMut(),
@@ -482,7 +506,7 @@ impl Inner {
     ) -> Result<T, Error> {
         self.check()?;
         let reader = self.readers.lend()?;
-        let excerpt = || range.of(&self.state.overlay, frames_max, &mut *mark);
+        let excerpt = || range.of(eyes, &self.state.overlay, frames_max, &mut *mark);
         self.noticed(reader.run(|conn| read(&Snapshot::open(conn, &self.path, excerpt)?)))
     }
 
@@ -493,7 +517,7 @@ impl Inner {
         frames_max: usize,
         emit: impl FnMut(Item) -> ControlFlow<()>,
     ) -> Result<End, Error> {
-        self.snapshot(range, frames_max, &mut || (), |snapshot| snapshot.scan(range, want, emit))
+        self.snapshot(want.eyes(), range, frames_max, &mut || (), |snapshot| snapshot.scan(range, want, emit))
     }
 
     fn walk(
@@ -505,7 +529,7 @@ impl Inner {
         let range = Range::new(&query.prefix, query.after.as_ref());
         self.check_settled(&range, None)?;
         let want = if query.keys_only { Want::Keys } else { Want::Rows };
-        self.snapshot(&range, usize::MAX, mark, |snapshot| snapshot.scan(&range, want, each)).map(drop)
+        self.snapshot(want.eyes(), &range, usize::MAX, mark, |snapshot| snapshot.scan(&range, want, each)).map(drop)
     }
 
     /// Sends all rows of `query` in portions, until `send` fails.

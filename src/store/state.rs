@@ -137,6 +137,7 @@ impl ShardState {
     pub(super) fn is_idle(&self) -> bool {
         self.current.read().is_none()
             && self.overlay.is_empty()
+            && !self.overlay.has_own()
             && self.unsettled_count.load(Ordering::Acquire) == 0
             && self.poison.get().is_none()
             && !self.is_queued.load(Ordering::Acquire)

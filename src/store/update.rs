@@ -6,6 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use super::replicator::Op;
 use crate::types::{Ballot, Value};
 
 /// A live row as a client sees it: there is none for a deleted key.
@@ -32,16 +33,22 @@ pub enum Condition {
     UpdIs(Ballot),
     /// The key has exactly this value.
     ValueIs(Value),
+    /// The key's last change, a deletion included, is of a version below this one; what is written then has this version
+    /// instead of its round's number. So a write that was accepted earlier on one node alone takes its place by clock,
+    /// at most once, however often it is tried. The round's ballot must be above it: never said to another node.
+    #[serde(skip)]
+    Below(Ballot),
 }
 
 impl Condition {
-    fn holds(&self, row: Option<&Row>) -> bool {
+    fn holds(&self, row: Option<&Row>, version: Ballot) -> bool {
         match self {
             Self::Always => true,
             Self::Absent => row.is_none(),
             Self::Present => row.is_some(),
             Self::UpdIs(upd) => row.is_some_and(|row| row.upd == *upd),
             Self::ValueIs(value) => row.is_some_and(|row| row.value == *value),
+            Self::Below(upd) => version < *upd,
         }
     }
 }
@@ -135,6 +142,16 @@ impl Update {
         Self::always(Change::Del)
     }
 
+    /// What it leaves the key with, whatever is there; none where that has to be known.
+    #[must_use]
+    pub fn blind(&self) -> Option<Op> {
+        match (&self.condition, &self.change) {
+            (Condition::Always, Change::Put(value)) => Some(Op::Put(value.clone())),
+            (Condition::Always, Change::Del) => Some(Op::Del),
+            _ => None,
+        }
+    }
+
     /// Reads the row linearizably.
     #[must_use]
     pub fn read() -> Self {
@@ -147,18 +164,37 @@ impl Update {
         self.change == Change::Read
     }
 
-    /// Evaluates the update on `before`. A row it writes has the version `upd`; no value grows beyond
-    /// `value_bytes_max`.
+    /// The version that it keeps whichever round writes it; none where the round gives it one.
     #[must_use]
-    pub fn evaluate(&self, before: Option<Row>, upd: Ballot, value_bytes_max: usize) -> Outcome {
+    pub fn kept_version(&self) -> Option<Ballot> {
+        match self.condition {
+            Condition::Below(upd) => Some(upd),
+            _ => None,
+        }
+    }
+
+    /// The version of what it writes in the round of `ballot`.
+    #[must_use]
+    pub fn version(&self, ballot: Ballot) -> Ballot {
+        self.kept_version().unwrap_or(ballot)
+    }
+
+    /// Evaluates the update on `before`, where the key's last change, a deletion included, is of `version`. What it writes
+    /// in the round of `ballot` is of the version that [`Update::version`] tells; no value grows beyond `value_bytes_max`.
+    #[must_use]
+    pub fn evaluate(&self, before: Option<Row>, version: Ballot, ballot: Ballot, value_bytes_max: usize) -> Outcome {
         let unwritten = |verdict, before: Option<Row>| Outcome { verdict, after: before.clone(), before };
-        if !self.condition.holds(before.as_ref()) {
+        if !self.condition.holds(before.as_ref(), version) {
             return unwritten(Verdict::ConditionFailed, before);
         }
+        let upd = self.version(ballot);
         let current = before.as_ref().map_or(&[][..], |row| row.value.as_bytes());
         let value = match &self.change {
             Change::Read => return unwritten(Verdict::Unchanged, before),
-            Change::Del if before.is_none() => return unwritten(Verdict::Unchanged, before),
+            // One with a version of its own is remembered all the same: an older write may yet come.
+            Change::Del if before.is_none() && self.kept_version().is_none() => {
+                return unwritten(Verdict::Unchanged, before);
+            }
             Change::Del => return Outcome { verdict: Verdict::Written, before, after: None },
             Change::Put(value) => Ok(value.clone()),
             Change::Append(tail) => append(current, tail.as_bytes(), value_bytes_max),
@@ -205,7 +241,8 @@ mod tests {
     }
 
     fn run(update: &Update, before: Option<Row>) -> Outcome {
-        update.evaluate(before, Ballot(9), MAX)
+        let version = before.as_ref().map_or(Ballot::ZERO, |row| row.upd);
+        update.evaluate(before, version, Ballot(9), MAX)
     }
 
     #[test]
@@ -236,6 +273,28 @@ mod tests {
         assert_eq!(run(&Update::del(), None).verdict, Verdict::Unchanged);
         let outcome = run(&Update::del(), Some(row("x", 1)));
         assert_eq!((outcome.verdict, outcome.after), (Verdict::Written, None));
+    }
+
+    /// A late write whose key was deleted after it brought the key back.
+    #[test]
+    fn what_keeps_its_version_yields_to_everything_newer_deletions_included() {
+        let late = |change| Update { condition: Condition::Below(Ballot(5)), change };
+        let put = late(Change::Put(Value::from("late")));
+        for (before, version, written) in [
+            (None, 0, true),
+            (None, 5, false),
+            (None, 7, false),
+            (Some(row("x", 4)), 4, true),
+            (Some(row("late", 5)), 5, false),
+            (Some(row("x", 6)), 6, false),
+        ] {
+            let outcome = put.evaluate(before.clone(), Ballot(version), Ballot(9), MAX);
+            assert_eq!(outcome.verdict == Verdict::Written, written, "{before:?} at {version}");
+            assert_eq!(outcome.after, if written { Some(row("late", 5)) } else { before });
+        }
+        assert!(rmp_serde::to_vec_named(&put).is_err(), "it is for this node alone to say");
+        let del = late(Change::Del).evaluate(None, Ballot(4), Ballot(9), MAX);
+        assert_eq!(del.verdict, Verdict::Written, "a deletion of nothing is remembered");
     }
 
     #[test]

@@ -25,6 +25,7 @@ impl Observe for Told {
             open_shards: 0,
             decisions: DecisionCounts::default(),
             pending_frames: 0,
+            outbox: Default::default(),
             unready: None,
             refusals: Vec::new(),
         }

@@ -15,6 +15,7 @@ use outrigger::cluster::hello::{Hello, Local, PROTOCOL_VERSIONS};
 use outrigger::cluster::membership::Membership;
 use outrigger::replication::QuorumReplicator;
 use outrigger::replication::journal::{Durability, Journal, JournalConfig};
+use outrigger::replication::outbox::OutboxBounds;
 use outrigger::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use outrigger::replication::register::{Address, Body, Lineage, Message, Record, Refusal, Vote};
 use outrigger::replication::wire::{self, Answer, Batch, Request};
@@ -174,6 +175,7 @@ impl Sound {
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
+            outbox: OutboxBounds::default(),
             seed: 1,
             is_alone: false,
         };

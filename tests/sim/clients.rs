@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use crate::bugs::Bug;
 use crate::history::{History, Op, Outcome, When};
+use crate::invariants::outbox::Acknowledged;
 use crate::invariants::visible::{self, Shown};
 use crate::invariants::{monotone, watch};
 use crate::linearizable::is_shared;
@@ -59,6 +60,9 @@ pub(crate) struct Inner {
     /// Quorum operations that succeeded, by node.
     pub(crate) done: BTreeMap<NodeId, u64>,
     pub(crate) shown: Shown,
+    pub(crate) acknowledged: Acknowledged,
+    /// How many of the blind writes need one node alone.
+    pub(crate) local: f64,
     /// Something is to happen when the next write is acknowledged, at that very moment.
     pub(crate) trap: Trap,
     /// The key for which every other request is, where there is one.
@@ -152,6 +156,13 @@ impl Client {
             let place = hot.unwrap_or_else(|| self.random.random_range(0..addresses.len()));
             let (name, at) = &addresses[place];
             let op = self.choose(name, seen[place]);
+            let local = self.log.with(|log| log.local);
+            if let Op::Put(When::Always, _) | Op::Delete(When::Always) = op
+                && self.random.random_bool(local)
+            {
+                self.write_locally(name, at.clone(), op).await;
+                continue;
+            }
             if let Some(upd) = self.carry_out(name, at.clone(), op).await {
                 seen[place] = upd;
             }
@@ -191,10 +202,11 @@ impl Client {
             let read = self.service.get(Get { at, consistency, timeout }).await;
             read.map(|row| Outcome::Read(row.map(|row| (row.value.as_bytes().to_vec(), Some(row.upd.0)))))
         } else {
-            let update = update(&op);
-            let mut written = self.service.write(Write { at: at.clone(), update: update.clone(), timeout }).await;
+            let consistency = Consistency::Quorum;
+            let write = Write { at, update: update(&op), consistency, timeout };
+            let mut written = self.service.write(write.clone()).await;
             if bug == Some(Bug::BlindRetries) && matches!(written, Err(ApiError::Timeout(_))) {
-                written = self.service.write(Write { at, update, timeout }).await;
+                written = self.service.write(write).await;
             }
             written.map(|told| outcome(&op, told))
         };
@@ -203,6 +215,11 @@ impl Client {
         let upd = known_version(&outcome);
         self.log.with(|log| {
             let now = log.tick();
+            if let Outcome::Read(Some((value, Some(upd)))) = &outcome
+                && !is_shared(*upd)
+            {
+                log.acknowledged.seen(name, value, *upd);
+            }
             if !matches!(outcome, Outcome::Refused | Outcome::Unknown) {
                 *log.done.entry(self.node.clone()).or_default() += 1;
             }
@@ -215,6 +232,29 @@ impl Client {
             log.history.returns(id, outcome, now);
         });
         upd
+    }
+
+    /// Writes on this node alone. To who asks a quorum such a write takes effect at any time after its call, or never.
+    async fn write_locally(&mut self, name: &str, at: Address, op: Op) {
+        let (number, timeout) = (self.number, Some(Duration::from_millis(self.random.random_range(TIMEOUT_MS))));
+        self.log.with(|log| {
+            let now = log.tick();
+            log.history.call(number, name, op.clone(), now);
+        });
+        let told =
+            self.service.write(Write { at, update: update(&op), consistency: Consistency::Local, timeout }).await;
+        tell!("client {number}: {name}: {op}, here alone -> {:?}", told.as_ref().map(|told| &told.verdict));
+        let Ok(told) = told else { return };
+        sometimes!("a local write was accepted");
+        self.log.with(|log| {
+            if log.trap == Trap::Set {
+                log.trap = Trap::Sprung;
+            }
+            if let (Op::Put(_, value), Some(row)) = (&op, &told.after) {
+                log.shown.told(&self.node, name, row.upd.0);
+                log.acknowledged.told(&self.node, name, row.upd.0, value);
+            }
+        });
     }
 
     fn failed(&self, error: &ApiError) -> Outcome {
@@ -282,7 +322,10 @@ async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, 
         if row.as_ref().is_some_and(|row| is_shared(row.upd.0)) {
             continue;
         }
-        let upd = row.map(|row| row.upd.0);
+        let upd = row.as_ref().map(|row| row.upd.0);
+        if let Some(row) = &row {
+            log.with(|log| log.acknowledged.seen(name, row.value.as_bytes(), row.upd.0));
+        }
         visible::hold(&node, name, told, upd);
         log.with(|log| {
             let now = log.tick();

@@ -84,6 +84,7 @@ impl Program {
                 return;
             }
         };
+        sometimes!(member.view().cluster().outbox.entries > 0, "a restart found local writes");
         *shared.handle.lock() = Some(Handle { view: member.view(), manager: member.manager().clone() });
         let clients = clients::start(&name, boot, &member.service(), &log, random);
         tokio::select! {

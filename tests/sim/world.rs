@@ -31,6 +31,8 @@ const HOT_ONE_IN: u32 = 3;
 /// In one world in so many a sync takes up to this long, and not what is usual.
 const SLOW_SYNCS_ONE_IN: u32 = 3;
 const SLOW_SYNC: Duration = Duration::from_millis(60);
+/// In one world in so many some writes need one node alone.
+const LOCAL_ONE_IN: u32 = 2;
 /// In one world in so many each start of a node is that of an earlier or a later version.
 const MIXED_ONE_IN: u32 = 3;
 /// How long things go wrong.
@@ -147,7 +149,8 @@ impl World {
         }
         let log = Log::default();
         let hot = random.random_ratio(1, HOT_ONE_IN).then(|| random.random_range(0..clients::addresses().len()));
-        log.with(|log| (log.bug, log.hot) = (bug, hot));
+        let local = random.random_ratio(1, LOCAL_ONE_IN).then(|| random.random_range(0.02..0.4));
+        log.with(|log| (log.bug, log.hot, log.local) = (bug, hot, local.unwrap_or(0.0)));
         let mut versions = random::stream(seed, "versions");
         let versions = versions.random_ratio(1, MIXED_ONE_IN).then_some(versions);
         let mut world = Self {
@@ -381,7 +384,10 @@ impl World {
         });
         match held {
             Err(why) => story::fail(format!("{CONVERGED_WITHIN:?} after the last request {why}")),
-            Ok(finals) => self.undecided = !self.log.with(|log| linearizable::hold(&log.history, &finals)),
+            Ok(finals) => {
+                self.log.with(|log| log.acknowledged.hold(&self.sound_nodes()));
+                self.undecided = !self.log.with(|log| linearizable::hold(&log.history, &finals));
+            }
         }
     }
 

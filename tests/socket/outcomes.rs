@@ -148,14 +148,30 @@ async fn a_shutdown_closes_what_does_not_finish_by_its_deadline() {
 #[tokio::test]
 async fn what_is_not_built_yet_says_so() {
     let node = Node::start().await;
+    let request = "GET /v1/kv/_/default?consistency=quorum";
+    let answer = node.http(request, b"").await;
+    assert_eq!(answer.problem(), (501, "not-supported".to_owned(), "no".to_owned()), "{request}");
+}
+
+#[tokio::test]
+async fn a_local_write_is_blind() {
+    let node = Node::start().await;
+    assert_eq!(node.http("PUT /v1/kv/_/default/k?consistency=local", b"v").await.status, 204);
+    assert_eq!(node.http("GET /v1/kv/_/default/k", b"").await.text(), "v");
     for request in [
-        "PUT /v1/kv/_/default/k?consistency=local",
-        "DELETE /v1/kv/_/default/k?consistency=local",
-        "GET /v1/kv/_/default?consistency=quorum",
+        "PUT /v1/kv/_/default/k?consistency=local\nIf-Match: *",
+        "PUT /v1/kv/_/default/k?consistency=local\nIf-None-Match: *",
+        "DELETE /v1/kv/_/default/k?consistency=local\nIf-Match: \"17\"",
     ] {
-        let answer = node.http(request, b"").await;
-        assert_eq!(answer.problem(), (501, "not-supported".to_owned(), "no".to_owned()), "{request}");
+        let answer = node.http(request, b"w").await;
+        assert_eq!(answer.problem(), (400, "invalid-request".to_owned(), "no".to_owned()), "{request}");
     }
+    let batch = br#"{"ops":[{"put":{"key":"k","value":"dw=="}},{"put":{"key":"l","value":"dw==","if_absent":true}}]}"#;
+    let answer = node.http("POST /v1/batch/_/default?consistency=local", batch).await;
+    assert_eq!(answer.problem(), (400, "invalid-request".to_owned(), "no".to_owned()));
+    assert_eq!(node.http("GET /v1/kv/_/default/k", b"").await.text(), "v");
+    assert_eq!(node.http("DELETE /v1/kv/_/default/k?consistency=local", b"").await.status, 204);
+    assert_eq!(node.http("GET /v1/kv/_/default/k", b"").await.status, 404);
 }
 
 #[tokio::test]

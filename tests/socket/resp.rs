@@ -136,6 +136,38 @@ async fn readwrite_asks_the_quorum_and_readonly_does_not() {
 }
 
 #[tokio::test]
+async fn client_writes_local_takes_what_needs_no_quorum_and_refuses_the_rest() {
+    let node = Node::start().await;
+    let mut client = node.connect().await;
+    let refusal = "-ERR a condition, and a change of the value that is there, need a quorum: leave consistency=local out, \
+        or write a whole value without a condition\r\n";
+    let dialogue: &[(&[&str], &str)] = &[
+        (&["CLIENT", "WRITES", "some"], "-ERR CLIENT WRITES: want LOCAL or QUORUM\r\n"),
+        (&["CLIENT", "WRITES"], "-ERR wrong number of arguments for 'client|writes' command\r\n"),
+        (&["client", "writes", "local"], "+OK\r\n"),
+        (&["SET", "k", "v"], "+OK\r\n"),
+        (&["MSET", "a", "1", "b", "2"], "+OK\r\n"),
+        (&["DEL", "a", "none"], ":1\r\n"),
+        (&["SET", "k", "w", "NX"], refusal),
+        (&["SET", "k", "w", "GET"], refusal),
+        (&["SETNX", "k", "w"], refusal),
+        (&["GETDEL", "k"], refusal),
+        (&["INCR", "n"], refusal),
+        (&["APPEND", "k", "w"], refusal),
+        (&["MGET", "k", "a", "b", "n"], "*4\r\n$1\r\nv\r\n$-1\r\n$1\r\n2\r\n$-1\r\n"),
+        (&["CLIENT", "WRITES", "QUORUM"], "+OK\r\n"),
+        (&["INCR", "n"], ":1\r\n"),
+        (&["CLIENT", "WRITES", "LOCAL"], "+OK\r\n"),
+        (&["RESET"], "+RESET\r\n"),
+        (&["INCR", "n"], ":2\r\n"),
+    ];
+    for (words, reply) in dialogue {
+        client.send(&command(words)).await;
+        client.expect(reply).await;
+    }
+}
+
+#[tokio::test]
 async fn resp3_has_its_own_words() {
     let node = Node::start().await;
     let hello = |version: &str, map: &str, id: u32| {

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A `value` is base64 in JSON and binary in MessagePack. At most [`OPS_MAX`] operations and [`BODY_BYTES_MAX`] bytes.
-//! Operations on the same key take effect in their order, others at the same time. `?consistency=` is that of the
-//! gets, `?timeout=` that of each operation.
+//! Operations on the same key take effect in their order, others at the same time. `?consistency=` is that of all of
+//! them - left out, gets are local and writes want a quorum -, `?timeout=` that of each operation.
 //!
 //! The answer is in the same format unless `Accept` names the other one: 200 and one result per operation, in order:
 //!
@@ -46,9 +46,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::kv::{check, json};
 use super::node::shard_in;
 use super::request::{self, Options};
-use crate::api::command::{Batch, BatchOp};
+use crate::api::command::{Batch, BatchOp, Consistency};
 use crate::api::error::{ApiError, Problem, Written};
-use crate::api::service::Service;
+use crate::api::service::{Service, not_blind};
 use crate::messagepack;
 use crate::store::update::{Change, Condition, Outcome, Update};
 use crate::types::{Ballot, Key, Value};
@@ -178,14 +178,19 @@ impl Format {
 /// Carries out one batch.
 pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
     let options: Options = request::query(request.uri())?;
-    let (consistency, timeout) = (options.read_consistency()?, options.timeout(&service)?);
+    let (reads, writes) = (options.read_consistency()?, options.write_consistency()?);
+    let timeout = options.timeout(&service)?;
     let shard = shard_in(request.uri().path().strip_prefix("/v1/batch/").unwrap_or_default())?;
     let format = Format::of_body(request.headers())?;
     let answer_format = format.of_answer(request.headers());
     let body = request::body(&service, request.into_body(), BODY_BYTES_MAX, "the batch").await?;
     let ops = parse(format, &body.bytes, &service)?;
     let is_get: Vec<_> = ops.iter().map(|op| matches!(op, BatchOp::Get(_))).collect();
-    let results = service.batch(Batch { shard, ops, consistency, timeout }).await;
+    let is_refused = |op: &BatchOp| matches!(op, BatchOp::Write(_, update) if update.blind().is_none());
+    if writes == Consistency::Local && ops.iter().any(is_refused) {
+        return Err(not_blind());
+    }
+    let results = service.batch(Batch { shard, ops, reads, writes, timeout }).await;
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
         service.metrics.http.count_error(error.row().label);
     }

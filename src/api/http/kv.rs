@@ -21,7 +21,7 @@ use super::request::{self, Options};
 use crate::api::command::{Address, Consistency, Get, List, Scope, Write};
 use crate::api::error::ApiError;
 use crate::api::list::{Listing, PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX};
-use crate::api::service::Service;
+use crate::api::service::{Service, not_blind};
 use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
 use crate::store::{Item, ListQuery};
 use crate::types::{Ballot, Key, Org, ShardId, Value};
@@ -78,25 +78,31 @@ async fn get(service: &Service, at: Address, head: &Parts) -> Result<Response, A
 
 async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
     let options: Options = request::query(&head.uri)?;
-    options.check_write_consistency()?;
-    let timeout = options.timeout(service)?;
+    let (consistency, timeout) = (options.write_consistency()?, options.timeout(service)?);
     let condition = condition(&head.headers)?;
+    check_blind(consistency, &condition)?;
     let value = request::body(service, body, service.config().value_bytes_max, "the value").await?;
     let update = Update { condition, change: Change::Put(Value::from(value.bytes.clone())) };
-    let outcome = service.write(Write { at, update, timeout }).await?;
+    let outcome = service.write(Write { at, update, consistency, timeout }).await?;
     written(&outcome)
 }
 
 async fn delete(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
     let options: Options = request::query(&head.uri)?;
-    options.check_write_consistency()?;
-    let timeout = options.timeout(service)?;
+    let (consistency, timeout) = (options.write_consistency()?, options.timeout(service)?);
     let condition = condition(&head.headers)?;
+    check_blind(consistency, &condition)?;
     if condition == Condition::Absent {
         return Err(ApiError::Invalid("If-None-Match: * of a DELETE would never delete anything".to_owned()));
     }
-    let outcome = service.write(Write { at, update: Update { condition, change: Change::Del }, timeout }).await?;
+    let update = Update { condition, change: Change::Del };
+    let outcome = service.write(Write { at, update, consistency, timeout }).await?;
     written(&outcome)
+}
+
+/// Refuses a local write with a condition, before its body is read.
+fn check_blind(consistency: Consistency, condition: &Condition) -> Result<(), ApiError> {
+    if consistency == Consistency::Local && *condition != Condition::Always { Err(not_blind()) } else { Ok(()) }
 }
 
 /// The answer to a write: 204, with the version where there is a value now.

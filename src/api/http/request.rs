@@ -49,14 +49,9 @@ impl Options {
         consistency(self.consistency.as_deref(), Consistency::Local)
     }
 
-    /// Refuses a write that wants to be answered before a quorum has it.
-    pub(super) fn check_write_consistency(&self) -> Result<(), ApiError> {
-        match consistency(self.consistency.as_deref(), Consistency::Quorum)? {
-            Consistency::Quorum => Ok(()),
-            Consistency::Local => {
-                Err(ApiError::NotSupported("consistency=local writes are not supported yet, use quorum".to_owned()))
-            }
-        }
+    /// Who has to have a write when it is answered.
+    pub(super) fn write_consistency(&self) -> Result<Consistency, ApiError> {
+        consistency(self.consistency.as_deref(), Consistency::Quorum)
     }
 
     /// How long to wait.

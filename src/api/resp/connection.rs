@@ -511,6 +511,7 @@ impl Connection {
             shared: Arc::clone(&self.shared),
             shard: self.session.shard.clone(),
             consistency: self.session.consistency,
+            writes: self.session.writes,
             version: self.session.version,
         }
     }

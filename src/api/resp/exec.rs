@@ -12,7 +12,7 @@ use super::request::{Answer, ReadAs, Scan};
 use crate::api::command::{Address, Consistency, Get, List, Scope, Write};
 use crate::api::error::ApiError;
 use crate::api::list::PAGE_KEYS_MAX;
-use crate::api::service::{Service, namespace_in};
+use crate::api::service::{Service, namespace_in, not_blind};
 use crate::store::update::{Change, Outcome, Row, Update, Verdict};
 use crate::types::{Key, Namespace, ShardId, Value};
 
@@ -28,6 +28,8 @@ pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) shard: ShardId,
     pub(super) consistency: Consistency,
+    /// Of its writes.
+    pub(super) writes: Consistency,
     pub(super) version: Version,
 }
 
@@ -67,7 +69,7 @@ impl Context {
     }
 
     async fn write_to(&self, key: Key, update: Update) -> Result<Outcome, ApiError> {
-        self.service.write(Write { at: self.at(key)?, update, timeout: None }).await
+        self.service.write(Write { at: self.at(key)?, update, consistency: self.writes, timeout: None }).await
     }
 
     /// `GET` and the like, of one key.
@@ -79,7 +81,11 @@ impl Context {
 
     /// Every write of one key.
     pub(super) async fn write(self, at: Address, update: Update, answer: Answer) -> Answered {
-        let ended = self.service.write(Write { at, update, timeout: None }).await;
+        let ended = match (self.writes, answer) {
+            // What was there before is for a quorum to say.
+            (Consistency::Local, Answer::Before) => Err(not_blind()),
+            (consistency, _) => self.service.write(Write { at, update, consistency, timeout: None }).await,
+        };
         if let Ok(Outcome { verdict: Verdict::Invalid(why), .. }) = &ended {
             let mut out = BytesMut::new();
             Reply::new(&mut out, self.version).error(&format!("ERR {why}"));
@@ -137,18 +143,18 @@ impl Context {
         self.reply(ended, |reply, written| reply.count(written))
     }
 
-    /// How many of the changes wrote something.
+    /// How many of the keys had a value before.
     async fn change_all(&self, changes: impl Iterator<Item = (Key, Change)>) -> Result<usize, ApiError> {
         let write = |(key, change)| self.write_to(key, Update::always(change));
         let mut writes = stream::iter(changes).map(write).buffer_unordered(FAN_OUT_MAX);
-        let (mut written, mut first_error) = (0, None);
+        let (mut had, mut first_error) = (0, None);
         while let Some(ended) = writes.next().await {
             match ended {
-                Ok(outcome) => written += usize::from(outcome.verdict == Verdict::Written),
+                Ok(outcome) => had += usize::from(outcome.before.is_some()),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        first_error.map_or(Ok(written), Err)
+        first_error.map_or(Ok(had), Err)
     }
 
     pub(super) async fn dbsize(self) -> Answered {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::parse::parse_i64;
 use super::pubsub::{By, Pubsub};
 use super::reply::Version;
+use crate::api::command::Consistency;
 use crate::api::error::ApiError;
 use crate::store::update::{Change, Condition, Update};
 use crate::types::{Key, ShardId, Value};
@@ -126,6 +127,9 @@ pub(super) enum Meta {
     ClientId,
     ClientInfo,
     ClientList,
+    /// `CLIENT WRITES LOCAL|QUORUM`: who has to have the writes of this connection when they are answered. Redis has nothing
+    /// like it.
+    ClientWrites(Consistency),
     /// `CLIENT SETINFO`, `NO-EVICT` and the like: taken and forgotten.
     ClientOther,
     CommandList,
@@ -445,8 +449,14 @@ fn client(args: Args<'_>, _: Limits) -> Result<Request, Refusal> {
         (b"info", 2) => meta(Meta::ClientInfo),
         (b"list", _) => meta(Meta::ClientList),
         (b"setinfo", 4) | (b"no-evict" | b"no-touch", 3) => meta(Meta::ClientOther),
+        (b"writes", 3) => {
+            let text = args.at(2).to_ascii_lowercase();
+            let consistency = std::str::from_utf8(&text).ok().and_then(Consistency::parse);
+            let unknown = || Refusal::new("ERR CLIENT WRITES: want LOCAL or QUORUM".to_owned());
+            meta(Meta::ClientWrites(consistency.ok_or_else(unknown)?))
+        }
         (b"reply", 3) if args.is(2, "ON") => meta(Meta::ClientOther),
-        (b"setname" | b"getname" | b"id" | b"info" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
+        (b"writes" | b"setname" | b"getname" | b"id" | b"info" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
             Err(wrong_arity(&format!("client|{}", what.escape_ascii())))
         }
         _ => Err(unknown_subcommand(args, "CLIENT")),

@@ -18,6 +18,8 @@ pub(super) struct Session {
     id: u64,
     pub(super) shard: ShardId,
     pub(super) consistency: Consistency,
+    /// Of its writes.
+    pub(super) writes: Consistency,
     pub(super) version: Version,
     name: Bytes,
     /// Commands read so far.
@@ -37,6 +39,7 @@ impl Session {
             id,
             shard: default_shard(),
             consistency: Consistency::Local,
+            writes: Consistency::Quorum,
             version: Version::Resp2,
             name: Bytes::new(),
             commands: 0,
@@ -58,6 +61,7 @@ impl Session {
             }
             Meta::Auth(Some(shard)) => self.shard = shard.clone(),
             Meta::ClientSetName(name) => self.name = name.clone(),
+            Meta::ClientWrites(consistency) => self.writes = *consistency,
             Meta::ReadOnly => self.consistency = Consistency::Local,
             Meta::ReadWrite => self.consistency = Consistency::Quorum,
             Meta::Reset => *self = Self { commands: self.commands, ..Self::new(self.id) },
@@ -75,6 +79,7 @@ impl Session {
             Meta::Auth(_)
             | Meta::Select
             | Meta::ClientSetName(_)
+            | Meta::ClientWrites(_)
             | Meta::ClientOther
             | Meta::Quit
             | Meta::ReadOnly

@@ -61,8 +61,8 @@ early; a second one leaves the keys where they are.
 Each client has one connection and one request on its way. Latencies are of
 operations that succeeded. One that failed is counted by its kind, and its
 client pauses for 100 ms. One without an answer in 10 s, or 5 s more than
---timeout, is a timeout. RESP knows no --timeout of a request and no local
-writes: there --consistency is about reads.
+--timeout, is a timeout. RESP knows no --timeout of a request; there
+--consistency is about reads alone.
 
 Ends with status 69 where an operation failed because the node was busy or
 out of reach, had no quorum or no answer in time, and 1 where only other

@@ -35,7 +35,7 @@ use std::sync::Arc;
 pub use header::Header;
 pub use writer::{JournalWriter, Submission, WriterEvent};
 
-use super::register::{Address, Durable, Entry, Lsn, Record, Restored};
+use super::register::{Address, Durable, Entry, LocalWrite, Lsn, Record, Restored};
 use crate::disk::{self, Disk, Lock, OsDisk};
 use crate::types::{Ballot, StorageId};
 
@@ -143,6 +143,8 @@ pub struct Recovered {
     pub restored: Restored,
     /// Records known to be chosen that may not be in their shard files: to be applied again.
     pub chosen: Vec<(Address, Record)>,
+    /// Writes that this node accepted on its own, where nothing as new is known to be chosen.
+    pub outbox: Vec<(Address, LocalWrite)>,
     /// Damage outside a torn tail: this node must not vote.
     pub damage: Option<String>,
 }
@@ -194,7 +196,8 @@ impl Journal {
         Ok((journal, recovered))
     }
 
-    /// As another disk, which has promised nothing: what is chosen is so whoever knows it, and is all that it takes along.
+    /// As another disk, which has promised nothing. What is chosen is so whoever knows it, and what this node's clients wrote
+    /// without a quorum is theirs still: that is all that it takes along.
     fn start_over(
         config: JournalConfig,
         directory: PathBuf,
@@ -208,11 +211,16 @@ impl Journal {
         give_up(&*config.disk, &directory, was.storage_id())?;
         let mut header = Header::displaced_from(&*config.disk, &directory, fresh_storage_id, why)?;
         header.begin_boot(Ballot::ZERO, 0, None)?;
-        let Recovered { chosen, .. } = replay.finish(Ballot::ZERO);
+        let Recovered { chosen, outbox, .. } = replay.finish(Ballot::ZERO);
         let segments = Vec::new();
-        let journal =
+        let mut journal =
             Self { config, directory, header, segments, current: None, next_number: 1, poisoned: None, _lock: lock };
-        Ok((journal, Recovered { chosen, ..Recovered::default() }))
+        let written: Vec<_> =
+            outbox.iter().map(|(address, write)| Entry::Local(address.clone(), write.clone())).collect();
+        if !written.is_empty() {
+            journal.append(&written, Lsn(0))?;
+        }
+        Ok((journal, Recovered { chosen, outbox, ..Recovered::default() }))
     }
 
     /// Who this disk is.
@@ -370,13 +378,14 @@ fn find_damage(directory: &Path, found: &[segment::Scanned], header: &Header) ->
     (last < position).then(|| format!("the journal ends at batch {last}, its header knows of {position}"))
 }
 
-/// Folds entries, in order, into what is pending and what is chosen.
+/// Folds entries, in order, into what is pending, what is chosen, and what waits in the outbox.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, Clone))]
 pub(super) struct Replay {
     pub(super) ceiling: Ballot,
     pub(super) pending: HashMap<Address, Record>,
     pub(super) chosen: HashMap<Address, Record>,
+    pub(super) outbox: HashMap<Address, LocalWrite>,
 }
 
 impl Replay {
@@ -388,6 +397,12 @@ impl Replay {
                     self.pending.insert(address.clone(), record.clone());
                 }
                 Entry::Chosen(address, record) => self.choose(address, record.clone()),
+                Entry::Local(address, write) => {
+                    // The later ones of a key are the newer ones.
+                    if self.chosen.get(address).is_none_or(|chosen| chosen.upd < write.upd) {
+                        self.outbox.insert(address.clone(), write.clone());
+                    }
+                }
                 Entry::Committed(address, ballot) => {
                     if let Some(record) = self.pending.get(address).filter(|record| record.ballot == *ballot) {
                         self.choose(address, record.clone());
@@ -398,6 +413,9 @@ impl Replay {
     }
 
     fn choose(&mut self, address: &Address, record: Record) {
+        if self.outbox.get(address).is_some_and(|write| write.upd <= record.upd) {
+            self.outbox.remove(address);
+        }
         if self.pending.get(address).is_some_and(|pending| pending.ballot <= record.ballot) {
             self.pending.remove(address);
         }
@@ -409,7 +427,8 @@ impl Replay {
     pub(super) fn finish(self, header_ceiling: Ballot) -> Recovered {
         let ceiling = self.ceiling.max(header_ceiling);
         let restored = Restored { ceiling, pending: self.pending.into_iter().collect() };
-        Recovered { restored, chosen: self.chosen.into_iter().collect(), damage: None }
+        let (chosen, outbox) = (self.chosen.into_iter().collect(), self.outbox.into_iter().collect());
+        Recovered { restored, chosen, outbox, damage: None }
     }
 }
 

@@ -67,8 +67,8 @@ impl Disk {
         self.dead = true;
     }
 
-    /// Submits what the acceptor wants written, unless a batch is in flight already.
-    pub(super) fn append(&mut self, acceptor: &mut Acceptor, now: Now) {
+    /// Submits what the acceptor wants written, unless a batch is in flight already; `outbox` is all that waits in it.
+    pub(super) fn append(&mut self, acceptor: &mut Acceptor, outbox: impl FnOnce() -> Vec<Entry>, now: Now) {
         let rotate = self.compaction == Compaction::Due;
         if self.in_flight || !(acceptor.has_entries() || rotate) {
             return;
@@ -79,6 +79,7 @@ impl Disk {
             self.compaction = Compaction::Running;
             entries.push(Entry::Ceiling(acceptor.ceiling()));
             entries.extend(acceptor.pending_entries());
+            entries.extend(outbox());
         }
         self.in_flight = self.journal.submit(Submission::Append { entries, lsn, rotate });
     }
@@ -174,7 +175,7 @@ mod tests {
         let mut acceptor = Acceptor::new(AcceptorConfig::default(), Restored::default());
         let at = |seconds| Now { wall: 0, monotonic: Duration::from_secs(seconds) };
         assert_eq!(disk.on_durable(at(0), None, COMPACT_AT_SEGMENTS), None);
-        disk.append(&mut acceptor, at(0));
+        disk.append(&mut acceptor, Vec::new, at(0));
         assert_eq!(disk.on_durable(at(0), Some(7), COMPACT_AT_SEGMENTS), Some(7));
         for round in 1..4 {
             disk.on_synced(at(round * 20), 7, Err(store::Error::Timeout));

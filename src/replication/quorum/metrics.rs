@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
+use super::status::OutboxStatus;
 use crate::cluster::status::DecisionCounts;
 use crate::replication::register::{Body, ProposerCounts, Refusal};
 use crate::store::replicator::Decision;
@@ -28,6 +29,12 @@ pub(super) struct CoreMetrics {
     pub(super) synced_rows: Counter,
     pub(super) folded: Histogram,
     pub(super) inbox: Gauge,
+    outbox_writes: Gauge,
+    outbox_bytes: Gauge,
+    outbox_oldest: Gauge,
+    outbox_drained: Counter,
+    outbox_superseded: Counter,
+    outbox_replaced: Counter,
 }
 
 impl Default for CoreMetrics {
@@ -51,6 +58,12 @@ impl Default for CoreMetrics {
             synced_rows: metrics::counter!(telemetry::SYNCED_ROWS),
             folded: metrics::histogram!(telemetry::FOLDED_UPDATES),
             inbox: metrics::gauge!(telemetry::INBOX_DEPTH),
+            outbox_writes: metrics::gauge!(telemetry::OUTBOX_WRITES),
+            outbox_bytes: metrics::gauge!(telemetry::OUTBOX_BYTES),
+            outbox_oldest: metrics::gauge!(telemetry::OUTBOX_OLDEST),
+            outbox_drained: metrics::counter!(telemetry::OUTBOX_ENDED, "outcome" => "drained"),
+            outbox_superseded: metrics::counter!(telemetry::OUTBOX_ENDED, "outcome" => "superseded"),
+            outbox_replaced: metrics::counter!(telemetry::OUTBOX_ENDED, "outcome" => "replaced"),
         }
     }
 }
@@ -74,6 +87,15 @@ impl CoreMetrics {
         if matches!(answer, Body::Refused { why: Refusal::ClockAhead, .. }) {
             self.clock_refused.increment(1);
         }
+    }
+
+    pub(super) fn show_outbox(&self, outbox: &OutboxStatus) {
+        self.outbox_writes.set(outbox.entries as f64);
+        self.outbox_bytes.set(outbox.bytes as f64);
+        self.outbox_oldest.set(outbox.oldest_age.unwrap_or_default().as_secs_f64());
+        self.outbox_drained.absolute(outbox.counts.drained);
+        self.outbox_superseded.absolute(outbox.counts.superseded);
+        self.outbox_replaced.absolute(outbox.counts.replaced);
     }
 
     pub(super) fn update(&self, counts: ProposerCounts, pending: usize, live: usize) {

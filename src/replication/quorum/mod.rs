@@ -44,9 +44,10 @@ use self::core::Core;
 pub use self::greeter::Greeter;
 pub use self::installed::Installed;
 use self::scan::Scanned;
-pub use self::status::{PeerStatus, QuorumStatus};
+pub use self::status::{OutboxStatus, PeerStatus, QuorumStatus};
 use super::journal::{Journal, JournalError, JournalWriter, Recovered, WriterEvent};
-use super::register::{Acceptor, AcceptorConfig, Address, Proposer, ProposerConfig, Record};
+use super::outbox::OutboxBounds;
+use super::register::{Acceptor, AcceptorConfig, Address, LocalWrite, Proposer, ProposerConfig, Record};
 use crate::clock::{Clock, CorrectedClock, HybridClock, Now};
 use crate::cluster::change::{ChangeError, VoterChange};
 use crate::cluster::membership::{InvalidMembership, Membership};
@@ -55,7 +56,7 @@ use crate::store::digest::Root;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
 use crate::store::{self, Manager};
 use crate::transport::{Call, Event, Transport};
-use crate::types::{NodeId, ShardId};
+use crate::types::{Ballot, NodeId, ShardId};
 
 /// Proposals and other inputs that wait for the driver.
 const INPUTS_MAX: usize = 16_384;
@@ -87,6 +88,8 @@ pub struct QuorumConfig {
     pub propose_timeout: Duration,
     /// The largest value, in bytes.
     pub value_bytes_max: usize,
+    /// How many local writes may wait for a quorum.
+    pub outbox: OutboxBounds,
     /// Seeds the back-off's randomness.
     pub seed: u64,
     /// There are no others and never will be: there is no clock to mistrust.
@@ -159,6 +162,7 @@ struct Rooms {
 #[derive(Debug)]
 enum Input {
     Propose { proposal: Proposal, reply: oneshot::Sender<Decision> },
+    Accept { proposal: Proposal, reply: oneshot::Sender<Decision> },
     Opened { shard: ShardId, result: Result<(), store::Error> },
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
     CaughtUp { peer: usize, task: tokio::task::Id, rows: u64 },
@@ -212,7 +216,7 @@ impl QuorumReplicator {
             max_skew: if config.is_alone { Duration::MAX } else { config.max_skew },
             ..AcceptorConfig::default()
         };
-        let Recovered { restored, chosen, damage } = recovered;
+        let Recovered { restored, chosen, outbox, damage } = recovered;
         let open = restored.pending.iter().map(|(address, record)| (address.clone(), record.ballot)).collect();
         let acceptor = Acceptor::new(accepting, restored);
 
@@ -251,6 +255,7 @@ impl QuorumReplicator {
         let helpers = rooms.clone();
         let mut core = Core::new(config, installed, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
+        restore(&mut core, &helpers.manager, outbox).await;
         // Not before what the journal knew to be chosen is there to be compared.
         let mut helping = JoinSet::new();
         helping.spawn(serve::serve(calls, helpers.clone()));
@@ -283,6 +288,19 @@ impl QuorumReplicator {
     pub async fn avoid(&self, nodes: Vec<NodeId>) {
         // Nobody listens any more only while the node stops.
         let _ = self.inputs.send(Input::Avoid(nodes)).await;
+    }
+
+    /// Hands it to the driver, and waits for its end.
+    async fn hand_in(&self, input: Input, decision: oneshot::Receiver<Decision>) -> Decision {
+        match self.inputs.try_send(input) {
+            Ok(()) => decision.await.unwrap_or(Decision::Timeout),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Decision::Reject(Rejection::Busy(format!("{INPUTS_MAX} updates wait already; try again soon")))
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Decision::Reject(Rejection::Busy("this node is shutting down".to_owned()))
+            }
+        }
     }
 
     /// How it stands, as of a moment ago.
@@ -344,15 +362,16 @@ impl QuorumReplicator {
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
         let (reply, decision) = oneshot::channel();
-        match self.inputs.try_send(Input::Propose { proposal, reply }) {
-            Ok(()) => decision.await.unwrap_or(Decision::Timeout),
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                Decision::Reject(Rejection::Busy(format!("{INPUTS_MAX} updates wait already; try again soon")))
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                Decision::Reject(Rejection::Busy("this node is shutting down".to_owned()))
-            }
-        }
+        self.hand_in(Input::Propose { proposal, reply }, decision).await
+    }
+
+    async fn accept(&self, proposal: Proposal) -> Decision {
+        let (reply, decision) = oneshot::channel();
+        self.hand_in(Input::Accept { proposal, reply }, decision).await
+    }
+
+    fn has_outbox(&self) -> bool {
+        true
     }
 
     fn subscribe(&self, subscriber: Arc<dyn Subscriber>) {
@@ -377,6 +396,25 @@ impl Replicator for QuorumReplicator {
             // An error means that it had ended already.
             let _ = closed.await;
         }
+    }
+}
+
+/// Shows again what was accepted on this node alone, where the key's row is not as new.
+async fn restore(core: &mut Core, manager: &Manager, outbox: Vec<(Address, LocalWrite)>) {
+    for (address, write) in outbox {
+        let stored = match manager.get(&address.shard).await {
+            Ok(shard) => shard.stored(&address.key),
+            Err(error) => Err(error),
+        };
+        // Where the row cannot be read the write is shown: nothing else of this shard will be.
+        let version = stored.map_or_else(
+            |error| {
+                tracing::warn!(shard = %address.shard, %error, "a local write is kept without a look at its row");
+                Ballot::ZERO
+            },
+            |row| row.map_or(Ballot::ZERO, |row| row.upd),
+        );
+        core.restore(&address, write, version);
     }
 }
 

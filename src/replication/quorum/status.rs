@@ -1,6 +1,9 @@
 //! What the core shows of itself, a few times a second.
 
+use std::time::Duration;
+
 use crate::cluster::status::DecisionCounts;
+use crate::replication::outbox::OutboxCounts;
 use crate::types::{Ballot, NodeId, StorageId};
 
 /// One other member.
@@ -26,6 +29,19 @@ pub struct PeerStatus {
     pub clock_skew_us: Option<i64>,
 }
 
+/// What was accepted here and is not yet agreed on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OutboxStatus {
+    /// Keys with such a write.
+    pub entries: usize,
+    /// What they take up in memory, in bytes.
+    pub bytes: usize,
+    /// How long the oldest has waited; none where there is none.
+    pub oldest_age: Option<Duration>,
+    /// How such writes ended.
+    pub counts: OutboxCounts,
+}
+
 /// The whole.
 #[derive(Debug, Clone, Default)]
 pub struct QuorumStatus {
@@ -47,6 +63,8 @@ pub struct QuorumStatus {
     pub pending: usize,
     /// Keys whose last write before the restart is still open.
     pub unsettled: usize,
+    /// What was accepted here and is not yet agreed on.
+    pub outbox: OutboxStatus,
     /// How proposals ended.
     pub decisions: DecisionCounts,
     /// What is added to this machine's clock because a majority contradicts it, in microseconds.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::message::{Address, Body, Message, Refusal};
-use super::record::{Lineage, Record, Vote};
+use super::record::{Lineage, LocalWrite, Record, Vote};
 use super::rules::{self, BrokenRule};
 use super::sealed::{Durable, Lsn, Sealed};
 use crate::clock::Now;
@@ -52,6 +52,9 @@ pub enum Entry {
     /// No ballot above this was promised, granted, issued or accepted.
     #[serde(rename = "l")]
     Ceiling(Ballot),
+    /// A write that this node accepted on its own, until its version or a higher one is chosen.
+    #[serde(rename = "o")]
+    Local(Address, LocalWrite),
 }
 
 /// A chosen record on its way into its shard.
@@ -207,6 +210,14 @@ impl Acceptor {
     /// Seals `inner` until everything appended so far is durable.
     pub fn after_all<T>(&self, inner: T) -> Sealed<T> {
         Sealed::new(self.appended, inner)
+    }
+
+    /// Has a write noted that this node accepts on its own, and seals `inner` until it is durable, its version under the
+    /// ceiling. It is no vote: nothing that this acceptor says changes by it.
+    pub fn note<T>(&mut self, now: Now, address: &Address, write: LocalWrite, inner: T) -> Sealed<T> {
+        let covered = self.cover(write.upd, now);
+        let lsn = self.append(Entry::Local(address.clone(), write));
+        Sealed::new(lsn.max(covered), inner)
     }
 
     /// Looks at a message of this node as it leaves: an error says which rule it breaks.

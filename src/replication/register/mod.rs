@@ -31,11 +31,12 @@ mod rules;
 mod sealed;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 pub use acceptor::{Acceptor, AcceptorConfig, Commit, Entry, Learned, Restored};
 pub use message::{Address, Body, Message, Refusal};
 pub use proposer::{Action, Proposer, ProposerConfig, ProposerCounts};
-pub use record::{LINEAGE_MAX, Lineage, Record, Vote};
+pub use record::{LINEAGE_MAX, Lineage, LocalWrite, Record, Vote};
 pub use round::OpId;
 pub use rules::BrokenRule;
 pub use sealed::{Durable, Lsn, Sealed, SealedQueue};

@@ -256,8 +256,10 @@ impl Proposer {
             self.read(now, address, &mut round);
             return self.put_back(address, round);
         }
-        // Out of the cache on use, whatever comes of it: a token is good once.
-        let token = self.tokens.remove(address).filter(|token| now.monotonic < token.until);
+        // Out of the cache on use, whatever comes of it: a token is good once. A round is above every version it may write.
+        let kept = round.updates.iter().filter_map(|pending| pending.update.kept_version()).max();
+        let is_good = |token: &Token| now.monotonic < token.until && kept.is_none_or(|kept| kept < token.next);
+        let token = self.tokens.remove(address).filter(is_good);
         if !token.is_some_and(|token| self.use_token(now, address, &mut round, token)) {
             self.prepare(now, address, &mut round);
         }
@@ -356,12 +358,12 @@ impl Proposer {
     /// was chosen when it was granted, not that nothing was since.
     fn use_token(&mut self, now: Now, address: &Address, round: &mut Round, token: Token) -> bool {
         let Token { next, base, .. } = token;
-        let folded = fold(round.updates.clone(), base.row(), next, self.config.value_bytes_max);
-        let Some(op) = folded.written else { return false };
+        let folded = fold(round.updates.clone(), &base, next, self.config.value_bytes_max);
+        let Some((upd, op)) = folded.written else { return false };
         self.counts.token += 1;
         round.updates.clear();
         round.ballot = next;
-        let record = Record { ballot: next, upd: next, op, lineage: base.descendants() };
+        let record = Record { ballot: next, upd, op, lineage: base.descendants() };
         self.accept_write(now, address, round, record, Attempt::default(), folded.outcomes);
         true
     }
@@ -383,10 +385,10 @@ impl Proposer {
             Fate::Bypassed => {}
         }
         let updates = if attempt.tries.is_empty() { std::mem::take(&mut round.updates) } else { attempt.updates() };
-        let folded = fold(updates, base.row(), round.ballot, self.config.value_bytes_max);
+        let folded = fold(updates, base, round.ballot, self.config.value_bytes_max);
         let (ballot, outcomes) = (round.ballot, folded.outcomes);
-        if let Some(op) = folded.written {
-            let record = Record { ballot, upd: ballot, op, lineage: base.descendants() };
+        if let Some((upd, op)) = folded.written {
+            let record = Record { ballot, upd, op, lineage: base.descendants() };
             self.accept_write(now, address, round, record, attempt, outcomes);
             return true;
         }
@@ -468,7 +470,7 @@ impl Proposer {
             return true;
         }
         let updates = std::mem::take(&mut round.updates);
-        let folded = fold(updates, base.row(), Ballot::ZERO, self.config.value_bytes_max);
+        let folded = fold(updates, base, Ballot::ZERO, self.config.value_bytes_max);
         self.chosen(address, base, folded.outcomes);
         false
     }
@@ -605,7 +607,8 @@ impl Proposer {
         });
     }
 
-    fn has_quorum(&self) -> bool {
+    /// Whether enough replicas can be asked now.
+    pub fn has_quorum(&self) -> bool {
         self.config.quorums.is_met(|voter| self.reachable.contains(&voter))
     }
 

@@ -74,6 +74,17 @@ impl Record {
     }
 }
 
+/// A mutation that a node accepted on its own (rule 9): nobody's vote.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LocalWrite {
+    /// Its version, which it keeps whichever round has it chosen.
+    #[serde(rename = "u")]
+    pub upd: Ballot,
+    /// What it makes of the key.
+    #[serde(rename = "o")]
+    pub op: Op,
+}
+
 /// What one acceptor holds for a key, as it tells a proposer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Vote {

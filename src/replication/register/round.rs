@@ -84,7 +84,12 @@ impl Tally {
 }
 
 impl Base {
-    pub(super) fn row(&self) -> Option<Row> {
+    /// The version of the key's last change: that of its record, or the GC floor below which deletions are forgotten.
+    fn version(&self) -> Ballot {
+        self.record.as_ref().map_or(self.ballot, |(upd, _)| *upd)
+    }
+
+    fn row(&self) -> Option<Row> {
         let (upd, op) = self.record.as_ref()?;
         Some(Row { value: op.value()?.clone(), upd: *upd })
     }
@@ -105,18 +110,21 @@ impl Base {
 #[derive(Debug, Clone)]
 pub(super) struct Folded {
     pub(super) outcomes: Vec<(Pending, Outcome)>,
-    /// What they leave together; none where nothing is written.
-    pub(super) written: Option<Op>,
+    /// What they leave together, and its version; none where nothing is written.
+    pub(super) written: Option<(Ballot, Op)>,
 }
 
-/// Evaluates `updates` in order on `row`, as the round of `ballot` would write them. Its version belongs to what the
+/// Evaluates `updates` in order on `base`, as the round of `ballot` would write them. Its version belongs to what the
 /// last of them leaves; what that overwrote never was a row, and a condition on it must not hold later.
-pub(super) fn fold(updates: Vec<Pending>, row: Option<Row>, ballot: Ballot, value_bytes_max: usize) -> Folded {
-    let mut row = row;
+pub(super) fn fold(updates: Vec<Pending>, base: &Base, ballot: Ballot, value_bytes_max: usize) -> Folded {
+    let (mut row, mut version) = (base.row(), base.version());
     let mut outcomes: Vec<(Pending, Outcome)> = Vec::with_capacity(updates.len());
     for pending in updates {
-        let outcome = pending.update.evaluate(row, ballot, value_bytes_max);
+        let outcome = pending.update.evaluate(row, version, ballot, value_bytes_max);
         row = outcome.after.clone();
+        if outcome.verdict == Verdict::Written {
+            version = pending.update.version(ballot);
+        }
         outcomes.push((pending, outcome));
     }
     let Some(last) = outcomes.iter().rposition(|(_, outcome)| outcome.verdict == Verdict::Written) else {
@@ -128,7 +136,7 @@ pub(super) fn fold(updates: Vec<Pending>, row: Option<Row>, ballot: Ballot, valu
             row.upd = ballot.overwritten();
         }
     }
-    Folded { outcomes, written: Some(row.map_or(Op::Del, |row| Op::Put(row.value))) }
+    Folded { outcomes, written: Some((version, row.map_or(Op::Del, |row| Op::Put(row.value)))) }
 }
 
 /// One evaluation of a round's updates, sent out to be voted on.
@@ -164,7 +172,9 @@ impl Attempt {
     pub(super) fn fate(&self, base: &Base) -> Fate {
         let mut fate = Fate::Bypassed;
         for (index, one) in self.tries.iter().enumerate() {
-            if base.record.as_ref().is_some_and(|(upd, _)| *upd == one.upd) {
+            // A version that is kept from round to round does not tell which of them wrote it.
+            let is_own = one.ballots.contains(&one.upd);
+            if is_own && base.record.as_ref().is_some_and(|(upd, _)| *upd == one.upd) {
                 return Fate::TookEffect(index);
             }
             for ballot in one.ballots.iter().filter(|ballot| **ballot <= base.ballot) {
@@ -294,5 +304,30 @@ impl Round {
             _ => false,
         };
         self.updates.is_empty() && self.attempt.as_ref().is_none_or(Attempt::is_idle) && !is_accepting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Value;
+
+    /// A local write was tried again under another ballot, folded with an increment. Its first record was then found, completed
+    /// by another node: the version was the same, and the increment was taken for done.
+    #[test]
+    fn a_version_kept_from_round_to_round_does_not_tell_which_of_them_wrote_it() {
+        let one = |upd, ballot| Try { upd: Ballot(upd), ballots: vec![Ballot(ballot)], outcomes: Vec::new() };
+        let attempt = |upd, ballot| Attempt { tries: vec![one(upd, ballot)] };
+        let base = |upd, lineage: &[i64]| Base {
+            ballot: Ballot(40),
+            lineage: Lineage(lineage.iter().copied().map(Ballot).collect()),
+            record: Some((Ballot(upd), Op::Put(Value::from("v")))),
+            proven: true,
+            flagged: true,
+        };
+        assert_eq!(attempt(5, 30).fate(&base(5, &[20, 0])), Fate::Bypassed, "written by round 20");
+        assert_eq!(attempt(5, 30).fate(&base(5, &[30, 0])), Fate::TookEffect(0));
+        assert_eq!(attempt(5, 30).fate(&base(5, &[])), Fate::Unknown);
+        assert_eq!(attempt(30, 30).fate(&base(30, &[])), Fate::TookEffect(0), "a version of its own does");
     }
 }

@@ -285,6 +285,7 @@ impl World {
                 Entry::Ceiling(ceiling) => restored.ceiling = restored.ceiling.max(*ceiling),
                 Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
                 Entry::Chosen(_, record) => apply(record),
+                Entry::Local(..) => {}
                 Entry::Committed(address, ballot) => {
                     if let Some(record) = pending.get(address).filter(|record| record.ballot == *ballot) {
                         apply(record);

@@ -34,10 +34,10 @@ pub(in crate::store) use self::ring::Before;
 use self::ring::{Bounds, Full, Ring, WatcherId};
 pub use self::ring::{Cut, Event, Taken};
 use super::error::Error;
-use super::replicator::{Frame, Rejection};
+use super::replicator::{Frame, Op, Rejection};
 use crate::clock::Clock;
 use crate::telemetry;
-use crate::types::{ShardId, StorageId};
+use crate::types::{Ballot, Key, ShardId, StorageId};
 
 /// The most changes kept, of all shards together.
 pub const FEED_EVENTS_MAX: usize = 65_536;
@@ -174,6 +174,22 @@ impl Feed {
     pub(super) fn push(&self, frame: &Frame, before: Before) {
         if self.is_recording.load(Ordering::Acquire) {
             let bells = self.ring.lock().push(frame, before);
+            bells.iter().for_each(|bell| bell.notify_one());
+        }
+    }
+
+    /// Takes in what this node accepted on its own and shows from now on, under the lock of its shard's overlay.
+    pub(super) fn push_own(&self, shard: &ShardId, key: &Key, op: &Op, upd: Ballot) {
+        if self.is_recording.load(Ordering::Acquire) {
+            let bells = self.ring.lock().push_own(shard, key, op, upd);
+            bells.iter().for_each(|bell| bell.notify_one());
+        }
+    }
+
+    /// Those who watch the key begin again: it shows something else, and what is not known. Under the same lock.
+    pub(super) fn lose_track(&self, shard: &ShardId, key: &Key) {
+        if self.is_recording.load(Ordering::Acquire) {
+            let bells = self.ring.lock().lose_track(shard, key);
             bells.iter().for_each(|bell| bell.notify_one());
         }
     }

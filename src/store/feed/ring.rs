@@ -111,7 +111,7 @@ pub struct Taken {
 }
 
 /// What of a key's latest event in a channel.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Latest {
     number: u64,
     ballot: Ballot,
@@ -224,7 +224,7 @@ impl<B: Clone> Ring<B> {
         let Some(channel) = self.channels.get_mut(&frame.shard) else { return Vec::new() };
         let known = channel.latest.get_mut(&frame.key);
         let before = known.as_ref().map_or(before, |l| Before::Shown { ballot: l.ballot, upd: l.upd });
-        let Before::Shown { ballot, upd } = before else { return self.lose_track(frame) };
+        let Before::Shown { ballot, upd } = before else { return self.lose_track(&frame.shard, &frame.key) };
         if frame.ballot <= ballot || frame.upd <= upd {
             // Late, or chosen again: nothing that a client would see.
             if let Some(latest) = known.filter(|_| frame.upd == upd) {
@@ -232,15 +232,28 @@ impl<B: Clone> Ring<B> {
             }
             return Vec::new();
         }
+        self.add(&frame.shard, &frame.key, &frame.op, Latest { number: 0, ballot: frame.ballot, upd: frame.upd })
+    }
+
+    /// Takes in what this node accepted on its own: it is above whatever the key showed before. When it is committed it is no
+    /// change any more, nor is what is committed before it.
+    pub(super) fn push_own(&mut self, shard: &ShardId, key: &Key, op: &Op, upd: Ballot) -> Vec<B> {
+        let channel = self.channels.get(shard);
+        let ballot = channel.and_then(|channel| channel.latest.get(key)).map_or(Ballot::ZERO, |latest| latest.ballot);
+        self.add(shard, key, op, Latest { number: 0, ballot, upd })
+    }
+
+    fn add(&mut self, shard: &ShardId, key: &Key, op: &Op, latest: Latest) -> Vec<B> {
+        let Some(channel) = self.channels.get_mut(shard) else { return Vec::new() };
         self.last += 1;
         let number = self.last;
-        let event = Event { number, key: frame.key.clone(), op: frame.op.clone(), upd: frame.upd };
-        channel.latest.insert(frame.key.clone(), Latest { number, ballot: frame.ballot, upd: frame.upd });
+        let event = Event { number, key: key.clone(), op: op.clone(), upd: latest.upd };
+        channel.latest.insert(key.clone(), Latest { number, ..latest });
         self.bytes += event.cost();
         channel.events.push_back(event);
-        self.order.push_back(frame.shard.clone());
+        self.order.push_back(shard.clone());
         let mut bells = Vec::new();
-        for id in channel.index.of(frame.key.as_str()) {
+        for id in channel.index.of(key.as_str()) {
             if let Some(watcher) = self.watchers.get_mut(&id)
                 && watcher.next.is_none()
             {
@@ -264,13 +277,13 @@ impl<B: Clone> Ring<B> {
         }
     }
 
-    /// A frame that may be a change or not: whoever it concerns begins again, and so does who had unread events here.
-    fn lose_track(&mut self, frame: &Frame) -> Vec<B> {
+    /// What may be a change or not: whoever it concerns begins again, and so does who had unread events here.
+    pub(super) fn lose_track(&mut self, shard: &ShardId, key: &Key) -> Vec<B> {
         self.last += 1;
-        self.forget_events(&frame.shard);
-        let Some(channel) = self.channels.get_mut(&frame.shard) else { return Vec::new() };
+        self.forget_events(shard);
+        let Some(channel) = self.channels.get_mut(shard) else { return Vec::new() };
         channel.floor = self.last;
-        let ids: Vec<_> = channel.index.of(frame.key.as_str()).collect();
+        let ids: Vec<_> = channel.index.of(key.as_str()).collect();
         let mut bells = Vec::new();
         for id in ids {
             if let Some(watcher) = self.watchers.get_mut(&id) {

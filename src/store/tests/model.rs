@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::store::compare::Place;
+use crate::store::overlay::Eyes;
 use crate::store::queries::{Range, Snapshot, Want};
 use crate::store::{PageQuery, StoredRow, schema};
 
@@ -292,7 +293,7 @@ fn a_snapshot_newer_than_its_excerpt_is_opened_again() {
     let mut tries = 0;
     let snapshot = Snapshot::open(&conn, shard.path(), || {
         tries += 1;
-        let excerpt = range.of(shard.overlay(), usize::MAX, || ());
+        let excerpt = range.of(Eyes::Protocol, shard.overlay(), usize::MAX, || ());
         if tries <= 2 {
             commit(&manager, &put(&id("", "a"), "k", "v", 1 + tries));
             shard.wait_applied();

@@ -1,11 +1,12 @@
 //! With nothing going wrong and nobody asking, all sound nodes hold the same rows before long, and nothing is left waiting:
-//! no vote of unknown fate, no frame without its file. And each node says so of the others.
+//! no vote of unknown fate, no frame without its file, no local write. And each node says so of the others.
 
 use std::collections::BTreeMap;
 
 use crate::clients::addresses;
 use crate::linearizable::Finals;
 use crate::program::Handle;
+use crate::sometimes::sometimes;
 
 /// What each node holds; or what it is still waiting for.
 pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
@@ -19,6 +20,10 @@ pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
             let (pending, waiting) = (status.pending_frames, handle.manager.apply_backlog());
             return Err(format!("{name} has {pending} votes of unknown fate and {waiting} frames for its files"));
         }
+        if status.outbox.entries > 0 {
+            return Err(format!("{name} has {} local writes that nobody else has", status.outbox.entries));
+        }
+        sometimes!(status.outbox.superseded > 0, "a local write was overtaken");
         let others = status.nodes.iter().filter(|other| !other.me && nodes.contains_key(other.node.as_str()));
         if let Some(other) = others.into_iter().find(|other| !other.in_step) {
             return Err(format!("{name} does not say that {} holds the same rows", other.node));

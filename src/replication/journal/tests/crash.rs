@@ -188,23 +188,29 @@ struct Shown {
     ceiling: Ballot,
     pending: BTreeMap<Address, Record>,
     chosen: BTreeMap<Address, Record>,
+    outbox: BTreeMap<Address, LocalWrite>,
     damage: Option<String>,
     peers: PeerMemory,
 }
 
 impl State {
     fn shown(&self) -> Shown {
-        let (mut ceiling, mut pending, mut chosen) = (self.noted_ceiling, BTreeMap::new(), BTreeMap::new());
+        let (mut ceiling, mut outbox) = (self.noted_ceiling, BTreeMap::new());
+        let (mut pending, mut chosen) = (BTreeMap::new(), BTreeMap::new());
         for entry in self.batches.values().flatten() {
             match entry {
                 Entry::Ceiling(to) => ceiling = ceiling.max(*to),
                 Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
                 Entry::Committed(address, _) => drop(chosen.insert(address.clone(), pending.remove(address).unwrap())),
                 Entry::Chosen(address, record) => drop(chosen.insert(address.clone(), record.clone())),
+                Entry::Local(address, write) => drop(outbox.insert(address.clone(), write.clone())),
             }
+            outbox.retain(|address, write: &mut LocalWrite| {
+                chosen.get(address).is_none_or(|chosen: &Record| chosen.upd < write.upd)
+            });
         }
         let (damage, peers) = (self.barred.clone(), self.peers.clone());
-        Shown { position: self.next - 1, ceiling, pending, chosen, damage, peers }
+        Shown { position: self.next - 1, ceiling, pending, chosen, outbox, damage, peers }
     }
 }
 
@@ -214,6 +220,7 @@ fn shown(journal: &Journal, recovered: &Recovered) -> Shown {
         ceiling: recovered.restored.ceiling,
         pending: recovered.restored.pending.iter().cloned().collect(),
         chosen: recovered.chosen.iter().cloned().collect(),
+        outbox: recovered.outbox.iter().cloned().collect(),
         damage: recovered.damage.clone(),
         peers: journal.header().peers().clone(),
     }
@@ -268,7 +275,8 @@ impl Run {
         self.done();
         let now = self.state.shown();
         let pending = now.pending.into_iter().map(|(address, record)| Entry::Accepted(address, record));
-        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(pending).collect());
+        let outbox = now.outbox.into_iter().map(|(address, write)| Entry::Local(address, write));
+        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(pending).chain(outbox).collect());
         self.journal().drop_before(before).unwrap();
         self.state.batches.retain(|number, _| *number >= before);
         self.done();
@@ -302,10 +310,16 @@ fn big(key: &str, ballot: i64, bytes: usize) -> Entry {
     Entry::Accepted(address(key), record)
 }
 
+fn own(key: &str, upd: i64) -> Entry {
+    Entry::Local(address(key), LocalWrite { upd: Ballot(upd), op: record(upd).op })
+}
+
 fn workload() -> Run {
     let mut run = Run::start();
     run.append(vec![Entry::Ceiling(Ballot(1_000)), accepted("a", 10), accepted("b", 11)]);
     run.append(vec![Entry::Committed(address("a"), Ballot(10)), big("c", 12, 1_500)]);
+    // What this node accepts alone: one that is superseded, one that is drained, one that stays to the end.
+    run.append(vec![own("a", 9), own("d", 13), own("h", 14), own("h", 20)]);
     run.remember(3);
     run.append(vec![Entry::Chosen(address("d"), record(13))]);
     run.open();

@@ -215,3 +215,58 @@ async fn a_disk_whose_write_failed_stays_barred() {
     let (_, recovered) = open(dir.path());
     assert!(recovered.damage.unwrap().contains("sync"));
 }
+
+/// Entries as they were before there was an outbox.
+#[derive(serde::Serialize)]
+enum EntryBefore {
+    #[serde(rename = "a")]
+    Accepted(Address, Record),
+    #[serde(rename = "h")]
+    Chosen(Address, Record),
+    #[serde(rename = "c")]
+    Committed(Address, Ballot),
+    #[serde(rename = "l")]
+    Ceiling(Ballot),
+}
+
+#[test]
+fn a_journal_from_before_there_was_an_outbox_reads_as_it_did() {
+    let before = vec![
+        EntryBefore::Ceiling(Ballot(90)),
+        EntryBefore::Accepted(address("a"), record(10)),
+        EntryBefore::Chosen(address("b"), record(11)),
+        EntryBefore::Committed(address("a"), Ballot(10)),
+    ];
+    let read: Vec<Entry> = crate::messagepack::decode(&rmp_serde::to_vec_named(&before).unwrap()).unwrap();
+    let now = [
+        Entry::Ceiling(Ballot(90)),
+        accepted("a", 10),
+        Entry::Chosen(address("b"), record(11)),
+        Entry::Committed(address("a"), Ballot(10)),
+    ];
+    assert_eq!(read, now);
+}
+
+#[test]
+fn a_local_write_is_there_until_something_as_new_is_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = |key, upd| Entry::Local(address(key), LocalWrite { upd: Ballot(upd), op: Op::Del });
+    let (mut journal, recovered) = open(dir.path());
+    assert!(recovered.outbox.is_empty());
+    journal.append(&[own("a", 10), own("b", 11), own("c", 12), own("c", 13), accepted("b", 20)], Lsn(5)).unwrap();
+    journal
+        .append(&[Entry::Chosen(address("c"), record(12)), Entry::Chosen(address("a"), record(10))], Lsn(7))
+        .unwrap();
+    // One that was overtaken before it was written down.
+    journal.append(&[Entry::Chosen(address("d"), record(15)), own("d", 14)], Lsn(9)).unwrap();
+    drop(journal);
+    let (mut journal, recovered) = open(dir.path());
+    let mut left: Vec<_> = recovered.outbox.iter().map(|(a, w)| (a.key.as_str(), w.upd.0)).collect();
+    left.sort_unstable();
+    assert_eq!(left, [("b", 11), ("c", 13)]);
+    // What is chosen from a vote counts as well.
+    journal.append(&[Entry::Committed(address("b"), Ballot(20))], Lsn(1)).unwrap();
+    drop(journal);
+    let (_, recovered) = open(dir.path());
+    assert_eq!(recovered.outbox.len(), 1);
+}

@@ -9,6 +9,7 @@ mod comparing;
 mod configuration;
 mod homes;
 mod meeting;
+mod outbox;
 mod settling;
 mod tasks;
 mod time;
@@ -28,9 +29,10 @@ use super::disk::Disk;
 use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, Installed, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::cluster::membership::Member;
 use crate::replication::journal::WriterEvent;
+use crate::replication::outbox::Outbox;
 use crate::replication::register::{
     Acceptor, Action, Address, Body, Commit, Message, OpId, Proposer, Record, SealedQueue,
 };
@@ -60,6 +62,7 @@ enum Effect {
         message: Message,
     },
     Commit(Commit),
+    Accepted(outbox::Accepted),
     Done(oneshot::Sender<()>),
 }
 
@@ -91,6 +94,7 @@ pub(super) struct Core {
     /// served at once.
     unmet: Vec<(NodeId, oneshot::Sender<()>)>,
     clients: Clients,
+    outbox: Outbox,
     sealed: SealedQueue<Effect>,
     /// Messages of this node to itself.
     local: VecDeque<Message>,
@@ -147,6 +151,7 @@ impl Core {
             disk,
             unmet: Vec::new(),
             clients: Clients::default(),
+            outbox: Outbox::new(config.outbox),
             sealed: SealedQueue::default(),
             local: VecDeque::new(),
             waiting: HashMap::new(),
@@ -203,6 +208,7 @@ impl Core {
     pub(super) fn on_input(&mut self, now: Now, input: Input) {
         match input {
             Input::Propose { proposal, reply } => self.propose(now, proposal, reply),
+            Input::Accept { proposal, reply } => self.accept(now, proposal, reply),
             Input::Opened { shard, result } => self.opened(now, &shard, result),
             Input::Install { rows, done } => {
                 let mut parked = false;
@@ -336,6 +342,7 @@ impl Core {
         }
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
+        self.metrics.show_outbox(&self.outbox_status(now));
     }
 
     /// True where whether it can serve may have changed since the last call.
@@ -366,6 +373,7 @@ impl Core {
             pending: self.acceptor.pending(),
             unsettled: self.unsettled.len(),
             decisions: self.metrics.decisions,
+            outbox: self.outbox_status(self.rooms.clock.now()),
             forwarded: self.metrics.forwarded,
             ceiling: self.acceptor.ceiling(),
             clock_correction_us: self.rooms.clock.correction() / 1_000,
@@ -374,6 +382,7 @@ impl Core {
 
     /// Does everything that follows from what came in, up to what must wait for the disk or a peer.
     pub(super) fn pump(&mut self, now: Now) {
+        self.drain(now);
         loop {
             let actions = self.proposer.take_actions();
             if actions.is_empty() && (self.local.is_empty() || self.me.is_none()) {
@@ -386,7 +395,7 @@ impl Core {
                 self.receive(now, me, message);
             }
         }
-        self.disk.append(&mut self.acceptor, now);
+        self.disk.append(&mut self.acceptor, || self.outbox.entries(), now);
         let stamp = self.stamp(now);
         for peer in self.peers.values_mut() {
             peer.flush(stamp, &*self.rooms.transport);
@@ -394,7 +403,7 @@ impl Core {
         if self.take_back_unsent() {
             return self.pump(now);
         }
-        if self.clients.is_empty() {
+        if self.clients.is_empty() && self.is_handed_on() {
             for done in self.retired.drain(..) {
                 // Whoever waited and has gone needs no answer.
                 let _ = done.send(());
@@ -424,7 +433,9 @@ impl Core {
         let within = timeout.unwrap_or(self.config.propose_timeout);
         let (id, deadline) = self.admit(now, Reply::Here(reply), within, update.is_read());
         let address = Address { shard, key };
-        match self.busier_home(now, &address).filter(|_| !update.is_read()) {
+        // A home does not know what was accepted here alone, and might number this below it.
+        let is_free = !update.is_read() && self.outbox.get(&address).is_none();
+        match self.busier_home(now, &address).filter(|_| is_free) {
             Some(home) => self.forward(now, home, address, id, update, within),
             None => self.proposer.propose(address, id, update, deadline),
         }
@@ -549,8 +560,8 @@ impl Core {
     /// Tells who waits for an update how it ended; `on` is the ballot of the record that the answer stands on, zero
     /// where there is none.
     fn decide(&mut self, now: Now, id: OpId, decision: Decision, on: Ballot) {
-        // Background completions have no client.
-        let Some(client) = self.clients.remove(id) else { return };
+        // Neither background completions nor what comes out of the outbox have a client.
+        let Some(client) = self.clients.remove(id) else { return self.drained(now, id, &decision) };
         match client.reply {
             Reply::Here(reply) => {
                 self.metrics.count(&decision);
@@ -565,6 +576,7 @@ impl Core {
     /// Says that it has ended, to who closed it.
     pub(super) fn finish(mut self) {
         self.peers.values_mut().for_each(Peer::stop_comparing);
+        self.tell_what_stays();
         let closing = self.closing.take();
         // The journal's thread ends here, after everything that was submitted.
         drop(self);

@@ -6,9 +6,9 @@ use super::{Core, PARKED_TASKS_MAX, Waiting};
 use crate::clock::Now;
 use crate::replication::quorum::Input;
 use crate::replication::register::{Address, Body, Message, OpId, Record};
-use crate::store::replicator::{Decision, Rejection};
+use crate::store::replicator::{Decision, Op, Rejection};
 use crate::store::{self, StoredRow};
-use crate::types::ShardId;
+use crate::types::{Ballot, ShardId};
 
 /// How long a shard file that cannot be used is left alone before the next try.
 const OPEN_RETRY: Duration = Duration::from_millis(200);
@@ -24,13 +24,18 @@ pub(super) enum Task {
     Chosen { address: Address, record: Record, decisions: Vec<(OpId, Decision)> },
     /// A row from a peer that this node had missed.
     Install(Address, Record),
+    /// A write for this node alone.
+    Accept { address: Address, op: Op, id: OpId },
 }
 
 impl Task {
     fn address(&self) -> &Address {
         match self {
             Self::Message { message, .. } => &message.address,
-            Self::Start(address) | Self::Chosen { address, .. } | Self::Install(address, _) => address,
+            Self::Start(address)
+            | Self::Chosen { address, .. }
+            | Self::Accept { address, .. }
+            | Self::Install(address, _) => address,
         }
     }
 
@@ -39,7 +44,7 @@ impl Task {
         match self {
             Self::Message { message, .. } => matches!(message.body, Body::Commit { .. } | Body::Chosen { .. }),
             Self::Chosen { .. } | Self::Install(..) => true,
-            Self::Start(_) => false,
+            Self::Start(_) | Self::Accept { .. } => false,
         }
     }
 }
@@ -49,8 +54,8 @@ impl Core {
     pub(super) fn run(&mut self, now: Now, task: Task) {
         match self.stored(task.address()) {
             Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
-            Ok(None) => self.park(task),
-            Err(error) if self.rooms.manager.is_passing(&error) => self.put_off(task, &error),
+            Ok(None) => self.park(now, task),
+            Err(error) if self.rooms.manager.is_passing(&error) => self.put_off(now, task, &error),
             Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
         }
     }
@@ -69,10 +74,10 @@ impl Core {
         }
     }
 
-    pub(super) fn park(&mut self, task: Task) {
+    pub(super) fn park(&mut self, now: Now, task: Task) {
         if self.parked_tasks >= PARKED_TASKS_MAX {
             let why = Rejection::Busy(format!("{PARKED_TASKS_MAX} operations wait for shard files; try again soon"));
-            return self.let_go(task, &why);
+            return self.let_go(now, task, &why);
         }
         let shard = task.address().shard.clone();
         self.parked_tasks += 1;
@@ -100,14 +105,14 @@ impl Core {
             Ok(()) => tasks.into_iter().for_each(|task| self.run(now, task)),
             Err(store::Error::Closed) => {}
             Err(error) if self.rooms.manager.is_passing(&error) => {
-                tasks.into_iter().for_each(|task| self.put_off(task, &error));
+                tasks.into_iter().for_each(|task| self.put_off(now, task, &error));
             }
             Err(error) => self.bar(format!("cannot open {shard}: {error}")),
         }
     }
 
     /// A shard file that cannot be used just now: what was chosen waits for it, and what was asked is refused.
-    fn put_off(&mut self, task: Task, error: &store::Error) {
+    fn put_off(&mut self, now: Now, task: Task, error: &store::Error) {
         let shard = task.address().shard.clone();
         tracing::debug!(%shard, %error, "a shard file cannot be used now");
         if !task.is_chosen() || self.parked_tasks >= PARKED_TASKS_MAX {
@@ -115,7 +120,7 @@ impl Core {
                 store::Error::Rejected(why) => why.clone(),
                 error => Rejection::Busy(error.to_string()),
             };
-            return self.let_go(task, &why);
+            return self.let_go(now, task, &why);
         }
         self.parked_tasks += 1;
         let waiting = self.parked.entry(shard.clone()).or_default();
@@ -127,10 +132,12 @@ impl Core {
 
     /// A question is as good as lost: whoever asked asks again or runs into a deadline. What was chosen comes with the
     /// next comparison of rows.
-    fn let_go(&mut self, task: Task, why: &Rejection) {
+    fn let_go(&mut self, now: Now, task: Task, why: &Rejection) {
         self.missed |= task.is_chosen();
-        if let Task::Start(address) = task {
-            self.proposer.not_begun(&address, why);
+        match task {
+            Task::Start(address) => self.proposer.not_begun(&address, why),
+            Task::Accept { id, .. } => self.decide(now, id, Decision::Reject(why.clone()), Ballot::ZERO),
+            Task::Message { .. } | Task::Chosen { .. } | Task::Install(..) => {}
         }
     }
 
@@ -141,6 +148,10 @@ impl Core {
             Task::Message { from, message, .. } => self.on_message(now, from, message, stored),
             Task::Start(address) => {
                 let held = self.acceptor.peek(&address, stored);
+                if let Some(own) = self.outbox.get(&address) {
+                    // What is proposed after it is newer than it.
+                    self.proposer.outdate_token(&address, own.upd);
+                }
                 self.proposer.start(now, &address, held);
             }
             Task::Chosen { address, record, decisions } => {
@@ -155,6 +166,7 @@ impl Core {
                 }
                 self.learn(now, &address, record, stored);
             }
+            Task::Accept { address, op, id } => self.write_down(now, &address, op, id, stored),
             Task::Install(address, record) => {
                 if self.install(now, &address, record, stored) {
                     self.metrics.synced_rows.increment(1);

@@ -130,6 +130,7 @@ impl Core {
                 Err(broken) => self.bar(broken.to_string()),
             },
             Effect::Commit(commit) => self.commit(now, &commit),
+            Effect::Accepted(accepted) => self.accepted(now, accepted),
             Effect::Done(done) => {
                 // Whoever waited for it has gone: so be it.
                 let _ = done.send(());
@@ -170,6 +171,7 @@ impl Core {
         self.seq += 1;
         let Commit { address: Address { shard, key }, record } = commit;
         let Record { ballot, upd, op, .. } = record.clone();
+        self.outbox.on_chosen(&commit.address, upd);
         let frame = Frame { shard: shard.clone(), seq: self.seq, key: key.clone(), op, upd, ballot };
         for subscriber in self.rooms.subscribers.read().iter() {
             subscriber.on_commit(&frame);

@@ -3,6 +3,7 @@
 mod changing;
 mod leaving;
 mod level;
+mod outbox;
 mod repair;
 mod trouble;
 
@@ -26,6 +27,8 @@ use crate::transport::memory::{MemoryTransport, Network};
 use crate::types::{Ballot, Key, Value};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Few, so that a test can fill it.
+const OUTBOX: OutboxBounds = OutboxBounds { entries_max: 100, bytes_max: 1 << 20 };
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -110,6 +113,7 @@ impl Node {
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
+            outbox: OUTBOX,
             seed: 1,
             is_alone: voters == [name],
         };

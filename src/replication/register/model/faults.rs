@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::world::Node;
+use super::world::{Node, address};
 use crate::clock::Now;
 use crate::replication::register::acceptor::{Acceptor, Pending};
 use crate::replication::register::proposer::Proposer;
 use crate::replication::register::{
-    Address, Body, BrokenRule, Durable, Entry, Lineage, Lsn, Message, Record, Restored, Sealed, Vote,
+    Address, Body, BrokenRule, Durable, Entry, Lineage, LocalWrite, Lsn, Message, Record, Restored, Sealed, Vote,
 };
 use crate::types::Ballot;
 
@@ -46,6 +46,12 @@ pub(super) enum Fault {
     HighestWithoutCompleting,
     /// Rule 8: a record not known to be chosen is copied, and counts as a vote.
     CopiedAsAVote,
+    /// Rule 9: a local write is taken for a vote of its node, whatever that has promised or voted for.
+    MergedPastPromises,
+    /// Rule 9: a local write is proposed as if it were made now.
+    DrainedWithoutCondition,
+    /// Rule 9: a write after a local one uses a token from before it.
+    TokenBelowLocalWrite,
     /// Section 5: the new voters take the old ones' place at once.
     DirectSwap,
     /// Section 5: the new epoch follows the joint one without a scan.
@@ -59,7 +65,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::OldValueWhileUnflushed,
         Self::CeilingAfterTheReply,
         Self::NoFloorAfterRestart,
@@ -74,6 +80,9 @@ impl Fault {
         Self::UnflushedRead,
         Self::HighestWithoutCompleting,
         Self::CopiedAsAVote,
+        Self::MergedPastPromises,
+        Self::DrainedWithoutCondition,
+        Self::TokenBelowLocalWrite,
         Self::DirectSwap,
         Self::NoScan,
         Self::ScanBeforeInstalling,
@@ -108,6 +117,9 @@ impl Fault {
             Self::UnflushedRead => ("6", "exposing an unflushed accept in a read"),
             Self::HighestWithoutCompleting => ("6", "answering the highest vote without completing it"),
             Self::CopiedAsAVote => ("8", "copying an unchosen record as a vote"),
+            Self::MergedPastPromises => ("9", "merging local writes past promises"),
+            Self::DrainedWithoutCondition => ("9", "draining local writes without their condition"),
+            Self::TokenBelowLocalWrite => ("9", "a token from before a local write used after it"),
             Self::DirectSwap => ("§5", "voters swapped without a joint epoch"),
             Self::NoScan => ("§5", "a joint epoch without a scan"),
             Self::ScanBeforeInstalling => ("§5", "a scan answered before the joint epoch is installed"),
@@ -251,6 +263,15 @@ pub(super) fn can_copy(from: &Node, to: &Node) -> bool {
     let pending = to.acceptor.keys.get(address).and_then(|key| key.pending.as_ref());
     pending.is_none_or(|pending| pending.record.ballot < record.ballot)
         && to.row().is_none_or(|row| row.ballot < record.ballot)
+}
+
+/// What a repair does that takes a local write for a vote.
+pub(super) fn merge(node: &mut Node, write: &LocalWrite) {
+    let LocalWrite { upd, op } = write.clone();
+    let record = Record { ballot: upd, upd, op, lineage: Lineage::default() };
+    let lsn = node.acceptor.append(Entry::Accepted(address(), record.clone()));
+    let pending = Pending { record, lsn, chosen: false, since: Duration::ZERO };
+    node.acceptor.set_pending(&address(), pending);
 }
 
 pub(super) fn copy_vote(from: &Node, to: &mut Node) {

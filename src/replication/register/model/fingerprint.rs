@@ -92,12 +92,15 @@ pub(super) fn of_node(node: &Node) -> u128 {
             match effect {
                 Effect::Send(to, message) => (0_u8, to, &message.body).hash(&mut into),
                 Effect::Commit(commit) => (1_u8, &commit.record).hash(&mut into),
+                Effect::Accepted(id, upd) => (2_u8, id, upd).hash(&mut into),
             }
         }
     }
     node.disk.ceiling.hash(&mut into);
     by_key(&node.disk.pending, &mut into, |record, into| record.hash(into));
     by_key(&node.disk.chosen, &mut into, |record, into| record.hash(into));
+    by_key(&node.disk.outbox, &mut into, |write, into| write.hash(into));
+    node.outbox.print(&mut into);
     for entry in &node.unsynced {
         hash_entry(entry, &mut into);
     }
@@ -122,6 +125,7 @@ fn hash_entry(entry: &Entry, into: &mut Fingerprint) {
         Entry::Chosen(_, record) => (1_u8, record).hash(into),
         Entry::Committed(_, ballot) => (2_u8, ballot).hash(into),
         Entry::Ceiling(ceiling) => (3_u8, ceiling).hash(into),
+        Entry::Local(_, write) => (4_u8, write).hash(into),
     }
 }
 

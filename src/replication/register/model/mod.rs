@@ -8,6 +8,7 @@
 //!   oracle    what must hold                fingerprint  when two states are one
 //!   faults    the rules taken out, one by one: each must be caught
 //!   change    a change of voters               dead     messages that change nothing any more
+//!   local     writes of one node alone            restart   what a crash leaves
 //! ```
 //!
 //! What is absent: several keys (registers of different keys share the floor and the ceiling alone),
@@ -19,7 +20,9 @@ mod change;
 mod dead;
 mod faults;
 mod fingerprint;
+mod local;
 mod oracle;
+mod restart;
 mod scenario;
 mod search;
 mod world;

@@ -4,6 +4,7 @@
 //! * **Agreement**: once a majority's disks hold a ballot, every record sent out under a higher one builds on it.
 //! * **Persist before reply**: what a message says of its sender is on the sender's disk when it leaves.
 //! * **Local state**: a node commits chosen records only, and its ballots and versions only rise.
+//! * **Local writes**: the last writer by clock wins, and an acknowledged one is never lost to a crash.
 //! * **Linearizability** of what clients were told, whatever became of those who were not told: no acknowledged write is
 //!   lost, no increment counts twice, reads never go back, a Reject never took effect. Each newly chosen value counts as
 //!   one more read at that moment, so that a wrong one is seen before a client stumbles on it.
@@ -15,10 +16,10 @@ use super::fingerprint::{Fingerprint, hash_outcome};
 use super::scenario::VALUE_BYTES_MAX;
 use crate::cluster::membership::Quorums;
 use crate::replication::journal::Replay;
-use crate::replication::register::{Body, Record, Vote};
+use crate::replication::register::{Body, LocalWrite, Record, Vote};
 use crate::store::StoredRow;
 use crate::store::replicator::Decision;
-use crate::store::update::{Outcome, Row, Update};
+use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::{Ballot, Value};
 
 /// What a client knows of its update.
@@ -39,6 +40,16 @@ struct Call {
     status: Status,
     /// The updates that had been answered before this one was asked for, as bits.
     after: u32,
+    /// The highest version of a local write that its node had acknowledged by then.
+    above: Ballot,
+}
+
+/// A write of one node alone.
+#[derive(Debug, Clone)]
+struct Own {
+    n: usize,
+    write: LocalWrite,
+    is_acknowledged: bool,
 }
 
 /// A record sent out to be voted on, and whose disks have held it.
@@ -55,6 +66,7 @@ pub(super) struct Oracle {
     /// False where a fault is to be caught by what clients are told, or would read of what was chosen just then.
     watches_inside: bool,
     calls: Vec<Call>,
+    own: Vec<Own>,
     /// By ballot.
     asked: Vec<Asked>,
     /// The new voters, once the change to them is over. What a majority of them holds by then is as good as chosen, in
@@ -65,17 +77,27 @@ pub(super) struct Oracle {
 
 impl Oracle {
     pub(super) fn new(watches_inside: bool) -> Self {
-        Self { watches_inside, calls: Vec::new(), asked: Vec::new(), successors: None, violation: None }
+        Self {
+            watches_inside,
+            calls: Vec::new(),
+            own: Vec::new(),
+            asked: Vec::new(),
+            successors: None,
+            violation: None,
+        }
     }
 
     pub(super) fn hash(&self, into: &mut Fingerprint) {
         for call in &self.calls {
-            (call.number, call.after).hash(into);
+            (call.number, call.after, call.above).hash(into);
             match &call.status {
                 Status::Open => 0_u8.hash(into),
                 Status::Done(outcome) => hash_outcome(outcome, into),
                 Status::Rejected => 1_u8.hash(into),
             }
+        }
+        for own in &self.own {
+            (own.write.upd, own.is_acknowledged).hash(into);
         }
         for asked in &self.asked {
             (asked.record.ballot, asked.disks).hash(into);
@@ -95,10 +117,12 @@ impl Oracle {
     }
 
     /// A client asks.
-    pub(super) fn on_call(&mut self, number: usize, update: Rc<Update>) {
+    pub(super) fn on_call(&mut self, number: usize, n: usize, update: Rc<Update>) {
         let done = self.calls.iter().filter(|call| matches!(call.status, Status::Done(_)));
         let after = done.fold(0, |bits, call| bits | 1 << call.number);
-        self.calls.push(Call { number, update, status: Status::Open, after });
+        let own = self.own.iter().filter(|own| own.n == n && own.is_acknowledged).map(|own| own.write.upd);
+        let above = own.max().unwrap_or_default();
+        self.calls.push(Call { number, update, status: Status::Open, after, above });
         // Where calls stand must not depend on the order in which independent ones were made.
         self.calls.sort_by_key(|call| call.number);
     }
@@ -109,14 +133,60 @@ impl Oracle {
         if !matches!(call.status, Status::Open) {
             return self.violated(|| format!("update {number} was decided twice"));
         }
+        let written = match &decision {
+            Decision::Accept(Outcome { verdict: Verdict::Written, after: Some(row), .. }) => Some(row.upd),
+            _ => None,
+        };
+        let above = call.above;
         match decision {
             Decision::Accept(outcome) => call.status = Status::Done(outcome),
             Decision::Reject(_) => call.status = Status::Rejected,
             Decision::Timeout => {}
         }
+        if let Some(older) = written.filter(|written| *written < above) {
+            self.violated(|| format!("last writer: update {number} got version {older}, below an earlier {above}"));
+        }
         if !self.is_linearizable(None) {
             let told = self.told();
             self.violated(|| format!("linearizability: {told}"));
+        }
+    }
+
+    /// Node `n` accepts a write on its own.
+    pub(super) fn on_local(&mut self, n: usize, write: LocalWrite) {
+        self.own.push(Own { n, write, is_acknowledged: false });
+        self.own.sort_by_key(|own| own.write.upd);
+    }
+
+    /// And says so.
+    pub(super) fn on_accepted(&mut self, upd: Ballot) {
+        self.own.iter_mut().filter(|own| own.write.upd == upd).for_each(|own| own.is_acknowledged = true);
+    }
+
+    /// Node `n` holds on to its local write of this version, if any.
+    pub(super) fn on_outbox(&mut self, n: usize, held: Option<Ballot>) {
+        let newest = self.asked.iter().filter(|asked| self.is_held(asked)).map(|asked| asked.record.upd).max();
+        let safe = held.max(newest).unwrap_or_default();
+        let own = self.own.iter().filter(|own| own.n == n && own.is_acknowledged).map(|own| own.write.upd);
+        if let Some(lost) = own.max().filter(|upd| *upd > safe) {
+            self.violated(|| format!("local writes: the acknowledged one of version {lost} is lost"));
+        }
+    }
+
+    /// The last writer by clock wins: versions rise from what is chosen to what is chosen, and a local write is chosen under
+    /// its own version, above nothing newer.
+    fn check_last_writer(&mut self, record: &Record) {
+        let record_of = |ballot: Ballot| self.asked.iter().find(|asked| asked.record.ballot == ballot);
+        let base = record.lineage.0.first().and_then(|base| record_of(*base)).map(|base| base.record.upd);
+        let own = self.own.iter().find(|own| own.write.op == record.op).map(|own| own.write.upd);
+        let before = self.asked.iter().filter(|asked| self.is_held(asked) && asked.record.ballot < record.ballot);
+        let before = before.map(|asked| asked.record.upd).max();
+        if let Some(newer) = before.filter(|before| *before > record.upd) {
+            let upd = record.upd;
+            self.violated(|| format!("last writer: version {upd} is chosen after {newer}"));
+        }
+        if let (Some(own), Some(base)) = (own, base.filter(|base| own.is_some_and(|own| *base > own))) {
+            self.violated(|| format!("last writer: the local write of {own} is chosen above {base}"));
         }
     }
 
@@ -163,6 +233,7 @@ impl Oracle {
         for later in self.asked.iter().map(|asked| asked.record.ballot).filter(|b| *b > ballot).collect::<Vec<_>>() {
             self.agree(later, ballot);
         }
+        self.check_last_writer(record);
         let is_highest = self.chosen().last() == Some(&ballot);
         if is_highest && !self.is_linearizable(Some(&value)) {
             let told = self.told();
@@ -249,7 +320,8 @@ impl Oracle {
         }
         let next = self.calls.iter().filter(|call| placed & 1 << call.number == 0 && call.after & !placed == 0);
         next.filter(|call| !matches!(call.status, Status::Rejected)).any(|call| {
-            let outcome = call.update.evaluate(row.cloned(), Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
+            let outcome =
+                call.update.evaluate(row.cloned(), Ballot::ZERO, Ballot(i64::from(placed) + 1), VALUE_BYTES_MAX);
             let fits = match &call.status {
                 Status::Done(told) => same(told, &outcome),
                 _ => true,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::faults::Fault;
 use crate::replication::register::Body;
 use crate::store::update::{Change, Condition, Update};
-use crate::types::Value;
+use crate::types::{Ballot, Value};
 
 /// The largest value of these worlds.
 pub(super) const VALUE_BYTES_MAX: usize = 1 << 10;
@@ -61,6 +61,8 @@ pub(super) struct Scenario {
     pub(super) ceiling_lead: Duration,
     /// Whether a node keeps the token that it was granted.
     pub(super) tokens: bool,
+    /// Whether outboxes have so much to hand on that these writes never have their turn.
+    pub(super) full_outboxes: bool,
     /// Whether others are told of what is chosen.
     pub(super) commits: bool,
     pub(super) budget: Budget,
@@ -84,6 +86,7 @@ impl Scenario {
             deaf: 0,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
+            full_outboxes: false,
             commits: true,
             budget: Budget::default(),
             fault: None,
@@ -144,6 +147,10 @@ impl Scenario {
         Self { tokens: false, ..self }
     }
 
+    pub(super) fn full_outboxes(self) -> Self {
+        Self { full_outboxes: true, ..self }
+    }
+
     pub(super) fn without_commits(self) -> Self {
         Self { commits: false, ..self }
     }
@@ -166,6 +173,11 @@ impl Scenario {
 /// Adds one to the counter.
 pub(super) fn increment() -> Update {
     Update::always(Change::Add(1))
+}
+
+/// Replaces the value on this node alone, to be handed on later. Its version is given when it is asked for.
+pub(super) fn local(value: &'static str) -> Update {
+    Update { condition: Condition::Below(Ballot::ZERO), change: Change::Put(Value::from(value)) }
 }
 
 /// Reads through a quorum.

@@ -13,6 +13,7 @@ use super::oracle::Oracle;
 use super::scenario::{Budget, Scenario, VALUE_BYTES_MAX};
 use crate::clock::{HybridClock, Now};
 use crate::replication::journal::Replay;
+use crate::replication::outbox::Outbox;
 use crate::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
     Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
@@ -23,12 +24,12 @@ use crate::store::update::Update;
 use crate::types::{Ballot, Key, ShardId, Slot};
 
 /// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
-const WALL: i64 = 1 << 30;
+pub(super) const WALL: i64 = 1 << 30;
 /// What passes on the wall with every tick.
 const TICK_ON_THE_WALL: i64 = 1_000_000_000;
 /// Longer than every back-off and every step's patience, shorter than a client's and a token's.
 const TICK: Duration = Duration::from_secs(60);
-const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
+pub(super) const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 /// Names what a node asks on its own account.
 const SETTLING: OpId = OpId(1000);
@@ -46,6 +47,8 @@ pub(super) fn address() -> Address {
 pub(super) enum Effect {
     Send(usize, Message),
     Commit(Commit),
+    /// A local write of this version is on the disk; who waits for it.
+    Accepted(OpId, Ballot),
 }
 
 /// One node, with what its disk holds.
@@ -56,10 +59,11 @@ pub(super) struct Node {
     /// The shard file.
     pub(super) stored: std::collections::HashMap<Address, StoredRow>,
     pub(super) sealed: SealedQueue<Effect>,
+    pub(super) outbox: Outbox,
     /// The journal, as a restart would read it.
     pub(super) disk: Replay,
     pub(super) unsynced: Vec<Entry>,
-    lsn: Lsn,
+    pub(super) lsn: Lsn,
     /// Whom to answer once the record of this ballot is visible.
     pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
     /// Who pulls, and the round that it was told of.
@@ -129,7 +133,7 @@ pub(super) struct World {
     pub(super) nodes: Vec<Rc<Node>>,
     pub(super) network: Vec<Rc<Packet>>,
     /// How far each client is, and whether it waits.
-    clients: Vec<(u8, bool)>,
+    pub(super) clients: Vec<(u8, bool)>,
     pub(super) left: Budget,
     pub(super) oracle: Rc<Oracle>,
     /// The latest epoch.
@@ -138,7 +142,7 @@ pub(super) struct World {
     pub(super) compared: Vec<u8>,
 }
 
-fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
+pub(super) fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
     let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
     let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
     let mut proposing = ProposerConfig::new(slot, change::quorums(scenario, OLD), 1);
@@ -158,6 +162,7 @@ impl World {
                 proposer,
                 stored: std::collections::HashMap::new(),
                 sealed: SealedQueue::default(),
+                outbox: Outbox::default(),
                 disk: Replay::default(),
                 unsynced: Vec::new(),
                 lsn: Lsn(0),
@@ -256,6 +261,7 @@ impl World {
         world.pump(n);
         world.settle_inherited(n);
         world.forget_dead_messages(n);
+        world.check_outbox(n);
         let node = Rc::make_mut(&mut world.nodes[n]);
         node.print = fingerprint::of_node(node);
         world
@@ -265,7 +271,7 @@ impl World {
         Rc::make_mut(&mut self.nodes[n])
     }
 
-    fn oracle(&mut self) -> &mut Oracle {
+    pub(super) fn oracle(&mut self) -> &mut Oracle {
         Rc::make_mut(&mut self.oracle)
     }
 
@@ -346,7 +352,13 @@ impl World {
         let n = scenario.clients[client].node;
         let update = scenario.clients[client].script[usize::from(next)].clone();
         let number = scenario.first_number(client) + usize::from(next);
-        self.oracle().on_call(number, update.clone());
+        if update.kept_version().is_some() {
+            // It may take effect at any time from now on, or never: that is all it promises to who asks a quorum.
+            self.oracle().on_call(number, n, Rc::new(Update::always(update.change.clone())));
+            self.accept(n, number, &update.change);
+            return n;
+        }
+        self.oracle().on_call(number, n, update.clone());
         let node = self.node(n);
         let deadline = node.monotonic + CLIENT_PATIENCE;
         node.proposer.propose(address(), OpId(number as u64), Update::clone(&update), deadline);
@@ -366,6 +378,7 @@ impl World {
     /// Does what a node's cores ask for, up to what needs the disk.
     fn pump(&mut self, n: usize) {
         loop {
+            self.drain(n);
             let actions = self.node(n).proposer.take_actions();
             for action in &actions {
                 self.act(n, action.clone());
@@ -394,6 +407,9 @@ impl World {
             Action::Start(address) => {
                 let fault = self.scenario.fault;
                 let node = self.node(n);
+                if let Some(own) = node.outbox.get(&address).filter(|_| fault != Some(Fault::TokenBelowLocalWrite)) {
+                    node.proposer.outdate_token(&address, own.upd);
+                }
                 let row = node.row();
                 let held = node.acceptor.peek(&address, row.as_ref());
                 let now = node.now();
@@ -446,7 +462,7 @@ impl World {
         }
     }
 
-    fn take(&mut self, n: usize, sealed: Sealed<Effect>) {
+    pub(super) fn take(&mut self, n: usize, sealed: Sealed<Effect>) {
         if let Some(effect) = self.node(n).sealed.push(sealed) {
             self.effect(n, effect);
         }
@@ -460,6 +476,7 @@ impl World {
                 self.send(n, to, message);
             }
             Effect::Commit(commit) => self.commit(n, &commit),
+            Effect::Accepted(id, upd) => self.accepted(n, id, upd),
         }
     }
 
@@ -489,6 +506,7 @@ impl World {
             node.stored.insert(commit.address.clone(), row.clone());
         }
         node.acceptor.on_applied(commit);
+        node.outbox.on_chosen(&commit.address, upd);
         let pulls: Vec<_> = node.pulls.extract_if(.., |(_, wanted)| *wanted <= ballot).collect();
         for (to, _) in pulls {
             self.send(n, to, chosen(&row));
@@ -501,9 +519,14 @@ impl World {
     }
 
     fn decide(&mut self, id: OpId, decision: Decision) {
-        if id == SETTLING {
+        if id == SETTLING || self.drained(id, &decision) {
             return;
         }
+        self.client_goes_on(id);
+        self.oracle().on_decision(id.0 as usize, decision);
+    }
+
+    pub(super) fn client_goes_on(&mut self, id: OpId) {
         let number = id.0 as usize;
         let scenario = self.scenario.clone();
         for (client, state) in self.clients.iter_mut().enumerate() {
@@ -512,7 +535,6 @@ impl World {
                 state.1 = false;
             }
         }
-        self.oracle().on_decision(number, decision);
     }
 
     fn sync(&mut self, n: usize) {
@@ -527,7 +549,7 @@ impl World {
                 Entry::Accepted(_, record) => self.oracle().on_vote(n, record.ballot),
                 Entry::Chosen(_, record) => self.oracle().on_learnt(record.ballot),
                 Entry::Committed(_, ballot) => self.oracle().on_learnt(*ballot),
-                Entry::Ceiling(_) => {}
+                Entry::Ceiling(_) | Entry::Local(..) => {}
             }
         }
         for effect in effects {
@@ -594,29 +616,6 @@ impl World {
         match reply {
             Ok(reply) => self.take(to, reply.map(|body| Effect::Send(from, Message { address, body }))),
             Err(broken) => self.oracle().violated(|| broken.to_string()),
-        }
-    }
-
-    /// Power loss and restart: memory and what was not synced are gone; the clients of the node never hear.
-    fn crash(&mut self, n: usize) {
-        let scenario = self.scenario.clone();
-        let node = self.node(n);
-        let ceiling = node.disk.ceiling;
-        let recovered = node.disk.clone().finish(Ballot::ZERO);
-        let restored = faults::restored(scenario.fault, recovered.restored);
-        (node.acceptor, node.proposer) = cores(&scenario, n, restored, ceiling);
-        let row = |record: Record| StoredRow { op: record.op, upd: record.upd, ballot: record.ballot };
-        let open = node.disk.pending.values().map(|record| record.ballot).max();
-        let installed = Installed { inherited: open, ..node.installed };
-        node.installed = installed;
-        node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
-        node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
-        (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
-        node.unsynced.clear();
-        node.waiting.clear();
-        node.pulls.clear();
-        for (client, state) in scenario.clients.iter().zip(&mut self.clients) {
-            state.1 &= client.node != n;
         }
     }
 

@@ -2,7 +2,7 @@
 //! smallest one found in which it does harm.
 
 use super::faults::Fault;
-use super::scenario::{Scenario, cas, increment, read, take};
+use super::scenario::{Scenario, cas, increment, local, read, take};
 use crate::replication::register::Body;
 
 /// Two nodes that each add one: the core of all.
@@ -63,6 +63,24 @@ pub(super) fn small() -> Vec<Scenario> {
             .client(0, [take("a"), cas("a", "c")])
             .client(1, [cas("a", "b")])
             .without_commits(),
+        local_write("a local write beside an increment and a read").without_commits(),
+        local_write("a local write, apart, a retry")
+            .lost(apart)
+            .ahead(1)
+            .impatient(0b001)
+            .budget(|left| left.ticks = 1),
+        Scenario::new("a local write, an increment, a crash")
+            .client(0, [local("10")])
+            .client(1, [increment()])
+            .slow_disks(0b001)
+            .mortal(0b001)
+            .without_commits()
+            .lost(apart)
+            .budget(|left| left.crashes = 1),
+        two_local_writes("local writes of two nodes").without_commits(),
+        Scenario::new("a local write between a node's others, tokens")
+            .client(0, [increment(), local("10"), increment()])
+            .without_commits(),
         replaced("a voter replaced, an increment, a read").scan(0b1010, 0b110).lost(new_hears_one),
     ]
 }
@@ -117,6 +135,15 @@ pub(super) fn large() -> Vec<Scenario> {
             .client(1, [read(), read()])
             .slow_disks(0b111)
             .budget(|left| left.crashes = 1),
+        two_local_writes("local writes of two nodes, a read").client(2, [read()]).without_commits(),
+        two_local_writes("local writes of two nodes, a crash and a retry").budget(|left| {
+            left.crashes = 1;
+            left.ticks = 1;
+        }),
+        Scenario::new("local writes between a node's others, tokens, a read")
+            .client(0, [increment(), local("10"), increment(), local("20")])
+            .client(1, [read()])
+            .without_commits(),
         replaced("a voter replaced, an increment, a read, what was open is settled")
             .scan(0b1010, 0b101)
             .lost(in_two_halves_but_for_two)
@@ -135,6 +162,16 @@ pub(super) fn large() -> Vec<Scenario> {
             .scan(0b011, 0b011)
             .without_commits(),
     ]
+}
+
+/// Two nodes that write on their own.
+fn two_local_writes(name: &'static str) -> Scenario {
+    Scenario::new(name).client(0, [local("10")]).client(1, [local("20")])
+}
+
+/// A local write on one node, and an increment and a read on another.
+fn local_write(name: &'static str) -> Scenario {
+    Scenario::new(name).client(0, [local("10")]).client(1, [increment(), read()])
 }
 
 /// The world in which `fault` is to be caught.
@@ -170,6 +207,14 @@ pub(super) fn of(fault: Fault) -> Scenario {
             .budget(|left| (left.crashes, left.expiries) = (1, 1)),
         Fault::HighestWithoutCompleting => nobody().client(0, [increment()]).client(1, [read(), read()]),
         Fault::CopiedAsAVote => two().ahead(1),
+        Fault::MergedPastPromises => {
+            let asked = nobody().client(0, [local("10")]).client(1, [increment()]).client(2, [read()]);
+            asked.ahead(1).lost(through_node_0).impatient(0b100).budget(|left| left.ticks = 1)
+        }
+        Fault::DrainedWithoutCondition => {
+            nobody().client(0, [local("10")]).client(1, [increment()]).impatient(0b001).budget(|left| left.ticks = 1)
+        }
+        Fault::TokenBelowLocalWrite => nobody().client(0, [increment(), local("10"), increment()]).full_outboxes(),
         Fault::DirectSwap | Fault::NoScan | Fault::ScanBeforeInstalling | Fault::ScanBeforeSettling => {
             replaced(name).scan(0b1010, 0b110).lost(in_two_halves)
         }
@@ -203,6 +248,11 @@ fn in_two_halves(from: usize, to: usize, _: &Body) -> bool {
 /// Nodes 0 and 3 hear of each other, and nodes 1 and 2.
 fn new_beside_old(from: usize, to: usize, _: &Body) -> bool {
     from != to && from + to != 3
+}
+
+/// Nodes 1 and 2 do not hear of each other.
+fn through_node_0(from: usize, to: usize, _: &Body) -> bool {
+    from + to == 3
 }
 
 /// Nodes 0 and 1 do not hear of each other.
