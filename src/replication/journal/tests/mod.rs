@@ -216,6 +216,32 @@ async fn a_disk_whose_write_failed_stays_barred() {
     assert!(recovered.damage.unwrap().contains("sync"));
 }
 
+/// Where there are others, a disk that must not vote is another one from then on; what it may take along stays.
+#[test]
+fn a_barred_disk_starts_over_as_another_and_keeps_what_is_no_vote() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = open(dir.path());
+    let was = journal.header().storage_id();
+    let write = LocalWrite { upd: Ballot(30), op: Op::Del };
+    let entries =
+        [accepted("a", 10), Entry::Chosen(address("b"), record(20)), Entry::Local(address("c"), write.clone())];
+    journal.append(&entries, Lsn(1)).unwrap();
+    journal.header_mut().bar("it has forgotten").unwrap();
+    drop(journal);
+    let may_start_over = JournalConfig { may_start_over: true, ..config(dir.path()) };
+    let new = was.0 + 1;
+    for (opened, storage_id) in [(1, new), (2, new)] {
+        let (journal, recovered) = Journal::open(may_start_over.clone(), storage_id).unwrap();
+        assert_eq!((journal.header().storage_id(), journal.header().boot()), (StorageId(new), opened));
+        assert_eq!(journal.header().displaced(), Some("it has forgotten"));
+        assert_eq!((recovered.damage, recovered.restored.pending.len()), (None, 0));
+        assert_eq!(recovered.outbox, [(address("c"), write.clone())]);
+        assert_eq!(recovered.chosen.len(), usize::from(opened == 1), "it is in the shard's file by then");
+    }
+    let aside = dir.path().join(DIRECTORY).join(format!("given-up-{was}"));
+    assert!(aside.join(Header::NAME).is_file());
+}
+
 /// Entries as they were before there was an outbox.
 #[derive(serde::Serialize)]
 enum EntryBefore {
