@@ -110,6 +110,13 @@ pub fn is_missed(theirs: Ballot, mine: Option<Ballot>, gc_floor: Ballot) -> bool
     mine.map_or(theirs > gc_floor, |mine| mine < theirs)
 }
 
+/// Whether a row that is here in the round `mine` was deleted and forgotten by a peer whose GC floor is above ours, and who
+/// has the key in version `theirs`: up to its floor it has everything that was chosen, or what came after that.
+#[must_use]
+pub fn is_forgotten(mine: Ballot, theirs: Option<Ballot>, floor: Ballot) -> bool {
+    theirs.is_none() && mine <= floor
+}
+
 /// Keys, as many as one request may name.
 #[must_use]
 pub fn portions(keys: Vec<Key>) -> Vec<Vec<Key>> {
@@ -213,7 +220,7 @@ mod tests {
             let Some((floor, rows)) = self.0.get(shard) else { return Digest::new(Ballot::ZERO) };
             let mut digest = Digest::new(*floor);
             for (key, row) in rows {
-                digest.add(bucket_of(key.as_str()), Sum::of_stored(key.as_str(), Some(row)));
+                digest.add(bucket_of(key.as_str()), Sum::of_stored(*floor, key.as_str(), Some(row)));
             }
             digest
         }

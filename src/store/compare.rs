@@ -69,6 +69,14 @@ impl Tracked {
         }
     }
 
+    /// The floor rose, which takes out the rows of `gone`. What is being built begins anew: it is counted by another floor.
+    pub(super) fn raise(&mut self, floor: Ballot, gone: &Digest) {
+        match self {
+            Self::Known(digest) => digest.raise(floor, gone),
+            Self::Unknown | Self::Building(_) => *self = Self::Unknown,
+        }
+    }
+
     /// Learns what was in the snapshot. Whatever came in between, such as a failed write, has made it worthless.
     fn complete(&mut self, mut built: Digest) {
         if let Self::Building(changes) = self {
@@ -352,7 +360,7 @@ impl Inner {
         let writer = self.writer.lock();
         // While this lock is held no frame gets from memory into the file, so the two belong together.
         let excerpt = Range::new("", None).of(&self.state.overlay, usize::MAX, || ());
-        let digest = writer.as_ref().ok_or(Error::Closed)?.digest_above(&excerpt, self.gc_floor);
+        let digest = writer.as_ref().ok_or(Error::Closed)?.digest_above(&excerpt);
         drop(writer);
         self.noticed(digest)
     }
@@ -371,11 +379,12 @@ impl Inner {
             }
             // The first read is the snapshot's moment; from then on changes are counted.
             schema::meta(&snapshot, "batch").map_err(failed())?;
-            *digest = Tracked::Building(Digest::new(self.gc_floor));
+            let gc_floor = self.gc_floor();
+            *digest = Tracked::Building(Digest::new(gc_floor));
             drop(writer);
             tracing::info!(shard = %self.state.id, "its digest is built from its rows");
             metrics::counter!(telemetry::DIGESTS_BUILT).increment(1);
-            let built = queries::digest(&snapshot, self.gc_floor).map_err(failed())?;
+            let built = queries::digest(&snapshot, gc_floor).map_err(failed())?;
             self.writer.lock().as_mut().ok_or(Error::Closed)?.digest().complete(built);
             Ok(())
         });

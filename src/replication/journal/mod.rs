@@ -37,7 +37,7 @@ pub use writer::{JournalWriter, Submission, WriterEvent};
 
 use super::register::{Address, Durable, Entry, Lsn, Record, Restored};
 use crate::disk::{self, Disk, Lock, OsDisk};
-use crate::types::Ballot;
+use crate::types::{Ballot, ShardId};
 
 /// The directory within the data directory that is this room's; no org can be called so.
 pub const DIRECTORY: &str = ".outrigger";
@@ -321,13 +321,14 @@ fn find_damage(directory: &Path, found: &[segment::Scanned], header: &Header) ->
     (last < position).then(|| format!("the journal ends at batch {last}, its header knows of {position}"))
 }
 
-/// Folds entries, in order, into what is pending and what is chosen.
+/// Folds entries, in order, into what is pending, what is chosen and what is refused.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, Clone))]
 pub(super) struct Replay {
     pub(super) ceiling: Ballot,
     pub(super) pending: HashMap<Address, Record>,
     pub(super) chosen: HashMap<Address, Record>,
+    pub(super) refused: HashMap<ShardId, Ballot>,
 }
 
 impl Replay {
@@ -344,6 +345,10 @@ impl Replay {
                         self.choose(address, record.clone());
                     }
                 }
+                Entry::Refused(shard, upto) => {
+                    let refused = self.refused.entry(shard.clone()).or_default();
+                    *refused = (*refused).max(*upto);
+                }
             }
         }
     }
@@ -359,7 +364,7 @@ impl Replay {
 
     pub(super) fn finish(self, header_ceiling: Ballot) -> Recovered {
         let ceiling = self.ceiling.max(header_ceiling);
-        let restored = Restored { ceiling, pending: self.pending.into_iter().collect() };
+        let restored = Restored { ceiling, pending: self.pending.into_iter().collect(), refused: self.refused };
         Recovered { restored, chosen: self.chosen.into_iter().collect(), damage: None }
     }
 }

@@ -266,11 +266,30 @@ impl<B: Clone> Ring<B> {
 
     /// A frame that may be a change or not: whoever it concerns begins again, and so does who had unread events here.
     fn lose_track(&mut self, frame: &Frame) -> Vec<B> {
-        self.last += 1;
-        self.forget_events(&frame.shard);
-        let Some(channel) = self.channels.get_mut(&frame.shard) else { return Vec::new() };
-        channel.floor = self.last;
+        self.forget_story(&frame.shard);
+        let Some(channel) = self.channels.get(&frame.shard) else { return Vec::new() };
         let ids: Vec<_> = channel.index.of(frame.key.as_str()).collect();
+        self.lose(ids)
+    }
+
+    /// Any key of the shard may have changed: all its watchers begin again.
+    pub(super) fn lose_shard(&mut self, shard: &ShardId) -> Vec<B> {
+        self.forget_story(shard);
+        let of_shard = self.watchers.iter().filter(|(_, watcher)| watcher.shard == *shard);
+        let ids: Vec<_> = of_shard.map(|(id, _)| *id).collect();
+        self.lose(ids)
+    }
+
+    /// What was kept of a shard is no whole story any more: nobody goes on in it.
+    fn forget_story(&mut self, shard: &ShardId) {
+        self.last += 1;
+        self.forget_events(shard);
+        if let Some(channel) = self.channels.get_mut(shard) {
+            channel.floor = self.last;
+        }
+    }
+
+    fn lose(&mut self, ids: Vec<WatcherId>) -> Vec<B> {
         let mut bells = Vec::new();
         for id in ids {
             if let Some(watcher) = self.watchers.get_mut(&id) {

@@ -188,6 +188,7 @@ struct Shown {
     ceiling: Ballot,
     pending: BTreeMap<Address, Record>,
     chosen: BTreeMap<Address, Record>,
+    refused: BTreeMap<ShardId, Ballot>,
     damage: Option<String>,
     peers: PeerMemory,
 }
@@ -195,16 +196,18 @@ struct Shown {
 impl State {
     fn shown(&self) -> Shown {
         let (mut ceiling, mut pending, mut chosen) = (self.noted_ceiling, BTreeMap::new(), BTreeMap::new());
+        let mut refused = BTreeMap::new();
         for entry in self.batches.values().flatten() {
             match entry {
                 Entry::Ceiling(to) => ceiling = ceiling.max(*to),
                 Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
                 Entry::Committed(address, _) => drop(chosen.insert(address.clone(), pending.remove(address).unwrap())),
                 Entry::Chosen(address, record) => drop(chosen.insert(address.clone(), record.clone())),
+                Entry::Refused(shard, upto) => drop(refused.insert(shard.clone(), *upto)),
             }
         }
         let (damage, peers) = (self.barred.clone(), self.peers.clone());
-        Shown { position: self.next - 1, ceiling, pending, chosen, damage, peers }
+        Shown { position: self.next - 1, ceiling, pending, chosen, refused, damage, peers }
     }
 }
 
@@ -214,6 +217,7 @@ fn shown(journal: &Journal, recovered: &Recovered) -> Shown {
         ceiling: recovered.restored.ceiling,
         pending: recovered.restored.pending.iter().cloned().collect(),
         chosen: recovered.chosen.iter().cloned().collect(),
+        refused: recovered.restored.refused.iter().map(|(shard, upto)| (shard.clone(), *upto)).collect(),
         damage: recovered.damage.clone(),
         peers: journal.header().peers().clone(),
     }
@@ -268,7 +272,8 @@ impl Run {
         self.done();
         let now = self.state.shown();
         let pending = now.pending.into_iter().map(|(address, record)| Entry::Accepted(address, record));
-        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(pending).collect());
+        let refused = now.refused.into_iter().map(|(shard, upto)| Entry::Refused(shard, upto));
+        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(pending).chain(refused).collect());
         self.journal().drop_before(before).unwrap();
         self.state.batches.retain(|number, _| *number >= before);
         self.done();
@@ -307,12 +312,13 @@ fn workload() -> Run {
     run.append(vec![Entry::Ceiling(Ballot(1_000)), accepted("a", 10), accepted("b", 11)]);
     run.append(vec![Entry::Committed(address("a"), Ballot(10)), big("c", 12, 1_500)]);
     run.remember(3);
+    run.append(vec![Entry::Refused(address("a").shard, Ballot(9))]);
     run.append(vec![Entry::Chosen(address("d"), record(13))]);
     run.open();
     run.append(vec![big("e", 14, 9_000)]);
     run.append(vec![big("e", 15, 9_000), Entry::Ceiling(Ballot(2_000))]);
     run.compact();
-    run.append(vec![accepted("f", 16)]);
+    run.append(vec![accepted("f", 16), Entry::Refused(address("a").shard, Ballot(10))]);
     run.open();
     run.open();
     run.append(vec![Entry::Committed(address("f"), Ballot(16))]);
@@ -381,6 +387,7 @@ fn small() -> Run {
     run.append(vec![Entry::Ceiling(Ballot(1_000)), accepted("a", 10)]);
     run.append(vec![accepted("b", 11)]);
     run.remember(3);
+    run.append(vec![Entry::Refused(address("a").shard, Ballot(9))]);
     run.open();
     run.append(vec![Entry::Committed(address("a"), Ballot(10))]);
     run.append(vec![accepted("c", 12), accepted("d", 13)]);

@@ -8,6 +8,7 @@
 //!   oracle    what must hold                fingerprint  when two states are one
 //!   faults    the rules taken out, one by one: each must be caught
 //!   change    a change of voters               dead     messages that change nothing any more
+//!   collection  deletions forgotten
 //! ```
 //!
 //! What is absent: several keys (registers of different keys share the floor and the ceiling alone),
@@ -16,6 +17,7 @@
 //! `cargo test model -- --nocapture` prints the tables; `--ignored` searches the larger worlds.
 
 mod change;
+mod collection;
 mod dead;
 mod faults;
 mod fingerprint;

@@ -26,6 +26,10 @@ pub(super) struct Budget {
     pub(super) settles: u8,
     /// A node's memory of promises is full, and it forgets.
     pub(super) forgets: u8,
+    /// Somebody sets out to forget deletions.
+    pub(super) collections: u8,
+    /// A row that one node has and another missed is sent to it.
+    pub(super) repairs: u8,
 }
 
 /// One client, which asks for one thing after the other.
@@ -63,6 +67,10 @@ pub(super) struct Scenario {
     pub(super) tokens: bool,
     /// Whether others are told of what is chosen.
     pub(super) commits: bool,
+    /// The nodes that hold the value "5" in the beginning, as bits: it was chosen before.
+    pub(super) seeded: u8,
+    /// Whether a node behind another's floor may adopt it.
+    pub(super) adopts: bool,
     pub(super) budget: Budget,
     pub(super) fault: Option<Fault>,
 }
@@ -85,6 +93,8 @@ impl Scenario {
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
             commits: true,
+            seeded: 0,
+            adopts: false,
             budget: Budget::default(),
             fault: None,
         }
@@ -148,6 +158,15 @@ impl Scenario {
         Self { commits: false, ..self }
     }
 
+    /// These hold the value "5" in the beginning.
+    pub(super) fn seeded(self, seeded: u8) -> Self {
+        Self { seeded, ..self }
+    }
+
+    pub(super) fn adopting(self) -> Self {
+        Self { adopts: true, ..self }
+    }
+
     pub(super) fn budget(mut self, set: impl FnOnce(&mut Budget)) -> Self {
         set(&mut self.budget);
         self
@@ -166,6 +185,11 @@ impl Scenario {
 /// Adds one to the counter.
 pub(super) fn increment() -> Update {
     Update::always(Change::Add(1))
+}
+
+/// Deletes it.
+pub(super) fn del() -> Update {
+    Update::del()
 }
 
 /// Reads through a quorum.

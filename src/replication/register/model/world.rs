@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::change::{self, Installed, JOINT, NEW, OLD};
+use super::collection::{self, Driver};
 use super::faults::{self, Fault};
 use super::fingerprint::{self, Fingerprint};
 use super::oracle::Oracle;
@@ -17,10 +18,10 @@ use crate::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
     Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
 };
-use crate::store::StoredRow;
-use crate::store::replicator::Decision;
+use crate::store::{Stored, StoredRow};
+use crate::store::replicator::{Decision, Op};
 use crate::store::update::Update;
-use crate::types::{Ballot, Key, ShardId, Slot};
+use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 /// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
 const WALL: i64 = 1 << 30;
@@ -55,6 +56,7 @@ pub(super) struct Node {
     pub(super) proposer: Proposer,
     /// The shard file.
     pub(super) stored: std::collections::HashMap<Address, StoredRow>,
+    pub(super) gc_floor: Ballot,
     pub(super) sealed: SealedQueue<Effect>,
     /// The journal, as a restart would read it.
     pub(super) disk: Replay,
@@ -78,6 +80,27 @@ impl Node {
 
     pub(super) fn row(&self) -> Option<StoredRow> {
         self.stored.values().next().cloned()
+    }
+
+    /// Begins with what was chosen before, if it has heard of it. All clocks are past that.
+    fn seed(&mut self, has_it: bool) {
+        if has_it {
+            let record = seed();
+            self.proposer.observe(self.now(), record.ballot);
+            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
+            self.stored.insert(address(), row);
+            self.disk.chosen.insert(address(), record);
+        }
+    }
+
+    pub(super) fn known(&self) -> Stored {
+        Stored { row: self.row(), floor: self.gc_floor }
+    }
+
+    /// What the acceptor is told of it where it votes.
+    pub(super) fn known_by(&self, fault: Option<Fault>) -> Stored {
+        let floor = if fault == Some(Fault::AbsentLowest) { Ballot::ZERO } else { self.gc_floor };
+        Stored { floor, ..self.known() }
     }
 }
 
@@ -121,6 +144,16 @@ pub(super) enum Step {
     Install(usize),
     /// A new voter compares rows with an old one, and takes over what is newer there.
     Compare(usize, usize),
+    /// Somebody sets out to forget deletions up to there.
+    Begin(Ballot),
+    /// And goes on with it.
+    Collect,
+    /// A row that one node has and another missed is sent.
+    Repair(usize, usize),
+    /// A node that is behind another's floor adopts it.
+    Adopt(usize, usize),
+    /// A fault: a node forgets a deletion that it knows to be chosen.
+    Drop(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -136,6 +169,8 @@ pub(super) struct World {
     pub(super) published: u8,
     /// With whom each node has compared rows in the joint epoch, as bits.
     pub(super) compared: Vec<u8>,
+    /// Whoever has deletions forgotten.
+    pub(super) driver: Driver,
 }
 
 fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
@@ -157,6 +192,7 @@ impl World {
                 acceptor,
                 proposer,
                 stored: std::collections::HashMap::new(),
+                gc_floor: Ballot::ZERO,
                 sealed: SealedQueue::default(),
                 disk: Replay::default(),
                 unsynced: Vec::new(),
@@ -168,17 +204,23 @@ impl World {
                 monotonic: Duration::ZERO,
                 print: 0,
             };
+            node.seed(scenario.seeded & 1 << slot != 0);
             node.print = fingerprint::of_node(&node);
             Rc::new(node)
         });
+        let mut oracle = Oracle::new(scenario.fault.is_none());
+        if scenario.seeded != 0 {
+            oracle.begin_with(seed(), change::quorums(scenario, OLD), scenario.seeded);
+        }
         Self {
             nodes: nodes.collect(),
             network: Vec::new(),
             clients: vec![(0, false); scenario.clients.len()],
             left: scenario.budget,
-            oracle: Rc::new(Oracle::new(scenario.fault.is_none())),
+            oracle: Rc::new(oracle),
             published: OLD,
             compared: vec![0; scenario.nodes()],
+            driver: Driver::Idle,
             scenario: scenario.clone(),
         }
     }
@@ -189,7 +231,7 @@ impl World {
             node.print.hash(&mut into);
         }
         let network = self.network.iter().fold(0_u128, |sum, packet| sum.wrapping_add(packet.print));
-        (network, &self.clients, self.left, self.published, &self.compared).hash(&mut into);
+        (network, &self.clients, self.left, self.published, &self.compared, &self.driver).hash(&mut into);
         self.oracle.hash(&mut into);
         into.done()
     }
@@ -221,6 +263,7 @@ impl World {
             let copies = pairs.filter(|(from, to)| faults::can_copy(&self.nodes[*from], &self.nodes[*to]));
             steps.extend(copies.map(|(from, to)| Step::CopyVote(from, to)));
         }
+        self.collecting_steps(&mut steps);
         let mut seen: Vec<u128> = Vec::new();
         if self.scenario.next.is_some() {
             steps.extend(change::next_epoch(self).map(|_| Step::Publish));
@@ -246,6 +289,20 @@ impl World {
         };
         steps.extend((0..self.clients.len()).filter(can_ask).map(Step::Call));
         steps
+    }
+
+    fn collecting_steps(&self, steps: &mut Vec<Step>) {
+        steps.extend(collection::beginnings(self).into_iter().map(Step::Begin));
+        if collection::goes_on(self) {
+            steps.push(Step::Collect);
+        }
+        if self.left.repairs > 0 {
+            steps.extend(collection::repairs(self).map(|(from, to)| Step::Repair(from, to)));
+        }
+        if self.scenario.adopts {
+            steps.extend(collection::adoptions(self).map(|(from, to)| Step::Adopt(from, to)));
+        }
+        steps.extend((0..self.nodes.len()).filter(|n| collection::can_drop_once_chosen(self, *n)).map(Step::Drop));
     }
 
     /// The world after a step.
@@ -326,6 +383,21 @@ impl World {
                 }
                 return new;
             }
+            Step::Begin(floor) => {
+                self.left.collections -= 1;
+                self.driver = Driver::Refusing(floor, 0);
+            }
+            Step::Collect => return self.collect(),
+            Step::Repair(from, to) => {
+                self.left.repairs -= 1;
+                self.repair(from, to);
+                return to;
+            }
+            Step::Adopt(from, to) => {
+                self.adopt(from, to);
+                return to;
+            }
+            Step::Drop(n) => self.drop_once_chosen(n),
         }
         match step {
             Step::Sync(n)
@@ -334,6 +406,7 @@ impl World {
             | Step::Expire(n)
             | Step::Settle(n)
             | Step::Forget(n)
+            | Step::Drop(n)
             | Step::Install(n) => n,
             _ => 0,
         }
@@ -394,8 +467,7 @@ impl World {
             Action::Start(address) => {
                 let fault = self.scenario.fault;
                 let node = self.node(n);
-                let row = node.row();
-                let held = node.acceptor.peek(&address, row.as_ref());
+                let held = node.acceptor.peek(&address, &node.known());
                 let now = node.now();
                 faults::start(fault, &mut node.proposer, now, &address, held);
             }
@@ -422,7 +494,7 @@ impl World {
                         self.send(n, to, Message { address: address.clone(), body });
                     }
                 }
-                if self.nodes[n].row().is_some_and(|row| row.ballot >= record.ballot) {
+                if self.nodes[n].known().ballot() >= record.ballot {
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(id, decision));
                 }
                 if !decisions.is_empty() {
@@ -436,10 +508,10 @@ impl World {
 
     fn learn(&mut self, n: usize, record: Record) {
         let node = self.node(n);
-        let (now, row) = (node.now(), node.row());
-        let commit = match node.acceptor.on_commit(&address(), record.ballot, row.as_ref()) {
+        let (now, known) = (node.now(), node.known());
+        let commit = match node.acceptor.on_commit(&address(), record.ballot, &known) {
             Learned::Commit(commit) => Some(commit),
-            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, row.as_ref()),
+            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, &known),
         };
         if let Some(commit) = commit {
             self.take(n, commit.map(Effect::Commit));
@@ -463,7 +535,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
         let node = self.nodes[from].clone();
         self.oracle().on_sent(from, &message.body, &node.disk);
         drop(node);
@@ -527,7 +599,7 @@ impl World {
                 Entry::Accepted(_, record) => self.oracle().on_vote(n, record.ballot),
                 Entry::Chosen(_, record) => self.oracle().on_learnt(record.ballot),
                 Entry::Committed(_, ballot) => self.oracle().on_learnt(*ballot),
-                Entry::Ceiling(_) => {}
+                Entry::Ceiling(_) | Entry::Refused(..) => {}
             }
         }
         for effect in effects {
@@ -549,22 +621,26 @@ impl World {
         let scenario = self.scenario.clone();
         let fault = scenario.fault;
         let node = self.node(to);
-        let (now, row) = (node.now(), node.row());
+        let (now, known) = (node.now(), node.known());
         let Message { address, body } = message;
         let reply = match body {
             Body::Prepare { ballot, holds } => faults::prepare(fault, node, &address, ballot, holds),
-            Body::Accept { record, next } => node.acceptor.on_accept(now, &address, record, next, row.as_ref()),
+            Body::Accept { record, next } => {
+                let known = node.known_by(fault);
+                node.acceptor.on_accept(now, &address, record, next, &known)
+            }
             Body::Read { round, holds } => Ok(faults::read(fault, node, &address, round, holds)),
             Body::Commit { ballot } => {
-                return match node.acceptor.on_commit(&address, ballot, row.as_ref()) {
+                return match node.acceptor.on_commit(&address, ballot, &known) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
                     Learned::Missing => self.send(to, from, Message { address, body: Body::Pull { ballot } }),
                     Learned::Known => {}
                 };
             }
             Body::Pull { ballot } => {
-                return match row.filter(|row| row.ballot >= ballot) {
-                    Some(row) => self.send(to, from, chosen(&row)),
+                return match known.row.as_ref().filter(|row| row.ballot >= ballot) {
+                    Some(row) => self.send(to, from, chosen(row)),
+                    None if known.ballot() >= ballot => {}
                     None if node.pulls.contains(&(from, ballot)) => {}
                     None => {
                         node.pulls.push((from, ballot));
@@ -573,7 +649,7 @@ impl World {
                 };
             }
             Body::Chosen { record } => {
-                if let Some(commit) = node.acceptor.install(now, &address, record, row.as_ref()) {
+                if let Some(commit) = node.acceptor.install(now, &address, record, &known) {
                     self.take(to, commit.map(Effect::Commit));
                 }
                 return;
@@ -611,6 +687,8 @@ impl World {
         node.installed = installed;
         node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
         node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
+        let floor = node.gc_floor;
+        node.stored.retain(|_, row| row.op != Op::Del || row.ballot > floor);
         (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
         node.unsynced.clear();
         node.waiting.clear();
@@ -633,8 +711,14 @@ impl World {
     }
 }
 
+/// What was chosen before the world begins, where something was.
+fn seed() -> Record {
+    let ballot = Ballot::at(WALL, Slot::new(0).unwrap());
+    Record { ballot, upd: ballot, op: Op::Put(Value::from("5")), lineage: Lineage(vec![Ballot::ZERO]) }
+}
+
 /// What the driver answers to a pull.
-fn chosen(row: &StoredRow) -> Message {
+pub(super) fn chosen(row: &StoredRow) -> Message {
     let StoredRow { op, upd, ballot } = row.clone();
     Message {
         address: address(),

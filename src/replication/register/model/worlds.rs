@@ -2,7 +2,7 @@
 //! smallest one found in which it does harm.
 
 use super::faults::Fault;
-use super::scenario::{Scenario, cas, increment, read, take};
+use super::scenario::{Scenario, cas, del, increment, read, take};
 use crate::replication::register::Body;
 
 /// Two nodes that each add one: the core of all.
@@ -176,8 +176,24 @@ pub(super) fn of(fault: Fault) -> Scenario {
         Fault::ReadsOnTheOldMajority => {
             nobody().client(3, [increment()]).client(2, [read()]).next(0b1011).scan(0b1001, 0b011).lost(new_beside_old)
         }
+        Fault::DropOnceChosen => collected(name, 0b111).client(0, [del()]).client(2, [read()]).without_commits(),
+        Fault::DropWithoutFloor => collected(name, 0b011)
+            .client(0, [del()])
+            .client(2, [read()])
+            .budget(|left| left.repairs = 2),
+        Fault::AbsentLowest | Fault::NothingRefused => {
+            collected(name, 0b111).client(1, [increment()]).client(0, [del()]).deaf(0b010)
+        }
+        Fault::FloorWhileIncomplete => collected(name, 0b011).client(2, [read()]),
+        Fault::LookBeforeSettling => collected(name, 0b111).client(0, [increment()]).client(2, [read()]).without_commits(),
+        Fault::DropByVersion => collected(name, 0b111).client(0, [del()]).client(1, [take("a")]).client(2, [read()]),
     };
     world.fault(Some(fault))
+}
+
+/// A value that these hold, and deletions that are forgotten.
+fn collected(name: &'static str, seeded: u8) -> Scenario {
+    Scenario::new(name).seeded(seeded).budget(|left| left.collections = 1)
 }
 
 /// Node 3 hears of node 1 alone, and node 0 of all others.
