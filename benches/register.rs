@@ -14,8 +14,8 @@ use outrigger::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Durable, Learned, Lsn, Message, OpId, Proposer, ProposerConfig,
     Restored, Sealed,
 };
-use outrigger::store::{Stored, StoredRow};
 use outrigger::store::update::Update;
+use outrigger::store::{Stored, StoredRow};
 use outrigger::types::{Ballot, Key, ShardId, Slot, Value};
 
 fn main() {
@@ -76,9 +76,7 @@ impl World {
                 Body::Prepare { ballot, holds } => {
                     acceptor.on_prepare(self.now, &address, ballot, holds, stored).unwrap()
                 }
-                Body::Accept { record, next } => {
-                    acceptor.on_accept(self.now, &address, record, next, stored).unwrap()
-                }
+                Body::Accept { record, next } => acceptor.on_accept(self.now, &address, record, next, stored).unwrap(),
                 _ => unreachable!("a write prepares and accepts"),
             };
             let body = open(sealed, self.durable);

@@ -111,6 +111,7 @@ impl Member {
             ceiling_lead: config.cluster.ceiling_lead,
             propose_timeout: config.timeouts.propose,
             value_bytes_max: config.store.value_size_max,
+            tombstone_grace: config.store.tombstone_grace,
             seed: rand::random(),
         };
         let foundations = Foundations {

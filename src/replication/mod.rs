@@ -4,8 +4,10 @@
 //!   register   PURE: one key's Paxos        journal    what makes a vote survive
 //!   quorum     the driver of both           local      agreement of one node with itself
 //!   wire       what drivers say to each other    repair     PURE: which rows to ask a peer for
+//!   collection PURE: which deletions to forget
 //! ```
 
+pub mod collection;
 pub mod journal;
 pub mod local;
 pub mod quorum;

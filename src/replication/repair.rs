@@ -57,12 +57,14 @@ pub enum Next {
 }
 
 impl Comparison {
-    /// The shards whose digests to ask for, by the summaries of both sides. A shard that one side has not is empty there.
+    /// The shards whose digests to ask for, by the summaries of both sides: those that differ, and those whose GC floor is
+    /// higher there. A shard that one side has not is empty there.
     #[must_use]
     pub fn begin(mine: &BTreeMap<ShardId, Summary>, theirs: &BTreeMap<ShardId, Summary>) -> Vec<ShardId> {
         let none = Summary::default();
+        let differ = |mine: &Summary, theirs: &Summary| !mine.agrees(theirs) || theirs.floor > mine.floor;
         let mut differing: Vec<_> =
-            theirs.iter().filter(|(shard, theirs)| !mine.get(*shard).unwrap_or(&none).agrees(theirs)).collect();
+            theirs.iter().filter(|(shard, theirs)| differ(mine.get(*shard).unwrap_or(&none), theirs)).collect();
         differing.extend(mine.iter().filter(|(shard, mine)| !theirs.contains_key(*shard) && !mine.agrees(&none)));
         differing.into_iter().map(|(shard, _)| shard.clone()).collect()
     }

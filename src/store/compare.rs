@@ -123,6 +123,13 @@ impl Summaries {
         self.all.lock().by_shard.get(shard).copied().flatten()
     }
 
+    /// Those of the shards that remember deletions, where that is known.
+    pub(super) fn remembering(&self) -> BTreeMap<ShardId, Summary> {
+        let all = self.all.lock();
+        let known = all.by_shard.iter().filter_map(|(shard, summary)| Some((shard, (*summary)?)));
+        known.filter(|(_, summary)| summary.sum.dead != 0).map(|(shard, summary)| (shard.clone(), summary)).collect()
+    }
+
     pub(super) fn root(&self) -> Option<Root> {
         if !self.is_complete.load(Ordering::Acquire) {
             return None;
@@ -221,14 +228,20 @@ pub enum Table {
 pub struct Versions {
     hasher: RandomState,
     /// The buckets whose rows are all here.
-    buckets: Buckets,
+    pub buckets: Buckets,
     /// By hash, whose last bits are the bucket, then by version.
     rows: Vec<(u64, Ballot)>,
 }
 
 impl Versions {
-    /// Adds some rows, and leaves out whole buckets where that makes too many.
-    fn add(&mut self, pairs: &[(Key, Ballot)], rows_max: usize) {
+    /// Of no rows yet, out of these buckets.
+    #[must_use]
+    pub fn out_of(buckets: Buckets) -> Self {
+        Self { buckets, ..Self::default() }
+    }
+
+    /// Adds some rows, and leaves out whole buckets where that makes too many. Once all are added they are to be sorted.
+    pub fn add(&mut self, pairs: &[(Key, Ballot)], rows_max: usize) {
         let rows = pairs.iter().map(|(key, upd)| (self.hash(key), *upd));
         let rows: Vec<_> = rows.filter(|(hash, _)| self.buckets.contains(bucket_in(*hash))).collect();
         self.rows.extend(rows);
@@ -238,6 +251,11 @@ impl Versions {
             let buckets = &self.buckets;
             self.rows.retain(|(hash, _)| buckets.contains(bucket_in(*hash)));
         }
+    }
+
+    /// All rows are here.
+    pub fn sort(&mut self) {
+        self.rows.sort_unstable();
     }
 
     fn hash(&self, key: &Key) -> u64 {
@@ -311,7 +329,7 @@ impl Shard {
         while place != Place::End && !versions.buckets.is_empty() {
             versions.add(&self.next_pairs(buckets, &mut place, PAIRS_PER_SCAN_MAX)?, rows_max);
         }
-        versions.rows.sort_unstable();
+        versions.sort();
         Ok(versions)
     }
 

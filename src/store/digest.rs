@@ -187,6 +187,12 @@ impl Digest {
         Summary { sum: self.sums.iter().fold(Sum::default(), |all, sum| all.plus(*sum)), floor: self.floor }
     }
 
+    /// The GC floor.
+    #[must_use]
+    pub fn floor(&self) -> Ballot {
+        self.floor
+    }
+
     /// The buckets in which the other holds other rows, as far as can be told.
     #[must_use]
     pub fn differing(&self, other: &Self) -> Buckets {

@@ -51,7 +51,8 @@ impl Shard {
         self.inner.check()?;
         let floor = self.gc_floor();
         self.inner.query("counting the deletions of", |conn| {
-            let mut count = conn.prepare_cached("SELECT count(*), CAST(min(upd) AS INTEGER) FROM tombstone WHERE upd > ?1")?;
+            let mut count =
+                conn.prepare_cached("SELECT count(*), CAST(min(upd) AS INTEGER) FROM tombstone WHERE upd > ?1")?;
             count.query_row([floor.0], |row| {
                 let count: i64 = row.get(0)?;
                 let oldest: Option<i64> = row.get(1)?;

@@ -174,6 +174,7 @@ impl Sound {
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
+            tombstone_grace: Duration::from_secs(3600),
             seed: 1,
         };
         let (manager_too, transport_too) = (manager.clone(), transport.clone());

@@ -10,14 +10,17 @@
 //!
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
 //! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer's, and
-//! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken.
+//! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken. Old
+//! deletions are forgotten by `collect`, which asks, and `floors`, which does it.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
 mod catch_up;
 mod clients;
+mod collect;
 mod core;
 mod disk;
+mod floors;
 mod greeter;
 mod level;
 mod metrics;
@@ -79,6 +82,8 @@ pub struct QuorumConfig {
     pub propose_timeout: Duration,
     /// The largest value, in bytes.
     pub value_bytes_max: usize,
+    /// How long deletions are remembered at least.
+    pub tombstone_grace: Duration,
     /// Seeds the back-off's randomness.
     pub seed: u64,
 }
@@ -143,6 +148,7 @@ enum Input {
     Look { mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)> },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
+    Floors(floors::Floors),
     Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
     Avoid(Vec<NodeId>),
@@ -198,12 +204,14 @@ impl QuorumReplicator {
         let (clock_too, fetching) = (clock.clone(), Arc::default());
         let fetches = watch::Sender::default();
         let rooms = Rooms { clock: clock_too, greeter, manager, transport, inputs, subscribers, fetching, fetches };
-        let (served, levelled) = (rooms.clone(), rooms.clone());
+        let (served, levelled, collected) = (rooms.clone(), rooms.clone(), rooms.clone());
+        let grace = config.tombstone_grace;
         let mut core = Core::new(config, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         // Not before what the journal knew to be chosen is there to be compared.
         let serving = tokio::spawn(serve::serve(calls, served));
         let levelling = tokio::spawn(level::serve(wanted, levelled));
+        let collecting = tokio::spawn(collect::collect(collected, grace));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };
@@ -211,6 +219,7 @@ impl QuorumReplicator {
             driver.run().await;
             serving.abort();
             levelling.abort();
+            collecting.abort();
         });
         Ok(this)
     }

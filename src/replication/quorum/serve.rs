@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::catch_up::{Error, SETTLE_WITHIN, TURN_MAX, blocking};
-use super::{Input, Rooms};
+use super::{Input, Rooms, floors};
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
@@ -52,6 +52,15 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         Request::Pairs(shard, buckets) => pairs(call, manager, &shard, buckets).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
         Request::Settle(shard) => settle(rooms, shard).await,
+        Request::Refuse(collection) => {
+            let refused = floors::refuse(rooms, &collection).await?;
+            say(call, &Answer::Refused(refused)).await
+        }
+        Request::Old(collection, above) => {
+            let digest = floors::old(rooms, &collection, above).await?;
+            say(call, &Answer::Digest(digest)).await
+        }
+        Request::Forget(collection, storage_id) => floors::forget(rooms, &collection, storage_id).await,
     }
 }
 

@@ -302,13 +302,7 @@ impl Acceptor {
     }
 
     /// Answers a Read: what is held, once all of it is on disk (rule 6).
-    pub fn on_read(
-        &self,
-        address: &Address,
-        round: Ballot,
-        holds: Option<Ballot>,
-        stored: &Stored,
-    ) -> Sealed<Body> {
+    pub fn on_read(&self, address: &Address, round: Ballot, holds: Option<Ballot>, stored: &Stored) -> Sealed<Body> {
         let (vote, on_disk) = self.vote(address, holds, stored);
         Sealed::new(on_disk, Body::Held { round, vote })
     }
@@ -335,13 +329,7 @@ impl Acceptor {
 
     /// Rule 8: takes in a record known to be chosen, whatever was promised, unless it is of a key whose deletion has been
     /// forgotten since. It never becomes a vote of its own.
-    pub fn install(
-        &mut self,
-        now: Now,
-        address: &Address,
-        record: Record,
-        stored: &Stored,
-    ) -> Option<Sealed<Commit>> {
+    pub fn install(&mut self, now: Now, address: &Address, record: Record, stored: &Stored) -> Option<Sealed<Commit>> {
         let pending = self.keys.get_mut(address).and_then(|state| state.pending.as_mut());
         let known = pending.as_ref().is_some_and(|p| p.chosen && p.record.ballot >= record.ballot);
         if known || stored.ballot() >= record.ballot {

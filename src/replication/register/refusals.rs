@@ -34,6 +34,12 @@ impl Acceptor {
         true
     }
 
+    /// The shards that refuse something.
+    #[must_use]
+    pub fn refusing(&self) -> Vec<ShardId> {
+        self.refused.keys().cloned().collect()
+    }
+
     /// Whether everything up to `upto` is refused, and nothing of that is pending: what has been chosen up to there with
     /// this acceptor's vote is in its shard.
     #[must_use]

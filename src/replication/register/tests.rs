@@ -10,9 +10,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::cluster::membership::Quorums;
-use crate::store::{Stored, StoredRow};
 use crate::store::replicator::{Decision, Op, Rejection};
 use crate::store::update::{Change, Condition, Update, Verdict};
+use crate::store::{Stored, StoredRow};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 const STEP: Duration = Duration::from_millis(1);
@@ -440,7 +440,10 @@ fn an_accept_that_arrives_after_its_row_is_no_conflict() {
     // And the other way round.
     assert!(acceptor.install(now, &address(), row, &Stored::default()).is_none());
     let other = Record { op: Op::Del, ..record(4096) };
-    assert!(acceptor.on_accept(now, &address(), other, None, &Stored::default()).is_err(), "what differs is still noticed");
+    assert!(
+        acceptor.on_accept(now, &address(), other, None, &Stored::default()).is_err(),
+        "what differs is still noticed"
+    );
     assert!(installed.open(durable).is_ok());
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 mod comparing;
+mod floors;
 mod homes;
 mod meeting;
 mod settling;
@@ -195,7 +196,8 @@ impl Core {
             Input::Compared { peer, task, same } => self.compared(peer, task, same),
             Input::Look { mine, theirs } => self.look(now, mine, &theirs),
             Input::Meet { peer, met } => self.meet(now, &peer, met),
-            Input::Settle { shard, done } => self.settle_all(now, &shard, done),
+            Input::Settle { shard, done } => self.settle_upto(now, &shard, Ballot(i64::MAX), done),
+            Input::Floors(asked) => self.on_floors(now, asked),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());

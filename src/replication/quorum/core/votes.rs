@@ -3,8 +3,8 @@
 use super::{Core, Effect, PULLS_MAX};
 use crate::clock::Now;
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
-use crate::store::{Stored, StoredRow};
 use crate::store::replicator::Frame;
+use crate::store::{Stored, StoredRow};
 use crate::types::Ballot;
 
 impl Core {

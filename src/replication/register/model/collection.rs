@@ -8,6 +8,8 @@
 //! Looks are taken one by one, with anything in between. A replica that lags behind another's floor adopts it: a step of its
 //! own, which the driver has no part in.
 
+use std::rc::Rc;
+
 use super::faults::Fault;
 use super::world::{Node, World, address, chosen};
 use crate::replication::repair::{is_forgotten, is_missed};
@@ -55,12 +57,16 @@ fn is_settled(world: &World, n: usize, floor: Ballot) -> bool {
     }
 }
 
-/// The versions at which the driver may begin.
+/// The floors at which the driver may begin: above a row, or where there is none, above what is being asked for.
 pub(super) fn beginnings(world: &World) -> Vec<Ballot> {
     if world.left.collections == 0 || world.driver != Driver::Idle {
         return Vec::new();
     }
     let mut floors: Vec<_> = world.nodes.iter().filter_map(|node| node.row()).map(|row| floor_at(row.upd)).collect();
+    if floors.is_empty() {
+        let promised = |node: &Rc<Node>| node.acceptor.keys.values().map(|key| key.promised).max();
+        floors.extend(world.nodes.iter().filter_map(promised).filter(|ballot| *ballot > Ballot::ZERO).map(floor_at));
+    }
     floors.sort_unstable();
     floors.dedup();
     floors
@@ -175,6 +181,5 @@ impl World {
 }
 
 pub(super) fn can_drop_once_chosen(world: &World, n: usize) -> bool {
-    world.scenario.fault == Some(Fault::DropOnceChosen)
-        && world.nodes[n].row().is_some_and(|row| row.op == Op::Del)
+    world.scenario.fault == Some(Fault::DropOnceChosen) && world.nodes[n].row().is_some_and(|row| row.op == Op::Del)
 }

@@ -32,8 +32,7 @@ impl World {
         let Packet { from, to, message, .. } = packet;
         let forgetful = self.left.crashes > 0 || self.scenario.fault.is_some_and(Fault::forgets);
         let node = &self.nodes[*to];
-        let refuses =
-            |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, &node.known()) > ballot;
+        let refuses = |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, &node.known()) > ballot;
         let asks = |ballot: Ballot| {
             let round = self.nodes[*from].proposer.keys.values().next().and_then(|queue| queue.round.as_ref());
             round.is_some_and(|round| round.ballot == ballot)

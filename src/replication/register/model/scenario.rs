@@ -65,6 +65,8 @@ pub(super) struct Scenario {
     pub(super) ceiling_lead: Duration,
     /// Whether a node keeps the token that it was granted.
     pub(super) tokens: bool,
+    /// Whether an Accept asks for a later ballot along with it.
+    pub(super) asks_next: bool,
     /// Whether others are told of what is chosen.
     pub(super) commits: bool,
     /// The nodes that hold the value "5" in the beginning, as bits: it was chosen before.
@@ -92,6 +94,7 @@ impl Scenario {
             deaf: 0,
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
+            asks_next: true,
             commits: true,
             seeded: 0,
             adopts: false,
@@ -152,6 +155,11 @@ impl Scenario {
 
     pub(super) fn without_tokens(self) -> Self {
         Self { tokens: false, ..self }
+    }
+
+    /// Nothing is promised along with a vote.
+    pub(super) fn without_grants(self) -> Self {
+        Self { asks_next: false, ..self }
     }
 
     pub(super) fn without_commits(self) -> Self {

@@ -18,9 +18,9 @@ use crate::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
     Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
 };
-use crate::store::{Stored, StoredRow};
 use crate::store::replicator::{Decision, Op};
 use crate::store::update::Update;
+use crate::store::{Stored, StoredRow};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 /// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
@@ -471,7 +471,10 @@ impl World {
                 let now = node.now();
                 faults::start(fault, &mut node.proposer, now, &address, held);
             }
-            Action::Ask { ballot, message } => {
+            Action::Ask { ballot, mut message } => {
+                if let Body::Accept { next, .. } = &mut message.body {
+                    *next = next.filter(|_| self.scenario.asks_next);
+                }
                 if let Body::Accept { record, .. } = &message.body {
                     let deciding = change::quorums(&self.scenario, self.nodes[n].installed.epoch);
                     self.oracle().on_asked(record, deciding);
