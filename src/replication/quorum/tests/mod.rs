@@ -3,6 +3,7 @@
 mod leaving;
 mod level;
 mod repair;
+mod tombstones;
 mod trouble;
 
 use std::path::Path;
@@ -27,6 +28,8 @@ use crate::types::{Ballot, Key, Value};
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For so long deletions are remembered, where a test does not say.
+const GRACE: Duration = Duration::from_secs(60 * 60);
 
 fn node(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
@@ -72,12 +75,24 @@ impl Node {
         Self::start_behind(network, dir, name, voters, 0, |events| events).await
     }
 
-    /// One whose clock is off by `seconds`, and that hears of events through `events`.
     async fn start_behind(
         network: &Arc<Network>,
         dir: &Path,
         name: &str,
         voters: &[&str],
+        seconds: i64,
+        events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
+    ) -> Self {
+        Self::start_forgetting(network, dir, name, voters, GRACE, seconds, events).await
+    }
+
+    /// One that remembers deletions for `grace`, whose clock is off by `seconds`, and that hears of events through `events`.
+    async fn start_forgetting(
+        network: &Arc<Network>,
+        dir: &Path,
+        name: &str,
+        voters: &[&str],
+        grace: Duration,
         seconds: i64,
         events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
     ) -> Self {
@@ -106,7 +121,7 @@ impl Node {
             ceiling_lead: Duration::from_millis(100),
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
-            tombstone_grace: Duration::from_secs(3600),
+            tombstone_grace: grace,
             seed: 1,
         };
         let foundations = Foundations {
@@ -174,6 +189,7 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 
 struct Cluster {
     network: Arc<Network>,
+    grace: Duration,
     dirs: Vec<TempDir>,
     nodes: Vec<Node>,
 }
@@ -184,12 +200,17 @@ impl Cluster {
     }
 
     async fn start_on(network: Arc<Network>) -> Self {
+        Self::start_forgetting(network, GRACE).await
+    }
+
+    async fn start_forgetting(network: Arc<Network>, grace: Duration) -> Self {
         let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
         let mut nodes = Vec::new();
         for (name, dir) in NAMES.iter().zip(&dirs) {
-            nodes.push(Node::start(&network, dir.path(), name, &NAMES).await);
+            let events = |events| events;
+            nodes.push(Node::start_forgetting(&network, dir.path(), name, &NAMES, grace, 0, events).await);
         }
-        let cluster = Self { network, dirs, nodes };
+        let cluster = Self { network, grace, dirs, nodes };
         for n in 0..NAMES.len() {
             cluster.dial(n);
         }
@@ -231,7 +252,8 @@ impl Cluster {
         let placeholder = tempfile::tempdir().unwrap();
         let spare = Node::start(&Network::new(), placeholder.path(), NAMES[n], &[NAMES[n]]).await;
         std::mem::replace(&mut self.nodes[n], spare).stop().await;
-        self.nodes[n] = Node::start_behind(&self.network, &dir, NAMES[n], &NAMES, seconds, |events| events).await;
+        let (network, grace, events) = (&self.network, self.grace, |events| events);
+        self.nodes[n] = Node::start_forgetting(network, &dir, NAMES[n], &NAMES, grace, seconds, events).await;
         for from in 0..NAMES.len() {
             self.dial(from);
         }
