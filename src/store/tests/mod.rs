@@ -5,6 +5,7 @@ mod compare;
 mod crash;
 mod lifecycle;
 mod model;
+mod tombstones;
 mod trouble;
 
 use std::sync::Arc;
