@@ -249,7 +249,7 @@ mod tests {
                 let (floor, mine) = self.0.entry(shard.clone()).or_default();
                 let theirs = peer.0.get(&shard).map(|(_, rows)| rows.clone()).unwrap_or_default();
                 let pairs: Vec<_> = theirs.iter().filter(|(key, _)| buckets.hold(key)).collect();
-                bytes += size(&Request::Pairs(shard.clone(), buckets));
+                bytes += size(&Request::Pairs(shard.clone(), buckets.clone()));
                 for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
                     bytes += size(&Answer::Pairs(some.iter().map(|(key, row)| ((*key).clone(), row.upd)).collect()));
                 }

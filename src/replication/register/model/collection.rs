@@ -11,7 +11,8 @@
 use std::rc::Rc;
 
 use super::faults::Fault;
-use super::world::{Node, World, address, chosen};
+use super::node::{Node, address, chosen};
+use super::world::{Step, World};
 use crate::replication::repair::{is_forgotten, is_missed};
 use crate::store::replicator::Op;
 use crate::types::Ballot;
@@ -58,7 +59,7 @@ fn is_settled(world: &World, n: usize, floor: Ballot) -> bool {
 }
 
 /// The floors at which the driver may begin: above a row, or where there is none, above what is being asked for.
-pub(super) fn beginnings(world: &World) -> Vec<Ballot> {
+fn beginnings(world: &World) -> Vec<Ballot> {
     if world.left.collections == 0 || world.driver != Driver::Idle {
         return Vec::new();
     }
@@ -73,7 +74,7 @@ pub(super) fn beginnings(world: &World) -> Vec<Ballot> {
 }
 
 /// Whether the driver can go on.
-pub(super) fn goes_on(world: &World) -> bool {
+fn goes_on(world: &World) -> bool {
     match &world.driver {
         Driver::Idle => false,
         Driver::Refusing(floor, n) => *n == 0 || is_settled(world, n - 1, *floor),
@@ -83,7 +84,7 @@ pub(super) fn goes_on(world: &World) -> bool {
 }
 
 /// The pairs of which the second may adopt the first's floor.
-pub(super) fn adoptions(world: &World) -> impl Iterator<Item = (usize, usize)> {
+fn adoptions(world: &World) -> impl Iterator<Item = (usize, usize)> {
     pairs(world).filter(|(from, to)| {
         let (from, to) = (&world.nodes[*from], &world.nodes[*to]);
         let floor = from.gc_floor;
@@ -93,7 +94,7 @@ pub(super) fn adoptions(world: &World) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// The pairs of which the second has missed a row that the first has.
-pub(super) fn repairs(world: &World) -> impl Iterator<Item = (usize, usize)> {
+fn repairs(world: &World) -> impl Iterator<Item = (usize, usize)> {
     pairs(world).filter(|(from, to)| {
         let to = &world.nodes[*to];
         let theirs = world.nodes[*from].row();
@@ -107,6 +108,21 @@ fn pairs(world: &World) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl World {
+    /// All of that which can happen next.
+    pub(super) fn collecting_steps(&self, steps: &mut Vec<Step>) {
+        steps.extend(beginnings(self).into_iter().map(Step::Begin));
+        if goes_on(self) {
+            steps.push(Step::Collect);
+        }
+        if self.left.repairs > 0 {
+            steps.extend(repairs(self).map(|(from, to)| Step::Repair(from, to)));
+        }
+        if self.scenario.adopts {
+            steps.extend(adoptions(self).map(|(from, to)| Step::Adopt(from, to)));
+        }
+        steps.extend((0..self.nodes.len()).filter(|n| can_drop_once_chosen(self, *n)).map(Step::Drop));
+    }
+
     /// The driver's next step; the node that it concerns.
     pub(super) fn collect(&mut self) -> usize {
         let (nodes, fault) = (self.nodes.len(), self.scenario.fault);
@@ -180,6 +196,6 @@ impl World {
     }
 }
 
-pub(super) fn can_drop_once_chosen(world: &World, n: usize) -> bool {
+fn can_drop_once_chosen(world: &World, n: usize) -> bool {
     world.scenario.fault == Some(Fault::DropOnceChosen) && world.nodes[n].row().is_some_and(|row| row.op == Op::Del)
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::world::Node;
+use super::node::Node;
 use crate::clock::Now;
 use crate::replication::register::acceptor::{Acceptor, Pending};
 use crate::replication::register::proposer::Proposer;

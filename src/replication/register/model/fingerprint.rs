@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-use super::world::{Effect, Node};
+use super::node::{Effect, Node};
 use crate::replication::register::acceptor::{Acceptor, KeyState};
 use crate::replication::register::proposer::{KeyQueue, Proposer};
 use crate::replication::register::round::{Attempt, Carried, Pending, Phase, Round, Tally};

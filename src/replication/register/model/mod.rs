@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   worlds    which are searched            scenario   how a small world is sized
-//!   search    every state, each once        world      what can happen, and what it does
+//!   search    every state, each once        world      what can happen, and what it does; node
 //!   oracle    what must hold                fingerprint  when two states are one
 //!   faults    the rules taken out, one by one: each must be caught
 //!   change    a change of voters               dead     messages that change nothing any more
@@ -21,6 +21,7 @@ mod collection;
 mod dead;
 mod faults;
 mod fingerprint;
+mod node;
 mod oracle;
 mod scenario;
 mod search;

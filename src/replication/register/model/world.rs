@@ -7,102 +7,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::change::{self, Installed, JOINT, NEW, OLD};
-use super::collection::{self, Driver};
+use super::collection::Driver;
 use super::faults::{self, Fault};
 use super::fingerprint::{self, Fingerprint};
+use super::node::{Effect, FOREVER, Node, address, chosen, cores, seed};
 use super::oracle::Oracle;
-use super::scenario::{Budget, Scenario, VALUE_BYTES_MAX};
-use crate::clock::{HybridClock, Now};
-use crate::replication::journal::Replay;
+use super::scenario::{Budget, Scenario};
 use crate::replication::register::{
-    Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
-    Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
+    Action, Body, Commit, Durable, Entry, Learned, Lsn, Message, OpId, Record, Sealed, SealedQueue,
 };
+use crate::store::StoredRow;
 use crate::store::replicator::{Decision, Op};
 use crate::store::update::Update;
-use crate::store::{Stored, StoredRow};
-use crate::types::{Ballot, Key, ShardId, Slot, Value};
+use crate::types::Ballot;
 
-/// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
-const WALL: i64 = 1 << 30;
 /// What passes on the wall with every tick.
 const TICK_ON_THE_WALL: i64 = 1_000_000_000;
 /// Longer than every back-off and every step's patience, shorter than a client's and a token's.
 const TICK: Duration = Duration::from_secs(60);
 const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
-const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 /// Names what a node asks on its own account.
 const SETTLING: OpId = OpId(1000);
-
-thread_local! {
-    static ADDRESS: Address = Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() };
-}
-
-pub(super) fn address() -> Address {
-    ADDRESS.with(Clone::clone)
-}
-
-/// What waits for a node's disk.
-#[derive(Debug, Clone)]
-pub(super) enum Effect {
-    Send(usize, Message),
-    Commit(Commit),
-}
-
-/// One node, with what its disk holds.
-#[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) acceptor: Acceptor,
-    pub(super) proposer: Proposer,
-    /// The shard file.
-    pub(super) stored: std::collections::HashMap<Address, StoredRow>,
-    pub(super) gc_floor: Ballot,
-    pub(super) sealed: SealedQueue<Effect>,
-    /// The journal, as a restart would read it.
-    pub(super) disk: Replay,
-    pub(super) unsynced: Vec<Entry>,
-    lsn: Lsn,
-    /// Whom to answer once the record of this ballot is visible.
-    pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
-    /// Who pulls, and the round that it was told of.
-    pub(super) pulls: Vec<(usize, Ballot)>,
-    /// Which epoch it is in.
-    pub(super) installed: Installed,
-    pub(super) wall: i64,
-    monotonic: Duration,
-    print: u128,
-}
-
-impl Node {
-    pub(super) fn now(&self) -> Now {
-        Now { wall: self.wall, monotonic: self.monotonic }
-    }
-
-    pub(super) fn row(&self) -> Option<StoredRow> {
-        self.stored.values().next().cloned()
-    }
-
-    /// Begins with what was chosen before, if it has heard of it. All clocks are past that.
-    fn seed(&mut self, has_it: bool) {
-        if has_it {
-            let record = seed();
-            self.proposer.observe(self.now(), record.ballot);
-            let row = StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot };
-            self.stored.insert(address(), row);
-            self.disk.chosen.insert(address(), record);
-        }
-    }
-
-    pub(super) fn known(&self) -> Stored {
-        Stored { row: self.row(), floor: self.gc_floor }
-    }
-
-    /// What the acceptor is told of it where it votes.
-    pub(super) fn known_by(&self, fault: Option<Fault>) -> Stored {
-        let floor = if fault == Some(Fault::AbsentLowest) { Ballot::ZERO } else { self.gc_floor };
-        Stored { floor, ..self.known() }
-    }
-}
 
 /// A message on its way.
 #[derive(Debug, Clone)]
@@ -173,41 +98,9 @@ pub(super) struct World {
     pub(super) driver: Driver,
 }
 
-fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
-    let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
-    let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
-    let mut proposing = ProposerConfig::new(slot, change::quorums(scenario, OLD), 1);
-    proposing.value_bytes_max = VALUE_BYTES_MAX;
-    proposing.token_life = if scenario.tokens { FOREVER } else { Duration::ZERO };
-    let mut proposer = Proposer::new(proposing, HybridClock::new(slot_number, Duration::from_secs(10), floor));
-    proposer.set_reachable((0..scenario.nodes()).collect());
-    (Acceptor::new(config, restored), proposer)
-}
-
 impl World {
     pub(super) fn new(scenario: &Rc<Scenario>) -> Self {
-        let nodes = (0..scenario.nodes()).map(|slot| {
-            let (acceptor, proposer) = cores(scenario, slot, Restored::default(), Ballot::ZERO);
-            let mut node = Node {
-                acceptor,
-                proposer,
-                stored: std::collections::HashMap::new(),
-                gc_floor: Ballot::ZERO,
-                sealed: SealedQueue::default(),
-                disk: Replay::default(),
-                unsynced: Vec::new(),
-                lsn: Lsn(0),
-                waiting: Vec::new(),
-                pulls: Vec::new(),
-                installed: Installed::FIRST,
-                wall: WALL + if slot == 1 { scenario.ahead.as_nanos() as i64 } else { 0 },
-                monotonic: Duration::ZERO,
-                print: 0,
-            };
-            node.seed(scenario.seeded & 1 << slot != 0);
-            node.print = fingerprint::of_node(&node);
-            Rc::new(node)
-        });
+        let nodes = (0..scenario.nodes()).map(|slot| Rc::new(Node::new(scenario, slot)));
         let mut oracle = Oracle::new(scenario.fault.is_none());
         if scenario.seeded != 0 {
             oracle.begin_with(seed(), change::quorums(scenario, OLD), scenario.seeded);
@@ -289,20 +182,6 @@ impl World {
         };
         steps.extend((0..self.clients.len()).filter(can_ask).map(Step::Call));
         steps
-    }
-
-    fn collecting_steps(&self, steps: &mut Vec<Step>) {
-        steps.extend(collection::beginnings(self).into_iter().map(Step::Begin));
-        if collection::goes_on(self) {
-            steps.push(Step::Collect);
-        }
-        if self.left.repairs > 0 {
-            steps.extend(collection::repairs(self).map(|(from, to)| Step::Repair(from, to)));
-        }
-        if self.scenario.adopts {
-            steps.extend(collection::adoptions(self).map(|(from, to)| Step::Adopt(from, to)));
-        }
-        steps.extend((0..self.nodes.len()).filter(|n| collection::can_drop_once_chosen(self, *n)).map(Step::Drop));
     }
 
     /// The world after a step.
@@ -711,20 +590,5 @@ impl World {
             }
             step => format!("{step:?}"),
         }
-    }
-}
-
-/// What was chosen before the world begins, where something was.
-fn seed() -> Record {
-    let ballot = Ballot::at(WALL, Slot::new(0).unwrap());
-    Record { ballot, upd: ballot, op: Op::Put(Value::from("5")), lineage: Lineage(vec![Ballot::ZERO]) }
-}
-
-/// What the driver answers to a pull.
-pub(super) fn chosen(row: &StoredRow) -> Message {
-    let StoredRow { op, upd, ballot } = row.clone();
-    Message {
-        address: address(),
-        body: Body::Chosen { record: Record { ballot, upd, op, lineage: Lineage::default() } },
     }
 }
