@@ -115,4 +115,6 @@ pub struct ShardStats {
     pub bytes: u64,
     /// The highest version of any row, deletions included.
     pub last_upd: Ballot,
+    /// Deletions that its file remembers.
+    pub tombstones: u64,
 }

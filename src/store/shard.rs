@@ -280,7 +280,8 @@ impl Shard {
     pub fn stats(&self) -> Result<ShardStats, Error> {
         let range = Range::new("", None);
         let (keys, last_upd) = self.inner.snapshot(&range, usize::MAX, &mut || (), |snapshot| snapshot.count())?;
-        Ok(ShardStats { keys, bytes: files::bytes_on_disk(&*self.inner.disk, &self.inner.path), last_upd })
+        let bytes = files::bytes_on_disk(&*self.inner.disk, &self.inner.path);
+        Ok(ShardStats { keys, bytes, last_upd, tombstones: self.tombstones()?.count })
     }
 
     /// What is absent and not above this was deleted, and the deletion has been forgotten.
