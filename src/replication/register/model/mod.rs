@@ -14,7 +14,8 @@
 //! What is absent: several keys (registers of different keys share the floor and the ceiling alone),
 //! broken clocks and disks that lie. A state space is as small as its scenario says, and no smaller: nothing is sampled.
 //!
-//! `cargo test model -- --nocapture` prints the tables; `--ignored` searches the larger worlds.
+//! `cargo test model -- --nocapture` prints the tables; `--ignored` searches the larger worlds. `MODEL_FAULT` in a fault's name picks
+//! some faults.
 
 mod change;
 mod collection;
