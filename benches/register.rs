@@ -14,8 +14,8 @@ use outrigger::replication::register::{
     Acceptor, AcceptorConfig, Action, Address, Body, Durable, Learned, Lsn, Message, OpId, Proposer, ProposerConfig,
     Restored, Sealed,
 };
-use outrigger::store::StoredRow;
 use outrigger::store::update::Update;
+use outrigger::store::{Stored, StoredRow};
 use outrigger::types::{Ballot, Key, ShardId, Slot, Value};
 
 fn main() {
@@ -26,7 +26,7 @@ const VOTERS: usize = 3;
 
 struct World {
     proposer: Proposer,
-    acceptors: Vec<(Acceptor, Option<StoredRow>)>,
+    acceptors: Vec<(Acceptor, Stored)>,
     address: Address,
     now: Now,
     /// Opens every seal: no disk is measured here.
@@ -44,7 +44,7 @@ impl World {
         let clock = HybridClock::new(Slot::new(0).unwrap(), Duration::from_secs(10), Ballot::ZERO);
         let mut proposer = Proposer::new(ProposerConfig::new(0, Quorums::majority_of(0..VOTERS), 1), clock);
         proposer.set_reachable((0..VOTERS).collect());
-        let acceptor = || (Acceptor::new(AcceptorConfig::default(), Restored::default()), None);
+        let acceptor = || (Acceptor::new(AcceptorConfig::default(), Restored::default()), Stored::default());
         let address = Address { shard: ShardId::parse("acme", "orders").unwrap(), key: Key::parse("k").unwrap() };
         let now = Now { wall: 1_700_000_000_000_000_000, monotonic: Duration::ZERO };
         Self { proposer, acceptors: (0..VOTERS).map(|_| acceptor()).collect(), address, now, durable, next_op: 0 }
@@ -61,7 +61,7 @@ impl World {
                 match action {
                     Action::Start(address) => {
                         let (acceptor, stored) = &self.acceptors[0];
-                        let held = acceptor.peek(&address, stored.as_ref());
+                        let held = acceptor.peek(&address, stored);
                         self.proposer.start(self.now, &address, held);
                     }
                     Action::Ask { message, .. } => messages.extend((0..VOTERS).map(|to| (to, message.clone()))),
@@ -74,11 +74,9 @@ impl World {
             let Message { address, body } = message;
             let sealed = match body {
                 Body::Prepare { ballot, holds } => {
-                    acceptor.on_prepare(self.now, &address, ballot, holds, stored.as_ref()).unwrap()
+                    acceptor.on_prepare(self.now, &address, ballot, holds, stored).unwrap()
                 }
-                Body::Accept { record, next } => {
-                    acceptor.on_accept(self.now, &address, record, next, stored.as_ref()).unwrap()
-                }
+                Body::Accept { record, next } => acceptor.on_accept(self.now, &address, record, next, stored).unwrap(),
                 _ => unreachable!("a write prepares and accepts"),
             };
             let body = open(sealed, self.durable);
@@ -88,10 +86,10 @@ impl World {
 
     fn commit(&mut self, ballot: Ballot) {
         for (acceptor, stored) in &mut self.acceptors {
-            let Learned::Commit(commit) = acceptor.on_commit(&self.address, ballot, stored.as_ref()) else { continue };
+            let Learned::Commit(commit) = acceptor.on_commit(&self.address, ballot, stored) else { continue };
             let commit = open(commit, self.durable);
             let record = commit.record.clone();
-            *stored = Some(StoredRow { op: record.op, upd: record.upd, ballot: record.ballot });
+            stored.row = Some(StoredRow { op: record.op, upd: record.upd, ballot: record.ballot });
             acceptor.on_applied(&commit);
             // The journal would take these.
             drop(acceptor.take_entries());

@@ -65,6 +65,10 @@ metrics_table! {
     COMPARED_BYTES, Counter, "outrigger_compared_bytes_total", "Bytes of answers received while comparing rows with peers, and fetching those that were missed.";
     COMPARED_ROWS, Counter, "outrigger_compared_rows_total", "Keys whose versions were compared with a peer's one by one.";
     DIGESTS_BUILT, Counter, "outrigger_digests_built_total", "Digests of shards built from all their rows, as after a crash.";
+    TOMBSTONES, Gauge, "outrigger_tombstones", "Deletions that this node remembers, as last counted.";
+    TOMBSTONE_AGE, Gauge, "outrigger_tombstone_age_seconds", "Age of the oldest deletion that this node remembers; 0 where there is none.";
+    TOMBSTONES_DROPPED, Counter, "outrigger_tombstones_dropped_total", "Deletions that this node remembered and need not any more.";
+    COLLECTIONS, Counter, "outrigger_tombstone_collections_total", "Attempts of this node to have a shard's old deletions forgotten everywhere, by outcome: done, waiting (a replica is away), different (a replica has not all rows yet), failed.";
     OPEN_SHARDS, Gauge, "outrigger_open_shards", "Shards held open.";
     REQUESTS, Counter, "outrigger_requests_total", "Requests on the socket, by dialect: http, resp.";
     REQUEST_ERRORS, Counter, "outrigger_request_errors_total", "Requests answered with an error, by dialect and error.";

@@ -171,7 +171,7 @@ fn shards_are_listed_for_one_org_or_all() {
     let fake = Fake::start();
     let text = out(&run(&fake, &["shards"]));
     let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, ["acme", "payments", "3", "40.0", "KiB", "1700000000123", "b", "c"]);
+    assert_eq!(row, ["acme", "payments", "3", "40.0", "KiB", "2", "1700000000123", "b", "c"]);
     assert_eq!(out(&run(&fake, &["shards", "--org", "acme", "--json"])).lines().count(), 2);
     let asked: Vec<_> = fake.seen().iter().map(|request| request.query.get("org").cloned()).collect();
     assert_eq!(asked, [None, Some("acme".to_owned())]);

@@ -30,6 +30,7 @@ const MAP: &str = "lib";
 /// Files and folders that decide, and so are pure.
 const PURE: &[&str] = &[
     "src/replication/register",
+    "src/replication/collection.rs",
     "src/replication/repair.rs",
     "src/replication/outbox.rs",
     "src/cluster/membership.rs",

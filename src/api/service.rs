@@ -390,6 +390,7 @@ impl Service {
                     keys: stats.keys,
                     bytes: stats.bytes,
                     last_upd: stats.last_upd,
+                    tombstones: stats.tombstones,
                     in_step: in_step.clone(),
                 });
             }

@@ -184,13 +184,14 @@ fn render_shards(shards: &[ShardStatus]) -> String {
             shard.namespace.clone(),
             shard.keys.to_string(),
             output::bytes(shard.bytes),
+            shard.tombstones.to_string(),
             shard.last_upd.to_string(),
             if in_step.is_empty() { dash() } else { in_step.join(" ") },
         ];
         (cells, Tone::Plain)
     };
     let rows: Vec<_> = shards.iter().map(row).collect();
-    output::table(&["ORG", "NAMESPACE", ">KEYS", ">SIZE", ">LAST UPD", "IN STEP WITH"], &rows, colours())
+    output::table(&["ORG", "NAMESPACE", ">KEYS", ">SIZE", ">TOMBSTONES", ">LAST UPD", "IN STEP WITH"], &rows, colours())
 }
 
 impl CheckConfig {

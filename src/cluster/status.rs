@@ -139,6 +139,9 @@ pub struct ShardStatus {
     pub bytes: u64,
     /// The latest version in it, 0 when empty.
     pub last_upd: Ballot,
+    /// Deletions that are still remembered.
+    #[serde(default)]
+    pub tombstones: u64,
     /// The replicas that held the same rows as this node when all were last compared.
     pub in_step: Vec<NodeId>,
 }

@@ -112,6 +112,8 @@ pub struct StoreConfig {
     pub idle_evict_after: Duration,
     /// What an accepted frame has reached when the node says so.
     pub durability: Durability,
+    /// How long a deletion is remembered at least.
+    pub tombstone_grace: Duration,
     /// The largest value, in bytes.
     pub value_size_max: usize,
     /// The longest key, in bytes.

@@ -41,6 +41,7 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
         admin: AdminConfig { listen: fields.listen("admin.listen", "127.0.0.1:9464")? },
         store: StoreConfig {
             idle_evict_after: fields.duration("store.idle_evict_after", "10m", MILLISECOND..=365 * DAY)?,
+            tombstone_grace: fields.duration("store.tombstone_grace", "1h", 100 * MILLISECOND..=365 * DAY)?,
             durability: fields.parsed("store.durability", "fsync", "\"fsync\" or \"os\"", |text| match text {
                 "fsync" => Some(Durability::Fsync),
                 "os" => Some(Durability::Os),

@@ -118,6 +118,7 @@ impl Member {
                 entries_max: config.store.outbox_entries_max,
                 bytes_max: config.store.outbox_size_max,
             },
+            tombstone_grace: config.store.tombstone_grace,
             seed: rand::random(),
             is_alone: config.is_alone(),
         };

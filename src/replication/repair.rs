@@ -57,12 +57,14 @@ pub enum Next {
 }
 
 impl Comparison {
-    /// The shards whose digests to ask for, by the summaries of both sides. A shard that one side has not is empty there.
+    /// The shards whose digests to ask for, by the summaries of both sides: those that differ, and those whose GC floor is
+    /// higher there. A shard that one side has not is empty there.
     #[must_use]
     pub fn begin(mine: &BTreeMap<ShardId, Summary>, theirs: &BTreeMap<ShardId, Summary>) -> Vec<ShardId> {
         let none = Summary::default();
+        let differ = |mine: &Summary, theirs: &Summary| !mine.agrees(theirs) || theirs.floor > mine.floor;
         let mut differing: Vec<_> =
-            theirs.iter().filter(|(shard, theirs)| !mine.get(*shard).unwrap_or(&none).agrees(theirs)).collect();
+            theirs.iter().filter(|(shard, theirs)| differ(mine.get(*shard).unwrap_or(&none), theirs)).collect();
         differing.extend(mine.iter().filter(|(shard, mine)| !theirs.contains_key(*shard) && !mine.agrees(&none)));
         differing.into_iter().map(|(shard, _)| shard.clone()).collect()
     }
@@ -108,6 +110,13 @@ impl Comparison {
 #[must_use]
 pub fn is_missed(theirs: Ballot, mine: Option<Ballot>, gc_floor: Ballot) -> bool {
     mine.map_or(theirs > gc_floor, |mine| mine < theirs)
+}
+
+/// Whether a row that is here in the round `mine` was deleted and forgotten by a peer whose GC floor is above ours, and who
+/// has the key in version `theirs`: up to its floor it has everything that was chosen, or what came after that.
+#[must_use]
+pub fn is_forgotten(mine: Ballot, theirs: Option<Ballot>, floor: Ballot) -> bool {
+    theirs.is_none() && mine <= floor
 }
 
 /// Keys, as many as one request may name.
@@ -209,11 +218,15 @@ mod tests {
             &mut self.0.entry(shard.clone()).or_default().1
         }
 
+        fn floor(&self, shard: &ShardId) -> Ballot {
+            self.0.get(shard).map_or(Ballot::ZERO, |(floor, _)| *floor)
+        }
+
         fn digest(&self, shard: &ShardId) -> Digest {
             let Some((floor, rows)) = self.0.get(shard) else { return Digest::new(Ballot::ZERO) };
             let mut digest = Digest::new(*floor);
             for (key, row) in rows {
-                digest.add(bucket_of(key.as_str()), Sum::of_stored(key.as_str(), Some(row)));
+                digest.add(bucket_of(key.as_str()), Sum::of_stored(*floor, key.as_str(), Some(row)));
             }
             digest
         }
@@ -229,13 +242,14 @@ mod tests {
                 let theirs = peer.digest(&shard);
                 let buckets = comparison.buckets(&shard, &self.digest(&shard), &theirs);
                 bytes += size(&Request::Digest(shard.clone())) + size(&Answer::Digest(theirs));
-                if buckets.is_empty() || !comparison.is_first_look() {
+                let is_behind = peer.floor(&shard) > self.floor(&shard);
+                if !comparison.is_first_look() || (buckets.is_empty() && !is_behind) {
                     continue;
                 }
                 let (floor, mine) = self.0.entry(shard.clone()).or_default();
                 let theirs = peer.0.get(&shard).map(|(_, rows)| rows.clone()).unwrap_or_default();
                 let pairs: Vec<_> = theirs.iter().filter(|(key, _)| buckets.hold(key)).collect();
-                bytes += size(&Request::Pairs(shard.clone(), buckets));
+                bytes += size(&Request::Pairs(shard.clone(), buckets.clone()));
                 for some in pairs.chunks(PAIRS_PER_ANSWER_MAX) {
                     bytes += size(&Answer::Pairs(some.iter().map(|(key, row)| ((*key).clone(), row.upd)).collect()));
                 }
@@ -247,6 +261,14 @@ mod tests {
                         mine.insert(key.clone(), theirs[key].clone());
                     }
                     bytes += size(&Request::Rows(shard.clone(), keys));
+                }
+                if peer.floor(&shard) > *floor {
+                    *floor = peer.floor(&shard);
+                    let theirs = |key: &Key| theirs.get(key).map(|row| row.upd);
+                    mine.retain(|key, row| match row.op {
+                        Op::Del => row.ballot > *floor,
+                        Op::Put(_) => !buckets.hold(key) || !is_forgotten(row.ballot, theirs(key), *floor),
+                    });
                 }
             }
             bytes
@@ -319,19 +341,24 @@ mod tests {
         assert_eq!(comparison.end_look(), Next::Same);
     }
 
-    /// Deletions that one node has forgotten already are neither fetched nor do they keep two nodes from being in step.
+    /// Deletions that one node has forgotten already are neither fetched nor do they keep two nodes from being in step; the
+    /// other forgets them too, and with them what it has not heard was deleted.
     #[test]
     fn what_was_forgotten_below_the_floor_stays_forgotten() {
         let orders = shard("orders");
         let (mut remembers, mut forgot) = (Node::default(), Node::default());
+        remembers.rows(&orders).insert(Key::parse("stale").unwrap(), row(4, true));
+        remembers.rows(&orders).insert(Key::parse("newer").unwrap(), row(9, true));
         for key in ["live", "deleted"] {
             remembers.rows(&orders).insert(Key::parse(key).unwrap(), row(5, key == "live"));
         }
         forgot.0.insert(orders.clone(), (Ballot(6), BTreeMap::new()));
         forgot.rows(&orders).insert(Key::parse("live").unwrap(), row(5, true));
-        let before = forgot.clone();
-        assert_eq!((forgot.compare(&remembers).0, remembers.compare(&forgot).0), (Next::Same, Next::Same));
-        assert_eq!(forgot.0, before.0);
+        assert_eq!(forgot.compare(&remembers).0, Next::Different, "the other has to give up a row");
+        let held = |node: &mut Node| node.rows(&orders).keys().map(|key| key.to_string()).collect::<Vec<_>>();
+        assert_eq!(held(&mut forgot), ["live", "newer"]);
+        assert_eq!((remembers.compare(&forgot).0, forgot.compare(&remembers).0), (Next::Same, Next::Same));
+        assert_eq!(remembers.0, forgot.0);
         assert!(!is_missed(Ballot(6), None, Ballot(6)) && is_missed(Ballot(7), None, Ballot(6)));
     }
 

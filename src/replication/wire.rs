@@ -57,6 +57,40 @@ pub enum Request {
     Level,
     /// Give me, on this disk, a slot. [`Answer::Done`] says that it is chosen.
     Register(StorageId),
+    /// Refuse every ballot up to the floor from now on, and say [`Answer::Refused`] once that is on your disk and nothing up
+    /// to there is open.
+    Refuse(Collection),
+    /// What do you hold of versions up to the floor, leaving out deletions up to this ballot? Answered by one
+    /// [`Answer::Digest`], by whoever refuses what this would miss.
+    Old(Collection, Ballot),
+    /// You hold everything that was chosen up to the floor, if this is your disk: absence means that from now on, and older
+    /// deletions are forgotten. [`Answer::Done`] once that is on the disk.
+    Forget(Collection, StorageId),
+}
+
+/// Deletions of one shard that are to be forgotten on all replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Which shard.
+    #[serde(rename = "s")]
+    pub shard: ShardId,
+    /// Those up to this ballot, which is no round's.
+    #[serde(rename = "f")]
+    pub floor: Ballot,
+    /// The asker's epoch: who all replicas are depends on it.
+    #[serde(rename = "e")]
+    pub epoch: u64,
+}
+
+/// What a replica says that refuses everything up to a floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The floor that its shard has already.
+    #[serde(rename = "f")]
+    pub floor: Ballot,
+    /// Its disk, which will remember.
+    #[serde(rename = "d")]
+    pub storage_id: StorageId,
 }
 
 /// One part of an answer; the stream ends when all is said.
@@ -72,6 +106,8 @@ pub enum Answer {
     Rows(Vec<(Key, Record)>),
     /// The joint epoch, and the slots of the old voters.
     Scanned(u64, BTreeSet<usize>),
+    /// It refuses what it was asked to.
+    Refused(Refused),
     /// The last part: nothing is missing.
     Done,
     /// It could not be said.

@@ -180,10 +180,9 @@ impl Applier {
             let shard = self.core.open(&state.id, Opener::Applier)?;
             let durable = self.core.files_carry_durability();
             let started = self.core.clock.now().monotonic;
-            let gc_floor = shard.gc_floor();
             // None: closed between the two lines, so it is opened again.
             let apply = |writer: &mut Writer| {
-                let applied = writer.apply(batch, gc_floor, durable);
+                let applied = writer.apply(batch, durable);
                 self.core.summaries.set(&state.id, writer.summary());
                 applied
             };

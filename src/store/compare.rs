@@ -70,6 +70,14 @@ impl Tracked {
         }
     }
 
+    /// The floor rose, which takes out the rows of `gone`. What is being built begins anew: it is counted by another floor.
+    pub(super) fn raise(&mut self, floor: Ballot, gone: &Digest) {
+        match self {
+            Self::Known(digest) => digest.raise(floor, gone),
+            Self::Unknown | Self::Building(_) => *self = Self::Unknown,
+        }
+    }
+
     /// Learns what was in the snapshot. Whatever came in between, such as a failed write, has made it worthless.
     fn complete(&mut self, mut built: Digest) {
         if let Self::Building(changes) = self {
@@ -114,6 +122,13 @@ impl Summaries {
 
     fn get(&self, shard: &ShardId) -> Option<Summary> {
         self.all.lock().by_shard.get(shard).copied().flatten()
+    }
+
+    /// Those of the shards that remember deletions, where that is known.
+    pub(super) fn remembering(&self) -> BTreeMap<ShardId, Summary> {
+        let all = self.all.lock();
+        let known = all.by_shard.iter().filter_map(|(shard, summary)| Some((shard, (*summary)?)));
+        known.filter(|(_, summary)| summary.sum.dead != 0).map(|(shard, summary)| (shard.clone(), summary)).collect()
     }
 
     pub(super) fn root(&self) -> Option<Root> {
@@ -214,14 +229,20 @@ pub enum Table {
 pub struct Versions {
     hasher: RandomState,
     /// The buckets whose rows are all here.
-    buckets: Buckets,
+    pub buckets: Buckets,
     /// By hash, whose last bits are the bucket, then by version.
     rows: Vec<(u64, Ballot)>,
 }
 
 impl Versions {
-    /// Adds some rows, and leaves out whole buckets where that makes too many.
-    fn add(&mut self, pairs: &[(Key, Ballot)], rows_max: usize) {
+    /// Of no rows yet, out of these buckets.
+    #[must_use]
+    pub fn out_of(buckets: Buckets) -> Self {
+        Self { buckets, ..Self::default() }
+    }
+
+    /// Adds some rows, and leaves out whole buckets where that makes too many. Once all are added they are to be sorted.
+    pub fn add(&mut self, pairs: &[(Key, Ballot)], rows_max: usize) {
         let rows = pairs.iter().map(|(key, upd)| (self.hash(key), *upd));
         let rows: Vec<_> = rows.filter(|(hash, _)| self.buckets.contains(bucket_in(*hash))).collect();
         self.rows.extend(rows);
@@ -231,6 +252,11 @@ impl Versions {
             let buckets = &self.buckets;
             self.rows.retain(|(hash, _)| buckets.contains(bucket_in(*hash)));
         }
+    }
+
+    /// All rows are here.
+    pub fn sort(&mut self) {
+        self.rows.sort_unstable();
     }
 
     fn hash(&self, key: &Key) -> u64 {
@@ -304,7 +330,7 @@ impl Shard {
         while place != Place::End && !versions.buckets.is_empty() {
             versions.add(&self.next_pairs(buckets, &mut place, PAIRS_PER_SCAN_MAX)?, rows_max);
         }
-        versions.rows.sort_unstable();
+        versions.sort();
         Ok(versions)
     }
 
@@ -363,7 +389,7 @@ impl Inner {
         let writer = self.writer.lock();
         // While this lock is held no frame gets from memory into the file, so the two belong together.
         let excerpt = Range::new("", None).of(Eyes::Protocol, &self.state.overlay, usize::MAX, || ());
-        let digest = writer.as_ref().ok_or(Error::Closed)?.digest_above(&excerpt, self.gc_floor);
+        let digest = writer.as_ref().ok_or(Error::Closed)?.digest_above(&excerpt);
         drop(writer);
         self.noticed(digest)
     }
@@ -382,11 +408,12 @@ impl Inner {
             }
             // The first read is the snapshot's moment; from then on changes are counted.
             schema::meta(&snapshot, "batch").map_err(failed())?;
-            *digest = Tracked::Building(Digest::new(self.gc_floor));
+            let gc_floor = self.gc_floor();
+            *digest = Tracked::Building(Digest::new(gc_floor));
             drop(writer);
             tracing::info!(shard = %self.state.id, "its digest is built from its rows");
             metrics::counter!(telemetry::DIGESTS_BUILT).increment(1);
-            let built = queries::digest(&snapshot, self.gc_floor).map_err(failed())?;
+            let built = queries::digest(&snapshot, gc_floor).map_err(failed())?;
             self.writer.lock().as_mut().ok_or(Error::Closed)?.digest().complete(built);
             Ok(())
         });

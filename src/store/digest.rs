@@ -14,10 +14,10 @@
 //! **What counts as the same** is the key, its version and whether it is deleted: not the value, which follows from the
 //! version, nor the round that chose it, as a later round may have chosen the same again on some nodes only.
 //!
-//! **Deletions are summed apart from live rows.** They are remembered up to a shard's GC floor, and each node forgets those
-//! below it at a moment of its own, so that between two floors the sums of deletions say nothing: they are compared only
-//! where floors are equal. Live rows always are. A deletion that one of two nodes missed shows all the same where there was
-//! something to delete, and is brought as soon as the floors agree where there was not.
+//! **Deletions are summed apart from live rows**, and only those above the shard's GC floor: each node forgets those below
+//! it at a moment of its own, and some later than others. Between two floors the sums of deletions say nothing: they are
+//! compared only where floors are equal. Live rows always are. A deletion that one of two nodes missed shows all the same
+//! where there was something to delete, and is brought as soon as the floors agree where there was not.
 //!
 //! Pure: what keeps it beside the rows is in `writer.rs` and `compare.rs`.
 
@@ -58,10 +58,16 @@ impl Sum {
         if is_live { Self { live: number, dead: 0 } } else { Self { live: 0, dead: number } }
     }
 
-    /// That of what is stored of a key.
+    /// That of one row in a shard with this GC floor: none where it is a deletion that is forgotten, or may be.
     #[must_use]
-    pub fn of_stored(key: &str, stored: Option<&StoredRow>) -> Self {
-        stored.map_or_else(Self::default, |row| Self::of(key, row.upd, row.op != Op::Del))
+    pub fn above(floor: Ballot, key: &str, upd: Ballot, is_live: bool) -> Self {
+        if is_live || upd > floor { Self::of(key, upd, is_live) } else { Self::default() }
+    }
+
+    /// That of what is stored of a key in a shard with this GC floor.
+    #[must_use]
+    pub fn of_stored(floor: Ballot, key: &str, stored: Option<&StoredRow>) -> Self {
+        stored.map_or_else(Self::default, |row| Self::above(floor, key, row.upd, row.op != Op::Del))
     }
 
     /// Both together.
@@ -167,10 +173,24 @@ impl Digest {
         }
     }
 
+    /// The floor is `floor` now, which takes out the rows of `gone`.
+    pub fn raise(&mut self, floor: Ballot, gone: &Self) {
+        self.floor = floor;
+        for (sum, less) in self.sums.iter_mut().zip(&gone.sums) {
+            *sum = sum.minus(*less);
+        }
+    }
+
     /// All of it in one sum.
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary { sum: self.sums.iter().fold(Sum::default(), |all, sum| all.plus(*sum)), floor: self.floor }
+    }
+
+    /// The GC floor.
+    #[must_use]
+    pub fn floor(&self) -> Ballot {
+        self.floor
     }
 
     /// The buckets in which the other holds other rows, as far as can be told.
@@ -249,10 +269,22 @@ impl Buckets {
         self.iter().filter(|bucket| others.contains(*bucket)).collect()
     }
 
+    /// Those that are among either.
+    #[must_use]
+    pub fn or(&self, others: &Self) -> Self {
+        self.iter().chain(others.iter()).collect()
+    }
+
+    /// All the others.
+    #[must_use]
+    pub fn not(&self) -> Self {
+        Self(self.0.map(|word| !word))
+    }
+
     /// All of them.
     #[must_use]
     pub fn all() -> Self {
-        Self([u64::MAX; BUCKETS / WORD_BITS])
+        Self::default().not()
     }
 
     /// A bit for each bucket, from the lowest of the first byte on.

@@ -154,6 +154,13 @@ impl Manager {
         self.core.summarize_all(shards, |shard| self.open(shard))
     }
 
+    /// What the shards hold that remember deletions, as their files are now: of those that were opened or compared since the
+    /// start.
+    #[must_use]
+    pub fn remembering(&self) -> BTreeMap<ShardId, Summary> {
+        self.core.summaries.remembering()
+    }
+
     /// All shards in one number, as their files are now: equal on nodes that hold the same rows, once nothing is on its
     /// way. None before [`Manager::summaries`] was called, and where a crash left a shard that was not compared since.
     #[must_use]

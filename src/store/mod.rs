@@ -34,6 +34,7 @@ mod rows;
 mod schema;
 mod shard;
 mod state;
+mod tombstones;
 pub mod update;
 mod writer;
 
@@ -49,7 +50,8 @@ pub use keys::{CANONICAL_KINDS, CROSS_NAMESPACE_KINDS, is_cross_namespace_prefix
 pub use listing::{LIST_STALL_MAX, LIST_WAIT_MAX, ListQuery, Rows};
 pub use manager::{IDLE_EVICT_AFTER, KEY_BYTES_MAX, Manager, StoreConfig, VALUE_BYTES_MAX};
 pub use reads::{Reads, Shown};
-pub use rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow};
+pub use rows::{Item, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, Stored, StoredRow};
 pub use shard::Shard;
+pub use tombstones::Tombstones;
 
 pub use crate::types::SENTINEL_ORG;

@@ -56,9 +56,9 @@ impl Pending {
         StoredRow { op: self.op.clone(), upd: self.upd, ballot: self.ballot }
     }
 
-    /// What it adds to the digest where the file holds nothing of `key`.
-    pub(super) fn sum(&self, key: &Key) -> Sum {
-        Sum::of(key.as_str(), self.upd, self.op != Op::Del)
+    /// What it adds to the digest where the file, of this GC floor, holds nothing of `key`.
+    pub(super) fn sum(&self, floor: Ballot, key: &Key) -> Sum {
+        Sum::above(floor, key.as_str(), self.upd, self.op != Op::Del)
     }
 
     pub(super) fn is_above_file(&self) -> bool {

@@ -89,8 +89,20 @@ pub(super) fn digest(conn: &Connection, gc_floor: Ballot) -> rusqlite::Result<Di
         while let Some(row) = rows.next()? {
             // What is no key can be read by nobody, so it is not compared either.
             let Ok(key) = row.get_ref(0)?.as_str() else { continue };
-            digest.add(bucket_of(key), Sum::of(key, version(row.get_ref(1)?), is_live));
+            digest.add(bucket_of(key), Sum::above(gc_floor, key, version(row.get_ref(1)?), is_live));
         }
+    }
+    Ok(digest)
+}
+
+/// That of the live rows of versions up to `upto`.
+pub(super) fn digest_of_live(conn: &Connection, gc_floor: Ballot, upto: Ballot) -> rusqlite::Result<Digest> {
+    let mut digest = Digest::new(gc_floor);
+    let mut statement = conn.prepare_cached("SELECT key, upd FROM kv WHERE upd <= ?1")?;
+    let mut rows = statement.query([upto.0])?;
+    while let Some(row) = rows.next()? {
+        let Ok(key) = row.get_ref(0)?.as_str() else { continue };
+        digest.add(bucket_of(key), Sum::of(key, version(row.get_ref(1)?), true));
     }
     Ok(digest)
 }
@@ -149,10 +161,10 @@ pub(super) fn raised(conn: &Connection, after: Option<&Key>, limit: usize) -> ru
 }
 
 /// What the deletion of `key` that is remembered adds to the digest.
-pub(super) fn tombstone(conn: &Connection, key: &Key) -> rusqlite::Result<Sum> {
+pub(super) fn tombstone(conn: &Connection, key: &Key, gc_floor: Ballot) -> rusqlite::Result<Sum> {
     let mut get = conn.prepare_cached("SELECT upd FROM tombstone WHERE key = ?1")?;
     let upd = get.query_row([key.as_str()], |row| Ok(version(row.get_ref(0)?))).optional()?;
-    Ok(upd.map_or_else(Sum::default, |upd| Sum::of(key.as_str(), upd, false)))
+    Ok(upd.map_or_else(Sum::default, |upd| Sum::above(gc_floor, key.as_str(), upd, false)))
 }
 
 /// The stored row of `key`, deletions included.
@@ -201,7 +213,7 @@ fn value(stored: ValueRef<'_>) -> Value {
 }
 
 /// Another program may have stored a version that is no number; any write replaces it.
-fn version(stored: ValueRef<'_>) -> Ballot {
+pub(super) fn version(stored: ValueRef<'_>) -> Ballot {
     stored.as_i64().map_or(Ballot::ZERO, Ballot)
 }
 

@@ -31,6 +31,23 @@ impl StoredRow {
     }
 }
 
+/// All that a shard knows of one key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Its row, be it a deletion.
+    pub row: Option<StoredRow>,
+    /// The shard's GC floor: where there is no row, all up to here was deleted, and the deletion has been forgotten.
+    pub floor: Ballot,
+}
+
+impl Stored {
+    /// The round of what is known: absence counts as the floor.
+    #[must_use]
+    pub fn ballot(&self) -> Ballot {
+        self.row.as_ref().map_or(self.floor, |row| row.ballot)
+    }
+}
+
 /// Whether a mutation of (`ballot`, `upd`) replaces what is stored: only a later round does, a version never sinks, and
 /// where nothing is stored everything up to the GC floor was a deletion since forgotten.
 pub(super) fn supersedes(ballot: Ballot, upd: Ballot, stored: Option<&StoredRow>, gc_floor: Ballot) -> bool {
@@ -98,4 +115,6 @@ pub struct ShardStats {
     pub bytes: u64,
     /// The highest version of any row, deletions included.
     pub last_upd: Ballot,
+    /// Deletions that its file remembers.
+    pub tombstones: u64,
 }

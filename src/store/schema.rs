@@ -53,7 +53,7 @@ struct SavedDigest<D> {
 }
 
 /// Another than this is passed over.
-const DIGEST_FORMAT: u8 = 1;
+const DIGEST_FORMAT: u8 = 2;
 
 /// Opens the one connection that writes, creating file, directories and tables as needed. Tables that are there, be
 /// they another program's, stay as they are.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::queries::{self, End, Range, Snapshot, Want};
 use super::readers::Readers;
 use super::reads::Reads;
 use super::replicator::{Decision, Proposal, Rejection};
-use super::rows::{Item, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, StoredRow, supersedes};
+use super::rows::{Item, PAGE_ITEMS_MAX, Page, PageQuery, ShardStats, Stored, StoredRow, supersedes};
 use super::schema;
 use super::state::ShardState;
 use super::update::{Change, Outcome, Row, Update, Verdict};
@@ -51,7 +51,8 @@ pub(super) struct Inner {
     pub(super) writer: Mutex<Option<Writer>>,
     /// Held by who scans all of it to compare it with a peer's: others need the connections, too.
     pub(super) comparing: Mutex<()>,
-    pub(super) gc_floor: Ballot,
+    /// What absence means here. It rises, and before anything that it makes up for is gone from the file.
+    pub(super) gc_floor: AtomicI64,
     is_closed: AtomicBool,
     key_bytes_max: usize,
     value_bytes_max: usize,
@@ -80,7 +81,7 @@ impl Shard {
             comparing: Mutex::default(),
             disk,
             path,
-            gc_floor,
+            gc_floor: AtomicI64::new(gc_floor.0),
             is_closed: AtomicBool::new(false),
             key_bytes_max: core.config.key_bytes_max,
             value_bytes_max: core.config.value_bytes_max,
@@ -213,6 +214,13 @@ impl Shard {
         }
     }
 
+    /// The same, with what it means where there is none.
+    pub fn known(&self, key: &Key) -> Result<Stored, Error> {
+        // In this order: a row that was gone was gone because of a floor that is there by then.
+        let row = self.stored(key)?;
+        Ok(Stored { row, floor: self.gc_floor() })
+    }
+
     /// Some live rows in key order, as they all were at one moment. Blocking.
     pub fn page(&self, query: &PageQuery) -> Result<Page, Error> {
         let want = if query.keys_only { Want::Keys } else { Want::Rows };
@@ -295,13 +303,14 @@ impl Shard {
             let eyes = Eyes::Client;
             self.inner.snapshot(eyes, &range, usize::MAX, &mut || (), |snapshot| snapshot.count())?
         };
-        Ok(ShardStats { keys, bytes: files::bytes_on_disk(&*self.inner.disk, &self.inner.path), last_upd })
+        let bytes = files::bytes_on_disk(&*self.inner.disk, &self.inner.path);
+        Ok(ShardStats { keys, bytes, last_upd, tombstones: self.tombstones()?.count })
     }
 
     /// What is absent and not above this was deleted, and the deletion has been forgotten.
     #[must_use]
     pub fn gc_floor(&self) -> Ballot {
-        self.inner.gc_floor
+        self.inner.gc_floor()
     }
 
     /// From now on a local read of these keys, or of a range with one of them, is [`Error::Unsettled`].
@@ -408,6 +417,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 }
 
 impl Inner {
+    pub(super) fn gc_floor(&self) -> Ballot {
+        Ballot(self.gc_floor.load(Ordering::SeqCst))
+    }
+
     /// Counts as use; fails where the shard is closed or spoilt.
     pub(super) fn check(&self) -> Result<Arc<Core>, Error> {
         let core = self.core.upgrade().filter(|core| !core.is_closed()).ok_or(Error::Closed)?;
@@ -489,7 +502,7 @@ impl Inner {
             return Ok(Some(pending.to_stored()));
         }
         let stored = stored()?;
-        if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor) {
+        if supersedes(pending.ballot, pending.upd, stored.as_ref(), self.gc_floor()) {
             pending.set_above_file();
             return Ok(Some(pending.to_stored()));
         }

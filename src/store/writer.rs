@@ -12,6 +12,7 @@ use super::overlay::{Batch, Excerpt, Pending};
 use super::replicator::Op;
 use super::rows::supersedes;
 use super::schema::Meta;
+use super::tombstones::{self, Dropped};
 use super::{files, queries, schema};
 use crate::disk::Disk;
 use crate::types::{Ballot, Key};
@@ -79,6 +80,7 @@ pub(super) struct Writer {
     is_entered: bool,
     /// Log written since the last checkpoint, in bytes, roughly.
     logged: u64,
+    gc_floor: Ballot,
     digest: Tracked,
     /// The file holds it.
     is_digest_saved: bool,
@@ -97,6 +99,7 @@ impl Writer {
             is_unsynced: true,
             is_entered: false,
             logged: 0,
+            gc_floor: meta.gc_floor,
             is_digest_saved: meta.is_digest_saved,
             may_hold_digest: true,
             digest: meta.digest.map_or(Tracked::Unknown, Tracked::Known),
@@ -104,8 +107,8 @@ impl Writer {
     }
 
     /// Applies a batch in one transaction; durable on return if `durable`.
-    pub(super) fn apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> Result<(), Error> {
-        let applied = self.try_apply(batch, gc_floor, durable).map_err(Error::sqlite("writing", &self.path));
+    pub(super) fn apply(&mut self, batch: &Batch, durable: bool) -> Result<(), Error> {
+        let applied = self.try_apply(batch, durable).map_err(Error::sqlite("writing", &self.path));
         match applied {
             Ok(changes) => self.digest.change(&changes),
             Err(error) => {
@@ -130,7 +133,7 @@ impl Writer {
         Ok(())
     }
 
-    fn try_apply(&mut self, batch: &Batch, gc_floor: Ballot, durable: bool) -> rusqlite::Result<Vec<(u16, Sum)>> {
+    fn try_apply(&mut self, batch: &Batch, durable: bool) -> rusqlite::Result<Vec<(u16, Sum)>> {
         if self.syncs_commits != durable {
             self.conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })?;
             self.syncs_commits = durable;
@@ -139,13 +142,73 @@ impl Writer {
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut changes = Vec::with_capacity(batch.frames.len());
         for (key, pending) in &batch.frames {
-            changes.push((bucket_of(key.as_str()), apply_one(&tx, key, pending, gc_floor)?));
+            changes.push((bucket_of(key.as_str()), apply_one(&tx, key, pending, self.gc_floor)?));
         }
         if self.may_hold_digest {
             schema::drop_digest(&tx)?;
         }
         schema::set_meta(&tx, "batch", i64::try_from(batch.number).unwrap_or(i64::MAX))?;
         tx.commit().map(|()| changes)
+    }
+
+    pub(super) fn gc_floor(&self) -> Ballot {
+        self.gc_floor
+    }
+
+    /// From now on absence means `floor`. In the same transaction the live rows of `forgotten` go that are not newer than
+    /// that, and the first of the deletions that need not be remembered any more; [`Writer::drop_tombstones`] goes on after
+    /// the returned key. Durable on return.
+    pub(super) fn raise_floor(&mut self, floor: Ballot, forgotten: &[Key]) -> Result<Dropped, Error> {
+        self.is_unsynced = true;
+        let raised = self.try_raise_floor(floor, forgotten).map_err(Error::sqlite("writing", &self.path));
+        let (gone, dropped) = raised.inspect_err(|error| {
+            if Fault::of(&*self.disk, error) == Fault::Fatal {
+                self.digest = Tracked::Unknown;
+            }
+        })?;
+        self.gc_floor = floor;
+        self.digest.raise(floor, &gone);
+        (self.is_digest_saved, self.may_hold_digest) = (false, false);
+        self.sync()?;
+        Ok(dropped)
+    }
+
+    fn try_raise_floor(&mut self, floor: Ballot, forgotten: &[Key]) -> rusqlite::Result<(Digest, Dropped)> {
+        let (before, may_hold_digest) = (self.gc_floor, self.may_hold_digest);
+        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut gone = Digest::new(before);
+        for key in forgotten {
+            let stored = queries::point(&tx, key)?.filter(|row| row.op != Op::Del && row.ballot <= floor);
+            if let Some(row) = stored {
+                gone.add(bucket_of(key.as_str()), Sum::of(key.as_str(), row.upd, true));
+                tx.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key.as_str()])?;
+                tx.prepare_cached("DELETE FROM outrigger_ballot WHERE key = ?1")?.execute([key.as_str()])?;
+            }
+        }
+        tombstones::sum(&tx, before, floor, &mut gone)?;
+        if may_hold_digest {
+            schema::drop_digest(&tx)?;
+        }
+        schema::set_meta(&tx, "gc_floor", floor.0)?;
+        let dropped = tombstones::drop_some(&tx, floor, "")?;
+        tx.commit().map(|()| (gone, dropped))
+    }
+
+    /// Drops some more of the deletions that need not be remembered, after this key.
+    pub(super) fn drop_tombstones(&mut self, after: &str) -> Result<Dropped, Error> {
+        self.is_unsynced = true;
+        let floor = self.gc_floor;
+        let mut run = || {
+            let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let dropped = tombstones::drop_some(&tx, floor, after)?;
+            tx.commit().map(|()| dropped)
+        };
+        let dropped = run().map_err(Error::sqlite("writing", &self.path))?;
+        self.logged += dropped.rows * WAL_BYTES_PER_FRAME;
+        if self.logged > WAL_BYTES_SOFT_MAX {
+            self.checkpoint_passive()?;
+        }
+        Ok(dropped)
     }
 
     /// The digest of the file's rows, where it is known, in one sum.
@@ -159,12 +222,13 @@ impl Writer {
 
     /// The digest of the rows as reads see them: the file's, with `excerpt` of the overlay above it. None while the
     /// file's is not known.
-    pub(super) fn digest_above(&self, excerpt: &Excerpt, gc_floor: Ballot) -> Result<Option<Digest>, Error> {
+    pub(super) fn digest_above(&self, excerpt: &Excerpt) -> Result<Option<Digest>, Error> {
+        let gc_floor = self.gc_floor;
         let Some(mut digest) = self.digest.known().cloned() else { return Ok(None) };
         for (key, pending) in &excerpt.frames {
             let stored = queries::point(&self.conn, key).map_err(Error::sqlite("reading", &self.path))?;
             if supersedes(pending.ballot, pending.upd, stored.as_ref(), gc_floor) {
-                let change = pending.sum(key).minus(Sum::of_stored(key.as_str(), stored.as_ref()));
+                let change = pending.sum(gc_floor, key).minus(Sum::of_stored(gc_floor, key.as_str(), stored.as_ref()));
                 digest.add(bucket_of(key.as_str()), change);
             }
         }
@@ -238,7 +302,7 @@ fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) 
     if !supersedes(pending.ballot, pending.upd, stored.as_ref(), gc_floor) {
         return Ok(Sum::default());
     }
-    let mut change = pending.sum(key).minus(Sum::of_stored(key.as_str(), stored.as_ref()));
+    let mut change = pending.sum(gc_floor, key).minus(Sum::of_stored(gc_floor, key.as_str(), stored.as_ref()));
     let same = stored.as_ref().is_some_and(|row| row.upd == pending.upd && row.op == pending.op);
     let run = |sql: &str| conn.prepare_cached(sql)?.execute([key.as_str()]).map(drop);
     match &pending.op {
@@ -252,7 +316,7 @@ fn apply_one(conn: &Connection, key: &Key, pending: &Pending, gc_floor: Ballot) 
         Op::Del => {
             if stored.as_ref().is_some_and(|row| row.op != Op::Del) {
                 // Another program may have left a deletion beside the row.
-                change = change.minus(queries::tombstone(conn, key)?);
+                change = change.minus(queries::tombstone(conn, key, gc_floor)?);
             }
             conn.prepare_cached("INSERT OR REPLACE INTO tombstone(key, upd) VALUES(?1, ?2)")?
                 .execute((key.as_str(), pending.upd.0))?;

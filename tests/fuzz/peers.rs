@@ -18,7 +18,7 @@ use outrigger::replication::journal::{Durability, Journal, JournalConfig};
 use outrigger::replication::outbox::OutboxBounds;
 use outrigger::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use outrigger::replication::register::{Address, Body, Lineage, Message, Record, Refusal, Vote};
-use outrigger::replication::wire::{self, Answer, Batch, Request};
+use outrigger::replication::wire::{self, Answer, Batch, Collection, Request};
 use outrigger::store::digest::{Digest, Sum};
 use outrigger::store::replicator::{Decision, Op, Proposal, Replicator};
 use outrigger::store::update::Update;
@@ -121,7 +121,11 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<_> = bodies.iter().map(|body| batch(vec![message(body.clone())])).collect();
     seeds.push(batch(bodies.into_iter().map(message).collect()));
     let Address { shard, key } = address();
+    let collection = Collection { shard: shard.clone(), floor: Ballot(0xfff), epoch: 1 };
     let requests = [
+        Request::Refuse(collection.clone()),
+        Request::Old(collection.clone(), Ballot::ZERO),
+        Request::Forget(collection, StorageId(7)),
         Request::Shards,
         Request::Digest(shard.clone()),
         Request::Pairs(shard.clone(), [0, 1, 1023].into_iter().collect()),
@@ -176,6 +180,7 @@ impl Sound {
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
             outbox: OutboxBounds::default(),
+            tombstone_grace: Duration::from_secs(3600),
             seed: 1,
             is_alone: false,
         };

@@ -9,6 +9,7 @@ use outrigger::api::Service;
 use outrigger::api::command::{Address, Consistency, Get, Write};
 use outrigger::api::error::{ApiError, Written};
 use outrigger::api::watch::{Told as Watched, Watching};
+use outrigger::store::Manager;
 use outrigger::store::update::{Change, Condition, Outcome as Told, Row, Update, Verdict};
 use outrigger::types::{Ballot, Key, NodeId, ShardId, Value};
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use crate::bugs::Bug;
 use crate::history::{History, Op, Outcome, When};
 use crate::invariants::outbox::Acknowledged;
 use crate::invariants::visible::{self, Shown};
-use crate::invariants::{monotone, watch};
+use crate::invariants::{forgotten, monotone, watch};
 use crate::linearizable::is_shared;
 use crate::monotone::Monotone;
 use crate::sometimes::sometimes;
@@ -63,6 +64,7 @@ pub(crate) struct Inner {
     pub(crate) acknowledged: Acknowledged,
     /// How many of the blind writes need one node alone.
     pub(crate) local: f64,
+    forgotten: forgotten::Forgotten,
     /// Something is to happen when the next write is acknowledged, at that very moment.
     pub(crate) trap: Trap,
     /// The key for which every other request is, where there is one.
@@ -111,6 +113,7 @@ pub(crate) fn start(
     node: &NodeId,
     boot: u64,
     service: &Arc<Service>,
+    manager: &Arc<Manager>,
     log: &Log,
     mut random: StdRng,
 ) -> Vec<JoinHandle<()>> {
@@ -125,7 +128,7 @@ pub(crate) fn start(
         clients.push(tokio::spawn(client.run()));
     }
     let reads = StdRng::seed_from_u64(random.random());
-    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), log.clone(), reads)));
+    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), manager.clone(), log.clone(), reads)));
     for shard in shards() {
         let random = StdRng::seed_from_u64(random.random());
         let (node, service, log) = (node.clone(), service.clone(), log.clone());
@@ -310,13 +313,25 @@ fn known_version(outcome: &Outcome) -> Option<Option<i64>> {
     }
 }
 
-async fn read_locally(node: NodeId, boot: u64, service: Arc<Service>, log: Log, mut random: StdRng) {
+async fn read_locally(
+    node: NodeId,
+    boot: u64,
+    service: Arc<Service>,
+    manager: Arc<Manager>,
+    log: Log,
+    mut random: StdRng,
+) {
     let addresses = addresses();
     loop {
         sleep(Duration::from_millis(random.random_range(1..=READ_EVERY_MS_MAX))).await;
         let (name, at) = &addresses[random.random_range(0..addresses.len())];
         let get = Get { at: at.clone(), consistency: Consistency::Local, timeout: None };
-        let told = log.with(|log| log.shown.so_far(&node, name));
+        let told = log.with(|log| {
+            if !log.shown.is_harmed(&node) {
+                log.forgotten.look(&node, &manager, name, at);
+            }
+            log.shown.so_far(&node, name)
+        });
         let Ok(row) = service.get(get).await else { continue };
         // Asked of a quorum, as a restart left it open here, and answered from within a round.
         if row.as_ref().is_some_and(|row| is_shared(row.upd.0)) {

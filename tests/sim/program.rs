@@ -51,6 +51,8 @@ pub(crate) struct Program {
     pub(crate) name: NodeId,
     pub(crate) voters: Vec<NodeId>,
     pub(crate) boot: u64,
+    /// How long deletions are remembered; none where that is as usual.
+    pub(crate) grace: Option<Duration>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) network: Arc<memory::Network>,
     pub(crate) shared: Shared,
@@ -58,7 +60,7 @@ pub(crate) struct Program {
     pub(crate) random: StdRng,
 }
 
-fn config(name: &NodeId, voters: &[NodeId]) -> Config {
+fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>) -> Config {
     // Addresses are given in the order of joining, whatever the names.
     let seeds = (1..=voters.len()).map(|n| format!("10.0.0.{n}:7117")).collect();
     let overrides = Overrides::default()
@@ -67,16 +69,17 @@ fn config(name: &NodeId, voters: &[NodeId]) -> Config {
         .text("peer.listen", Some("127.0.0.1:0".to_owned()))
         .list("peer.seeds", seeds)
         .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())
+        .text("store.tombstone_grace", grace.map(|grace| format!("{}ms", grace.as_millis())))
         .text("cluster.key_file", Some("/key".to_owned()));
     Config::load(None, &Environment::default(), overrides).expect("a configuration")
 }
 
 impl Program {
     pub(crate) async fn run(self, clock: Arc<dyn Clock>) {
-        let Self { name, voters, boot, disk, network, shared, log, random } = self;
+        let Self { name, voters, boot, grace, disk, network, shared, log, random } = self;
         let surroundings =
             Surroundings { clock, disk, network: Network::Memory(network), segment_bytes: SEGMENT_BYTES };
-        let member = match Box::pin(Member::start(&config(&name, &voters), surroundings)).await {
+        let member = match Box::pin(Member::start(&config(&name, &voters, grace), surroundings)).await {
             Ok(member) => member,
             Err(error) => {
                 tell!("does not start: {error}");
@@ -86,7 +89,7 @@ impl Program {
         };
         sometimes!(member.view().cluster().outbox.entries > 0, "a restart found local writes");
         *shared.handle.lock() = Some(Handle { view: member.view(), manager: member.manager().clone() });
-        let clients = clients::start(&name, boot, &member.service(), &log, random);
+        let clients = clients::start(&name, boot, &member.service(), member.manager(), &log, random);
         tokio::select! {
             () = shared.leave.notified() => {
                 tell!("leaves");

@@ -46,6 +46,8 @@ pub(crate) const DECLARED: &[&str] = &[
     "an answer held what only a later version knows",
     "a watch went on from an id",
     "a watch outlived its node's process",
+    "deletions were forgotten",
+    "deletions were forgotten again",
 ];
 
 static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

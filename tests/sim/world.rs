@@ -35,6 +35,9 @@ const SLOW_SYNC: Duration = Duration::from_millis(60);
 const LOCAL_ONE_IN: u32 = 2;
 /// In one world in so many each start of a node is that of an earlier or a later version.
 const MIXED_ONE_IN: u32 = 3;
+/// In one world in so many deletions are remembered for no longer than this.
+const FORGETFUL_ONE_IN: u32 = 2;
+const GRACE_MS: std::ops::Range<u64> = 200..2_000;
 /// How long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(30);
 /// How long all is well at first.
@@ -75,6 +78,8 @@ pub(crate) struct World {
     is_well: bool,
     /// Which version the next start is of; none where all are of the same.
     versions: Option<StdRng>,
+    /// How long deletions are remembered; none where that is as usual.
+    grace: Option<Duration>,
     /// How much longer than usual things may take until they are well again.
     pub(crate) slack: Duration,
     now: Duration,
@@ -153,6 +158,9 @@ impl World {
         log.with(|log| (log.bug, log.hot, log.local) = (bug, hot, local.unwrap_or(0.0)));
         let mut versions = random::stream(seed, "versions");
         let versions = versions.random_ratio(1, MIXED_ONE_IN).then_some(versions);
+        let mut graces = random::stream(seed, "grace");
+        let is_forgetful = graces.random_ratio(1, FORGETFUL_ONE_IN);
+        let grace = is_forgetful.then(|| Duration::from_millis(graces.random_range(GRACE_MS)));
         let mut world = Self {
             random,
             machines,
@@ -160,6 +168,7 @@ impl World {
             faults: 0,
             is_well: false,
             versions,
+            grace,
             undecided: false,
             slack: Duration::ZERO,
             now: Duration::ZERO,
@@ -223,6 +232,7 @@ impl World {
             name: machine.host.name.clone(),
             voters,
             boot: machine.boots,
+            grace: self.grace,
             disk: machine.disk.mount(),
             network: Arc::clone(&self.network),
             shared: machine.shared.clone(),

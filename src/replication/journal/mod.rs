@@ -37,7 +37,7 @@ pub use writer::{JournalWriter, Submission, WriterEvent};
 
 use super::register::{Address, Durable, Entry, LocalWrite, Lsn, Record, Restored};
 use crate::disk::{self, Disk, Lock, OsDisk};
-use crate::types::{Ballot, StorageId};
+use crate::types::{Ballot, ShardId, StorageId};
 
 /// The directory within the data directory that is this room's; no org can be called so.
 pub const DIRECTORY: &str = ".outrigger";
@@ -378,7 +378,7 @@ fn find_damage(directory: &Path, found: &[segment::Scanned], header: &Header) ->
     (last < position).then(|| format!("the journal ends at batch {last}, its header knows of {position}"))
 }
 
-/// Folds entries, in order, into what is pending, what is chosen, and what waits in the outbox.
+/// Folds entries, in order, into what is pending, what is chosen, what is refused, and what waits in the outbox.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, Clone))]
 pub(super) struct Replay {
@@ -386,6 +386,7 @@ pub(super) struct Replay {
     pub(super) pending: HashMap<Address, Record>,
     pub(super) chosen: HashMap<Address, Record>,
     pub(super) outbox: HashMap<Address, LocalWrite>,
+    pub(super) refused: HashMap<ShardId, Ballot>,
 }
 
 impl Replay {
@@ -408,6 +409,10 @@ impl Replay {
                         self.choose(address, record.clone());
                     }
                 }
+                Entry::Refused(shard, upto) => {
+                    let refused = self.refused.entry(shard.clone()).or_default();
+                    *refused = (*refused).max(*upto);
+                }
             }
         }
     }
@@ -426,7 +431,7 @@ impl Replay {
 
     pub(super) fn finish(self, header_ceiling: Ballot) -> Recovered {
         let ceiling = self.ceiling.max(header_ceiling);
-        let restored = Restored { ceiling, pending: self.pending.into_iter().collect() };
+        let restored = Restored { ceiling, pending: self.pending.into_iter().collect(), refused: self.refused };
         let (chosen, outbox) = (self.chosen.into_iter().collect(), self.outbox.into_iter().collect());
         Recovered { restored, chosen, outbox, damage: None }
     }

@@ -13,13 +13,14 @@ use metrics::Counter;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::scan::Scanned;
-use super::{Input, Rooms};
+use super::{Input, Rooms, floors};
 use crate::clock::Clock as _;
 use crate::replication::register::{Address, Record};
-use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_missed, portions};
-use crate::replication::wire::{self, Answer, Malformed, Request};
-use crate::store::compare::Versions;
+use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_forgotten, is_missed, portions};
+use crate::replication::wire::{self, Answer, Collection, Malformed, Refused, Request};
+use crate::store::compare::{PAIRS_PER_SCAN_MAX, Place, Versions};
 use crate::store::digest::{Buckets, Digest, Summary};
+use crate::store::replicator::Op;
 use crate::store::{self, Shard};
 use crate::telemetry;
 use crate::transport::CallError;
@@ -43,6 +44,8 @@ const APPLY_BACKLOG_MAX: u64 = 16_384;
 const APPLY_BACKLOG_POLL: Duration = Duration::from_millis(5);
 /// Rows of this node whose versions are kept in memory while a peer's are compared with them; 16 bytes each.
 const VERSIONS_MAX: usize = 2 << 20;
+/// Rows that a node may find deleted by others while it was behind.
+const FORGOTTEN_MAX: usize = 1 << 20;
 /// Parts of answers that are on their way to the disk.
 const INSTALLS_MAX: usize = 4;
 
@@ -70,6 +73,10 @@ pub(super) enum Error {
     Stopping,
     #[error("this node is stopping, or too many wait already for what it has accepted; try again soon")]
     TurnedAway,
+    #[error("this node does not refuse what is asked of it: another epoch, another disk, or too much at once")]
+    NotRefused,
+    #[error("too many rows were deleted while this node was behind; start it with an empty data directory")]
+    TooFarBehind,
     #[error("records accepted before are still not settled after {SETTLE_WITHIN:?}: is there a quorum?")]
     Unsettled,
 }
@@ -216,6 +223,25 @@ impl<'a> With<'a> {
         Ok(theirs)
     }
 
+    /// Has the peer refuse what is below a floor.
+    pub(super) async fn refuse(&self, collection: &Collection) -> Result<Refused, Error> {
+        let mut answers = self.ask(&Request::Refuse(collection.clone())).await?;
+        let Some(Answer::Refused(refused)) = answers.next().await? else { return Err(Error::Incomplete) };
+        answers.end().await.map(|()| refused)
+    }
+
+    /// What the peer holds below it.
+    pub(super) async fn old(&self, collection: &Collection, above: Ballot) -> Result<Digest, Error> {
+        let mut answers = self.ask(&Request::Old(collection.clone(), above)).await?;
+        let Some(Answer::Digest(digest)) = answers.next().await? else { return Err(Error::Incomplete) };
+        answers.end().await.map(|()| digest)
+    }
+
+    /// Has the peer raise its floor, if its disk is that one.
+    pub(super) async fn forget(&self, collection: &Collection, storage_id: StorageId) -> Result<(), Error> {
+        self.ask(&Request::Forget(collection.clone(), storage_id)).await?.end().await
+    }
+
     async fn differing_shards(&self) -> Result<Vec<ShardId>, Error> {
         let theirs = self.shards().await?;
         let manager = self.rooms.manager.clone();
@@ -238,14 +264,52 @@ impl<'a> With<'a> {
             None => Digest::new(Ballot::ZERO),
         };
         let buckets = comparison.buckets(shard, &mine, &theirs);
-        if buckets.is_empty() || !comparison.is_first_look() {
+        let is_behind = theirs.floor() > mine.floor();
+        if !comparison.is_first_look() || (buckets.is_empty() && !is_behind) {
             return Ok(());
         }
         let _fetching = Fetching::begin(&self.rooms.fetches);
         // Not before: a shard that nobody stores is not made by being asked for.
         let open = self.rooms.manager.get(shard).await?;
-        self.fetch_missed(&open, shard, buckets).await?;
-        self.wait_installed(0).await
+        if !buckets.is_empty() {
+            self.fetch_missed(&open, shard, buckets.clone()).await?;
+        }
+        self.wait_installed(0).await?;
+        if is_behind {
+            self.adopt_floor(open, shard, theirs.floor(), buckets).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over the peer's GC floor, below which it has forgotten deletions; to be called once all rows that are newer
+    /// there have been fetched. What is here up to the floor and not there, which shows in these buckets, was deleted while
+    /// this node was away, and goes. So a new replica gets the floor before it votes, one that a collection did not come to
+    /// makes up for it, and a copy that lay around for long brings nothing back.
+    async fn adopt_floor(
+        &mut self,
+        open: Arc<Shard>,
+        shard: &ShardId,
+        floor: Ballot,
+        buckets: Buckets,
+    ) -> Result<(), Error> {
+        let (mut forgotten, mut left) = (Vec::new(), buckets);
+        while !left.is_empty() {
+            let mut theirs = Versions::out_of(left.clone());
+            let mut answers = self.ask(&Request::Pairs(shard.clone(), left.clone())).await?;
+            while let Some(answer) = answers.next().await? {
+                let Answer::Pairs(pairs) = answer else { return Err(Error::Incomplete) };
+                theirs.add(&pairs, VERSIONS_MAX);
+            }
+            theirs.sort();
+            let listed = theirs.buckets.clone();
+            let own = open.clone();
+            forgotten.extend(blocking(move || deleted_since(&own, &theirs, floor)).await?);
+            if listed.is_empty() || forgotten.len() > FORGOTTEN_MAX {
+                return Err(Error::TooFarBehind);
+            }
+            left = left.and(&listed.not());
+        }
+        floors::adopt(self.rooms, open, shard, floor, forgotten).await
     }
 
     /// Waits for other comparisons that fetch rows, which may well be the same.
@@ -337,6 +401,21 @@ fn missed(open: &Shard, versions: &Versions, pairs: Vec<(Key, Ballot)>) -> Resul
         }
     }
     Ok(missed)
+}
+
+/// The live keys here, in the buckets that `theirs` is of, that the peer has deleted and forgotten since.
+fn deleted_since(open: &Shard, theirs: &Versions, floor: Ballot) -> Result<Vec<Key>, store::Error> {
+    let (mut place, mut deleted) = (Place::Start, Vec::new());
+    while place != Place::End {
+        for (key, _) in open.next_pairs(&theirs.buckets, &mut place, PAIRS_PER_SCAN_MAX)? {
+            let Some(theirs) = theirs.of(&key) else { continue };
+            let live = open.stored(&key)?.filter(|row| row.op != Op::Del);
+            if live.is_some_and(|row| is_forgotten(row.ballot, theirs, floor)) {
+                deleted.push(key);
+            }
+        }
+    }
+    Ok(deleted)
 }
 
 /// Lasts as long as rows are fetched.

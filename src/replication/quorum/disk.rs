@@ -78,7 +78,7 @@ impl Disk {
         if rotate {
             self.compaction = Compaction::Running;
             entries.push(Entry::Ceiling(acceptor.ceiling()));
-            entries.extend(acceptor.pending_entries());
+            entries.extend(acceptor.kept_entries());
             entries.extend(outbox());
         }
         self.in_flight = self.journal.submit(Submission::Append { entries, lsn, rotate });

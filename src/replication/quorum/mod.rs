@@ -10,15 +10,18 @@
 //!
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
 //! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer's, and
-//! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken.
+//! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken. Old
+//! deletions are forgotten by `collect`, which asks, and `floors`, which does it.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
 mod catch_up;
 mod changing;
 mod clients;
+mod collect;
 mod core;
 mod disk;
+mod floors;
 mod greeter;
 mod installed;
 mod level;
@@ -90,6 +93,8 @@ pub struct QuorumConfig {
     pub value_bytes_max: usize,
     /// How many local writes may wait for a quorum.
     pub outbox: OutboxBounds,
+    /// How long deletions are remembered at least.
+    pub tombstone_grace: Duration,
     /// Seeds the back-off's randomness.
     pub seed: u64,
     /// There are no others and never will be: there is no clock to mistrust.
@@ -172,6 +177,7 @@ enum Input {
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Inherited { epoch: u64, slot: usize, done: oneshot::Sender<()> },
     Connected { reply: oneshot::Sender<BTreeSet<usize>> },
+    Floors(floors::Floors),
     Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
     Avoid(Vec<NodeId>),
@@ -253,6 +259,7 @@ impl QuorumReplicator {
             fetches,
         };
         let helpers = rooms.clone();
+        let grace = config.tombstone_grace;
         let mut core = Core::new(config, installed, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         restore(&mut core, &helpers.manager, outbox).await;
@@ -261,7 +268,8 @@ impl QuorumReplicator {
         helping.spawn(serve::serve(calls, helpers.clone()));
         helping.spawn(level::serve(wanted, helpers.clone()));
         helping.spawn(scan::follow(helpers.clone()));
-        helping.spawn(changing::serve(ordered, helpers));
+        helping.spawn(changing::serve(ordered, helpers.clone()));
+        helping.spawn(collect::collect(helpers, grace));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
         let driver = Driver { core, clock, inbox, events, written, shown };

@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::catch_up::{Error, SETTLE_WITHIN, TURN_MAX, blocking};
 use super::scan::{Scanned, settle_inherited};
-use super::{Input, Rooms, changing, level};
+use super::{Input, Rooms, changing, floors, level};
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
@@ -63,6 +63,15 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         Request::Register(disk) => {
             changing::register(rooms, &call.node, disk).await.map_err(|why| Error::Change(why.to_string()))
         }
+        Request::Refuse(collection) => {
+            let refused = floors::refuse(rooms, &collection).await?;
+            say(call, &Answer::Refused(refused)).await
+        }
+        Request::Old(collection, above) => {
+            let digest = floors::old(rooms, &collection, above).await?;
+            say(call, &Answer::Digest(digest)).await
+        }
+        Request::Forget(collection, storage_id) => floors::forget(rooms, &collection, storage_id).await,
     }
 }
 

@@ -10,7 +10,7 @@ use super::record::{Lineage, LocalWrite, Record, Vote};
 use super::rules::{self, BrokenRule};
 use super::sealed::{Durable, Lsn, Sealed};
 use crate::clock::Now;
-use crate::store::StoredRow;
+use crate::store::Stored;
 use crate::types::{Ballot, ShardId};
 
 /// How an acceptor behaves.
@@ -55,6 +55,9 @@ pub enum Entry {
     /// A write that this node accepted on its own, until its version or a higher one is chosen.
     #[serde(rename = "o")]
     Local(Address, LocalWrite),
+    /// No ballot up to this is promised or accepted any more for keys of this shard.
+    #[serde(rename = "r")]
+    Refused(ShardId, Ballot),
 }
 
 /// A chosen record on its way into its shard.
@@ -85,6 +88,8 @@ pub struct Restored {
     pub ceiling: Ballot,
     /// Records not known to be chosen.
     pub pending: Vec<(Address, Record)>,
+    /// Up to which ballot each of these shards refuses everything.
+    pub refused: HashMap<ShardId, Ballot>,
 }
 
 #[derive(Debug)]
@@ -115,6 +120,8 @@ pub struct Acceptor {
     pub(super) ceilings_appended: VecDeque<(Ballot, Lsn)>,
     pub(super) keys: HashMap<Address, KeyState>,
     pub(super) promises: VecDeque<(Ballot, Address)>,
+    /// Ballots up to these are refused for keys of these shards; see `refusals.rs`.
+    pub(super) refused: HashMap<ShardId, Ballot>,
     pub(super) lineages: HashMap<Address, (Ballot, Lineage)>,
     lineage_order: VecDeque<(Ballot, Address)>,
     pending: usize,
@@ -135,6 +142,7 @@ impl Acceptor {
             ceilings_appended: VecDeque::new(),
             keys: HashMap::new(),
             promises: VecDeque::new(),
+            refused: restored.refused,
             lineages: HashMap::new(),
             lineage_order: VecDeque::new(),
             pending: restored.pending.len(),
@@ -230,10 +238,10 @@ impl Acceptor {
 
     /// What this acceptor holds of a key, for the proposer on the same node: its version and its effect.
     #[must_use]
-    pub fn peek(&self, address: &Address, stored: Option<&StoredRow>) -> Option<Record> {
+    pub fn peek(&self, address: &Address, stored: &Stored) -> Option<Record> {
         let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
-        let newer = pending.filter(|pending| stored.is_none_or(|row| row.ballot < pending.record.ballot));
-        match (newer, stored) {
+        let newer = pending.filter(|pending| stored.ballot() < pending.record.ballot);
+        match (newer, &stored.row) {
             (Some(pending), _) => Some(pending.record.clone()),
             (None, Some(row)) => Some(Record {
                 ballot: row.ballot,
@@ -252,7 +260,7 @@ impl Acceptor {
         address: &Address,
         ballot: Ballot,
         holds: Option<Ballot>,
-        stored: Option<&StoredRow>,
+        stored: &Stored,
     ) -> Result<Sealed<Body>, BrokenRule> {
         if self.is_ahead(ballot, now) {
             return Ok(self.refuse(ballot, Refusal::ClockAhead, Ballot::ZERO));
@@ -262,8 +270,8 @@ impl Acceptor {
         // A proposer may ask again for what it was promised: a lost answer, or the token of rule 5.
         let again = state.is_some_and(|state| {
             state.promised == ballot && state.pending.as_ref().is_none_or(|pending| pending.record.ballot < ballot)
-        }) && stored.is_none_or(|row| row.ballot < ballot)
-            && ballot > self.floor;
+        }) && stored.ballot() < ballot
+            && ballot > self.refused_upto(address, stored);
         if ballot <= effective && !again {
             return Ok(self.refuse(ballot, Refusal::Outbid, effective));
         }
@@ -280,7 +288,7 @@ impl Acceptor {
         address: &Address,
         record: Record,
         next: Option<Ballot>,
-        stored: Option<&StoredRow>,
+        stored: &Stored,
     ) -> Result<Sealed<Body>, BrokenRule> {
         let ballot = record.ballot;
         if self.is_ahead(ballot, now) {
@@ -292,7 +300,7 @@ impl Acceptor {
         let effective = self.effective(address, stored);
         let is_promised = self.keys.get(address).is_some_and(|state| state.promised == ballot)
             && effective == ballot
-            && ballot > self.floor;
+            && ballot > self.refused_upto(address, stored);
         if ballot <= effective && !is_promised {
             return Ok(self.refuse(ballot, Refusal::Outbid, effective));
         }
@@ -305,20 +313,14 @@ impl Acceptor {
     }
 
     /// Answers a Read: what is held, once all of it is on disk (rule 6).
-    pub fn on_read(
-        &self,
-        address: &Address,
-        round: Ballot,
-        holds: Option<Ballot>,
-        stored: Option<&StoredRow>,
-    ) -> Sealed<Body> {
+    pub fn on_read(&self, address: &Address, round: Ballot, holds: Option<Ballot>, stored: &Stored) -> Sealed<Body> {
         let (vote, on_disk) = self.vote(address, holds, stored);
         Sealed::new(on_disk, Body::Held { round, vote })
     }
 
     /// Learns that the record of `ballot` is chosen.
-    pub fn on_commit(&mut self, address: &Address, ballot: Ballot, stored: Option<&StoredRow>) -> Learned {
-        if stored.is_some_and(|row| row.ballot >= ballot) {
+    pub fn on_commit(&mut self, address: &Address, ballot: Ballot, stored: &Stored) -> Learned {
+        if stored.ballot() >= ballot {
             return Learned::Known;
         }
         let Some(pending) = self.keys.get_mut(address).and_then(|state| state.pending.as_mut()) else {
@@ -336,17 +338,12 @@ impl Acceptor {
         Learned::Commit(commit)
     }
 
-    /// Rule 8: takes in a record known to be chosen, whatever was promised. It never becomes a vote of its own.
-    pub fn install(
-        &mut self,
-        now: Now,
-        address: &Address,
-        record: Record,
-        stored: Option<&StoredRow>,
-    ) -> Option<Sealed<Commit>> {
+    /// Rule 8: takes in a record known to be chosen, whatever was promised, unless it is of a key whose deletion has been
+    /// forgotten since. It never becomes a vote of its own.
+    pub fn install(&mut self, now: Now, address: &Address, record: Record, stored: &Stored) -> Option<Sealed<Commit>> {
         let pending = self.keys.get_mut(address).and_then(|state| state.pending.as_mut());
         let known = pending.as_ref().is_some_and(|p| p.chosen && p.record.ballot >= record.ballot);
-        if known || stored.is_some_and(|row| row.ballot >= record.ballot) {
+        if known || stored.ballot() >= record.ballot {
             return None;
         }
         let voted = pending.map(|pending| (pending.record.ballot, pending.lsn));
@@ -398,32 +395,32 @@ impl Acceptor {
         self.keys.iter().filter_map(|(address, state)| Some((address.clone(), state.pending.as_ref()?.record.ballot)))
     }
 
-    /// Every pending record, for a journal that gives up its old segments.
-    pub fn pending_entries(&self) -> Vec<Entry> {
+    /// Every pending record and every refusal, for a journal that gives up its old segments.
+    pub fn kept_entries(&self) -> Vec<Entry> {
         let entry = |(address, state): (&Address, &KeyState)| {
             let Pending { record, chosen, .. } = state.pending.as_ref()?;
             let (address, record) = (address.clone(), record.clone());
             Some(if *chosen { Entry::Chosen(address, record) } else { Entry::Accepted(address, record) })
         };
-        self.keys.iter().filter_map(entry).collect()
+        let refused = self.refused.iter().map(|(shard, upto)| Entry::Refused(shard.clone(), *upto));
+        self.keys.iter().filter_map(entry).chain(refused).collect()
     }
 
-    pub(super) fn effective(&self, address: &Address, stored: Option<&StoredRow>) -> Ballot {
+    pub(super) fn effective(&self, address: &Address, stored: &Stored) -> Ballot {
         let state = self.keys.get(address);
         let promised = state.map_or(Ballot::ZERO, |state| state.promised);
         let accepted = state.and_then(|state| state.pending.as_ref()).map_or(Ballot::ZERO, |p| p.record.ballot);
-        let committed = stored.map_or(Ballot::ZERO, |row| row.ballot);
-        promised.max(accepted).max(committed).max(self.floor)
+        promised.max(accepted).max(stored.ballot()).max(self.refused_upto(address, stored))
     }
 
-    fn vote(&self, address: &Address, holds: Option<Ballot>, stored: Option<&StoredRow>) -> (Vote, Lsn) {
+    fn vote(&self, address: &Address, holds: Option<Ballot>, stored: &Stored) -> (Vote, Lsn) {
         let pending = self.keys.get(address).and_then(|state| state.pending.as_ref());
-        match (pending, stored) {
-            (Some(pending), row) if row.is_none_or(|row| row.ballot < pending.record.ballot) => {
+        match (pending, &stored.row) {
+            (Some(pending), _) if stored.ballot() < pending.record.ballot => {
                 (Vote::of_record(&pending.record, pending.chosen, holds), pending.lsn)
             }
             (_, Some(row)) => (Vote::of_row(row, self.lineage(address, row.ballot), holds), Lsn(0)),
-            (_, None) => (Vote::Absent(Ballot::ZERO), Lsn(0)),
+            (_, None) => (Vote::Absent(stored.floor), Lsn(0)),
         }
     }
 
@@ -432,7 +429,7 @@ impl Acceptor {
         now: Now,
         address: &Address,
         record: &Record,
-        stored: Option<&StoredRow>,
+        stored: &Stored,
     ) -> Result<Option<Sealed<Body>>, BrokenRule> {
         let again = Body::Accepted { ballot: record.ballot, granted: false };
         if let Some(pending) = self.keys.get(address).and_then(|state| state.pending.as_ref())
@@ -445,7 +442,7 @@ impl Acceptor {
             let on_disk = pending.lsn;
             return Ok(Some(Sealed::new(on_disk.max(self.cover(record.ballot, now)), again)));
         }
-        let is_committed = stored.is_some_and(|row| row.ballot == record.ballot);
+        let is_committed = stored.row.as_ref().is_some_and(|row| row.ballot == record.ballot);
         Ok(is_committed.then(|| Sealed::new(self.cover(record.ballot, now), again)))
     }
 

@@ -26,6 +26,7 @@ mod message;
 mod model;
 mod proposer;
 mod record;
+mod refusals;
 mod round;
 mod rules;
 mod sealed;

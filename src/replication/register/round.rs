@@ -178,7 +178,12 @@ impl Attempt {
                 return Fate::TookEffect(index);
             }
             for ballot in one.ballots.iter().filter(|ballot| **ballot <= base.ballot) {
-                match base.lineage.descent(base.ballot, *ballot) {
+                // Absent as of a floor: what became of rounds before it has been forgotten.
+                let descent = match base.record {
+                    Some(_) => base.lineage.descent(base.ballot, *ballot),
+                    None => Descent::Unknown,
+                };
+                match descent {
                     Descent::Descends => return Fate::TookEffect(index),
                     Descent::Unknown => fate = Fate::Unknown,
                     Descent::Bypassed => {}

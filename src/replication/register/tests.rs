@@ -10,9 +10,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::{HybridClock, Now};
 use crate::cluster::membership::Quorums;
-use crate::store::StoredRow;
 use crate::store::replicator::{Decision, Op, Rejection};
 use crate::store::update::{Change, Condition, Update, Verdict};
+use crate::store::{Stored, StoredRow};
 use crate::types::{Ballot, Key, ShardId, Slot, Value};
 
 const STEP: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ fn address() -> Address {
 struct Node {
     acceptor: Acceptor,
     proposer: Proposer,
-    stored: Option<StoredRow>,
+    stored: Stored,
     sealed: SealedQueue<Effect>,
     unsynced: Vec<Entry>,
     synced: Vec<Entry>,
@@ -66,7 +66,7 @@ impl World {
             Node {
                 acceptor,
                 proposer,
-                stored: None,
+                stored: Stored::default(),
                 sealed: SealedQueue::default(),
                 unsynced: Vec::new(),
                 synced: Vec::new(),
@@ -120,7 +120,7 @@ impl World {
         let node = &mut self.nodes[n];
         match action {
             Action::Start(address) => {
-                let held = node.acceptor.peek(&address, node.stored.as_ref());
+                let held = node.acceptor.peek(&address, &node.stored);
                 node.proposer.start(now, &address, held);
             }
             Action::Ask { ballot, message } => {
@@ -150,9 +150,9 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[n];
         let stored = node.stored.clone();
-        let commit = match node.acceptor.on_commit(&address(), record.ballot, stored.as_ref()) {
+        let commit = match node.acceptor.on_commit(&address(), record.ballot, &stored) {
             Learned::Commit(commit) => Some(commit),
-            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, stored.as_ref()),
+            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, &stored),
         };
         match commit {
             Some(commit) => self.take(n, commit.map(Effect::Commit)),
@@ -172,9 +172,9 @@ impl World {
             Effect::Commit(commit) => {
                 let node = &mut self.nodes[n];
                 let Record { ballot, upd, op, .. } = commit.record.clone();
-                if node.stored.as_ref().is_none_or(|row| row.ballot < ballot) {
-                    assert!(node.stored.as_ref().is_none_or(|row| row.upd <= upd), "a row's version only rises");
-                    node.stored = Some(StoredRow { op, upd, ballot });
+                if node.stored.row.as_ref().is_none_or(|row| row.ballot < ballot) {
+                    assert!(node.stored.row.as_ref().is_none_or(|row| row.upd <= upd), "a row's version only rises");
+                    node.stored.row = Some(StoredRow { op, upd, ballot });
                 }
                 node.acceptor.on_applied(&commit);
                 self.answer(n);
@@ -183,7 +183,7 @@ impl World {
     }
 
     fn answer(&mut self, n: usize) {
-        let stored = self.nodes[n].stored.as_ref().map_or(Ballot::ZERO, |row| row.ballot);
+        let stored = self.nodes[n].stored.ballot();
         let (ready, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.nodes[n].waiting).into_iter().partition(|(ballot, _)| *ballot <= stored);
         self.nodes[n].waiting = waiting;
@@ -230,14 +230,14 @@ impl World {
         let Message { address, body } = message;
         let reply = match body {
             Body::Prepare { ballot, holds } => {
-                Some(node.acceptor.on_prepare(now, &address, ballot, holds, stored.as_ref()).unwrap())
+                Some(node.acceptor.on_prepare(now, &address, ballot, holds, &stored).unwrap())
             }
             Body::Accept { record, next } => {
-                Some(node.acceptor.on_accept(now, &address, record, next, stored.as_ref()).unwrap())
+                Some(node.acceptor.on_accept(now, &address, record, next, &stored).unwrap())
             }
-            Body::Read { round, holds } => Some(node.acceptor.on_read(&address, round, holds, stored.as_ref())),
+            Body::Read { round, holds } => Some(node.acceptor.on_read(&address, round, holds, &stored)),
             Body::Commit { ballot } => {
-                match node.acceptor.on_commit(&address, ballot, stored.as_ref()) {
+                match node.acceptor.on_commit(&address, ballot, &stored) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
                     Learned::Missing => self.network.push((to, from, Message { address, body: Body::Pull { ballot } })),
                     Learned::Known => {}
@@ -245,7 +245,7 @@ impl World {
                 return self.pump(to);
             }
             Body::Pull { ballot } => {
-                if let (Some(row), Some(record)) = (&stored, node.acceptor.peek(&address, stored.as_ref()))
+                if let (Some(row), Some(record)) = (&stored.row, node.acceptor.peek(&address, &stored))
                     && row.ballot == record.ballot
                     && row.ballot >= ballot
                 {
@@ -274,14 +274,15 @@ impl World {
         let voters = self.nodes.len();
         let mut restored = Restored::default();
         let mut pending: HashMap<Address, Record> = HashMap::new();
-        let mut stored: Option<StoredRow> = None;
+        let mut stored = Stored::default();
         let mut apply = |record: &Record| {
-            if stored.as_ref().is_none_or(|row| row.ballot < record.ballot) {
-                stored = Some(StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot });
+            if stored.ballot() < record.ballot {
+                stored.row = Some(StoredRow { op: record.op.clone(), upd: record.upd, ballot: record.ballot });
             }
         };
         for entry in &self.nodes[n].synced {
             match entry {
+                Entry::Refused(..) => {}
                 Entry::Ceiling(ceiling) => restored.ceiling = restored.ceiling.max(*ceiling),
                 Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
                 Entry::Chosen(_, record) => apply(record),
@@ -293,7 +294,7 @@ impl World {
                 }
             }
         }
-        pending.retain(|_, record| stored.as_ref().is_none_or(|row| row.ballot < record.ballot));
+        pending.retain(|_, record| stored.ballot() < record.ballot);
         restored.pending = pending.into_iter().collect();
         let floor = restored.ceiling;
         let (acceptor, proposer) = node(n, restored, voters);
@@ -433,14 +434,17 @@ fn an_accept_that_arrives_after_its_row_is_no_conflict() {
     let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
     let (mut acceptor, _) = node(0, Restored::default(), 3);
     let row = Record { lineage: Lineage::default(), ..record(4096) };
-    let installed = acceptor.install(now, &address(), row.clone(), None).expect("it is new");
-    let late = acceptor.on_accept(now, &address(), record(4096), None, None).expect("no conflict");
+    let installed = acceptor.install(now, &address(), row.clone(), &Stored::default()).expect("it is new");
+    let late = acceptor.on_accept(now, &address(), record(4096), None, &Stored::default()).expect("no conflict");
     let durable = Durable::synced(acceptor.take_entries().1);
     assert_eq!(late.open(durable), Ok(Body::Accepted { ballot: Ballot(4096), granted: false }));
     // And the other way round.
-    assert!(acceptor.install(now, &address(), row, None).is_none());
+    assert!(acceptor.install(now, &address(), row, &Stored::default()).is_none());
     let other = Record { op: Op::Del, ..record(4096) };
-    assert!(acceptor.on_accept(now, &address(), other, None, None).is_err(), "what differs is still noticed");
+    assert!(
+        acceptor.on_accept(now, &address(), other, None, &Stored::default()).is_err(),
+        "what differs is still noticed"
+    );
     assert!(installed.open(durable).is_ok());
 }
 
@@ -453,7 +457,7 @@ fn nothing_leaves_that_a_crash_would_take_back() {
     let ballot = Ballot(4096);
     let message = |body| Message { address: address(), body };
     let accepted = message(Body::Accepted { ballot, granted: false });
-    let promised = acceptor.on_prepare(now, &address(), ballot, None, None).unwrap();
+    let promised = acceptor.on_prepare(now, &address(), ballot, None, &Stored::default()).unwrap();
     let leaving =
         [message(Body::Prepare { ballot, holds: None }), message(Body::Accept { record: record(4096), next: None })];
     for message in leaving.iter().chain([&accepted]) {
@@ -465,7 +469,7 @@ fn nothing_leaves_that_a_crash_would_take_back() {
     assert_eq!(acceptor.check_leaving(&message(promised.open(durable).unwrap())), Ok(()));
     assert!(leaving.iter().all(|message| acceptor.check_leaving(message).is_ok()));
 
-    let sealed = acceptor.on_accept(now, &address(), record(4096), None, None).unwrap();
+    let sealed = acceptor.on_accept(now, &address(), record(4096), None, &Stored::default()).unwrap();
     assert_eq!(acceptor.check_leaving(&accepted), Err(BrokenRule::NotDurable { address: address(), ballot }));
     let durable = Durable::synced(acceptor.take_entries().1);
     acceptor.on_durable(durable);
@@ -479,9 +483,9 @@ fn a_ceiling_counts_once_it_is_durable_though_a_higher_one_is_on_its_way() {
     let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
     let (mut acceptor, _) = node(0, Restored::default(), 3);
     let far = now.wall + Duration::from_secs(2).as_nanos() as i64;
-    let promised = acceptor.on_prepare(now, &address(), Ballot(4096), None, None).unwrap();
+    let promised = acceptor.on_prepare(now, &address(), Ballot(4096), None, &Stored::default()).unwrap();
     let first = Durable::synced(acceptor.take_entries().1);
-    let higher = acceptor.on_prepare(now, &address(), Ballot(far), None, None).unwrap();
+    let higher = acceptor.on_prepare(now, &address(), Ballot(far), None, &Stored::default()).unwrap();
     acceptor.on_durable(first);
     assert!(acceptor.ceiling() >= Ballot(4096) && acceptor.ceiling() < Ballot(far));
     assert_eq!(acceptor.check_leaving(&Message { address: address(), body: promised.open(first).unwrap() }), Ok(()));

@@ -194,6 +194,12 @@ impl Feed {
         }
     }
 
+    /// Rows went that nobody told of: the watchers of the shard begin again.
+    pub(super) fn lose_shard(&self, shard: &ShardId) {
+        let bells = self.ring.lock().lose_shard(shard);
+        bells.iter().for_each(|bell| bell.notify_one());
+    }
+
     /// Forgets what nobody has watched for long.
     pub(super) fn expire(&self) {
         let mut ring = self.ring.lock();

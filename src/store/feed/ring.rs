@@ -279,11 +279,30 @@ impl<B: Clone> Ring<B> {
 
     /// What may be a change or not: whoever it concerns begins again, and so does who had unread events here.
     pub(super) fn lose_track(&mut self, shard: &ShardId, key: &Key) -> Vec<B> {
+        self.forget_story(shard);
+        let Some(channel) = self.channels.get(shard) else { return Vec::new() };
+        let ids: Vec<_> = channel.index.of(key.as_str()).collect();
+        self.lose(ids)
+    }
+
+    /// Any key of the shard may have changed: all its watchers begin again.
+    pub(super) fn lose_shard(&mut self, shard: &ShardId) -> Vec<B> {
+        self.forget_story(shard);
+        let of_shard = self.watchers.iter().filter(|(_, watcher)| watcher.shard == *shard);
+        let ids: Vec<_> = of_shard.map(|(id, _)| *id).collect();
+        self.lose(ids)
+    }
+
+    /// What was kept of a shard is no whole story any more: nobody goes on in it.
+    fn forget_story(&mut self, shard: &ShardId) {
         self.last += 1;
         self.forget_events(shard);
-        let Some(channel) = self.channels.get_mut(shard) else { return Vec::new() };
-        channel.floor = self.last;
-        let ids: Vec<_> = channel.index.of(key.as_str()).collect();
+        if let Some(channel) = self.channels.get_mut(shard) {
+            channel.floor = self.last;
+        }
+    }
+
+    fn lose(&mut self, ids: Vec<WatcherId>) -> Vec<B> {
         let mut bells = Vec::new();
         for id in ids {
             if let Some(watcher) = self.watchers.get_mut(&id) {

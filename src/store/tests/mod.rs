@@ -5,6 +5,7 @@ mod compare;
 mod crash;
 mod lifecycle;
 mod model;
+mod tombstones;
 mod trouble;
 
 use std::sync::Arc;
@@ -44,7 +45,7 @@ fn digest_of_rows(shard: &Shard) -> Digest {
     let mut digest = Digest::new(shard.gc_floor());
     for (key, _) in shard.pairs(&Buckets::all(), None, usize::MAX).unwrap() {
         let stored = shard.stored(&key).unwrap();
-        digest.add(bucket_of(key.as_str()), Sum::of_stored(key.as_str(), stored.as_ref()));
+        digest.add(bucket_of(key.as_str()), Sum::of_stored(shard.gc_floor(), key.as_str(), stored.as_ref()));
     }
     digest
 }

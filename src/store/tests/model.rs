@@ -59,7 +59,7 @@ type Model = BTreeMap<String, StoredRow>;
 fn check_digest(shard: &Shard, model: &Model) {
     let mut digest = Digest::new(Ballot::ZERO);
     for (name, row) in model {
-        digest.add(bucket_of(name), Sum::of_stored(name, Some(row)));
+        digest.add(bucket_of(name), Sum::of_stored(Ballot::ZERO, name, Some(row)));
     }
     assert_eq!(shard.digest().unwrap(), digest);
 }

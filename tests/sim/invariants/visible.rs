@@ -27,6 +27,10 @@ impl Shown {
         self.harmed.insert(node.clone());
     }
 
+    pub(crate) fn is_harmed(&self, node: &NodeId) -> bool {
+        self.harmed.contains(node)
+    }
+
     /// What a local read that begins now must not be behind.
     pub(crate) fn so_far(&self, node: &NodeId, key: &str) -> Option<i64> {
         self.told.get(&(node.clone(), key.to_owned())).filter(|_| !self.harmed.contains(node)).copied()

@@ -189,13 +189,14 @@ struct Shown {
     pending: BTreeMap<Address, Record>,
     chosen: BTreeMap<Address, Record>,
     outbox: BTreeMap<Address, LocalWrite>,
+    refused: BTreeMap<ShardId, Ballot>,
     damage: Option<String>,
     peers: PeerMemory,
 }
 
 impl State {
     fn shown(&self) -> Shown {
-        let (mut ceiling, mut outbox) = (self.noted_ceiling, BTreeMap::new());
+        let (mut ceiling, mut outbox, mut refused) = (self.noted_ceiling, BTreeMap::new(), BTreeMap::new());
         let (mut pending, mut chosen) = (BTreeMap::new(), BTreeMap::new());
         for entry in self.batches.values().flatten() {
             match entry {
@@ -204,13 +205,14 @@ impl State {
                 Entry::Committed(address, _) => drop(chosen.insert(address.clone(), pending.remove(address).unwrap())),
                 Entry::Chosen(address, record) => drop(chosen.insert(address.clone(), record.clone())),
                 Entry::Local(address, write) => drop(outbox.insert(address.clone(), write.clone())),
+                Entry::Refused(shard, upto) => drop(refused.insert(shard.clone(), *upto)),
             }
             outbox.retain(|address, write: &mut LocalWrite| {
                 chosen.get(address).is_none_or(|chosen: &Record| chosen.upd < write.upd)
             });
         }
         let (damage, peers) = (self.barred.clone(), self.peers.clone());
-        Shown { position: self.next - 1, ceiling, pending, chosen, outbox, damage, peers }
+        Shown { position: self.next - 1, ceiling, pending, chosen, outbox, refused, damage, peers }
     }
 }
 
@@ -221,6 +223,7 @@ fn shown(journal: &Journal, recovered: &Recovered) -> Shown {
         pending: recovered.restored.pending.iter().cloned().collect(),
         chosen: recovered.chosen.iter().cloned().collect(),
         outbox: recovered.outbox.iter().cloned().collect(),
+        refused: recovered.restored.refused.iter().map(|(shard, upto)| (shard.clone(), *upto)).collect(),
         damage: recovered.damage.clone(),
         peers: journal.header().peers().clone(),
     }
@@ -276,7 +279,9 @@ impl Run {
         let now = self.state.shown();
         let pending = now.pending.into_iter().map(|(address, record)| Entry::Accepted(address, record));
         let outbox = now.outbox.into_iter().map(|(address, write)| Entry::Local(address, write));
-        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(pending).chain(outbox).collect());
+        let refused = now.refused.into_iter().map(|(shard, upto)| Entry::Refused(shard, upto));
+        let kept = pending.chain(refused).chain(outbox);
+        self.append(std::iter::once(Entry::Ceiling(now.ceiling)).chain(kept).collect());
         self.journal().drop_before(before).unwrap();
         self.state.batches.retain(|number, _| *number >= before);
         self.done();
@@ -321,12 +326,13 @@ fn workload() -> Run {
     // What this node accepts alone: one that is superseded, one that is drained, one that stays to the end.
     run.append(vec![own("a", 9), own("d", 13), own("h", 14), own("h", 20)]);
     run.remember(3);
+    run.append(vec![Entry::Refused(address("a").shard, Ballot(9))]);
     run.append(vec![Entry::Chosen(address("d"), record(13))]);
     run.open();
     run.append(vec![big("e", 14, 9_000)]);
     run.append(vec![big("e", 15, 9_000), Entry::Ceiling(Ballot(2_000))]);
     run.compact();
-    run.append(vec![accepted("f", 16)]);
+    run.append(vec![accepted("f", 16), Entry::Refused(address("a").shard, Ballot(10))]);
     run.open();
     run.open();
     run.append(vec![Entry::Committed(address("f"), Ballot(16))]);
@@ -395,6 +401,7 @@ fn small() -> Run {
     run.append(vec![Entry::Ceiling(Ballot(1_000)), accepted("a", 10)]);
     run.append(vec![accepted("b", 11)]);
     run.remember(3);
+    run.append(vec![Entry::Refused(address("a").shard, Ballot(9))]);
     run.open();
     run.append(vec![Entry::Committed(address("a"), Ballot(10))]);
     run.append(vec![accepted("c", 12), accepted("d", 13)]);

@@ -10,7 +10,7 @@ use crate::cluster::membership::Member;
 use crate::replication::quorum::clients::AtHome;
 use crate::replication::quorum::peers::Peer;
 use crate::replication::register::{Address, Body, Message, OpId};
-use crate::store::StoredRow;
+use crate::store::Stored;
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::Update;
 use crate::types::{Ballot, NodeId};
@@ -194,7 +194,7 @@ impl Core {
         address: Address,
         decision: Decision,
         ballot: Ballot,
-        stored: Option<&StoredRow>,
+        stored: &Stored,
     ) {
         if matches!(decision, Decision::Reject(Rejection::Busy(_) | Rejection::NoQuorum(_) | Rejection::DiskFull(_))) {
             // That is how things are there, not here: it may be leaving, or cut off from the others.
@@ -203,7 +203,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.at_home = None;
         }
-        if stored.map_or(Ballot::ZERO, |row| row.ballot) >= ballot {
+        if stored.ballot() >= ballot {
             return self.decide(now, id, decision, ballot);
         }
         self.waiting.entry(address).or_default().push(Waiting { ballot, decisions: vec![(id, decision)] });

@@ -7,6 +7,7 @@
 
 mod comparing;
 mod configuration;
+mod floors;
 mod homes;
 mod meeting;
 mod outbox;
@@ -228,8 +229,9 @@ impl Core {
             Input::Compared { peer, task, same } => self.compared(peer, task, same),
             Input::Look { mine, theirs } => self.look(now, mine, &theirs),
             Input::Meet { peer, met } => self.meet(now, &peer, met),
-            Input::Settle { shard, done } => self.settle_all(now, &shard, done),
+            Input::Settle { shard, done } => self.settle_upto(now, &shard, Ballot(i64::MAX), done),
             Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
+            Input::Floors(asked) => self.on_floors(now, asked),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());

@@ -10,9 +10,9 @@ use crate::clock::Now;
 use crate::replication::outbox::Overtaken;
 use crate::replication::quorum::status::OutboxStatus;
 use crate::replication::register::{Address, LocalWrite, OpId};
-use crate::store::StoredRow;
 use crate::store::replicator::{Decision, Op, Proposal, Rejection};
 use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
+use crate::store::{Stored, StoredRow};
 use crate::types::Ballot;
 
 /// How long one proposal of such a write may take.
@@ -53,14 +53,12 @@ impl Core {
     }
 
     /// Numbers it above what its key shows, and has it written down.
-    pub(super) fn write_down(&mut self, now: Now, address: &Address, op: Op, id: OpId, stored: Option<&StoredRow>) {
+    pub(super) fn write_down(&mut self, now: Now, address: &Address, op: Op, id: OpId, known: &Stored) {
         // Others may have come before it while its shard file was being opened.
         if let Err(rejection) = self.outbox.check_room(address, op.weight()) {
             return self.decide(now, id, Decision::Reject(rejection), Ballot::ZERO);
         }
-        let open = self.rooms.manager.cached(&address.shard);
-        let floor = open.map_or(Ballot::ZERO, |shard| shard.gc_floor());
-        let shown = stored.map_or(Ballot::ZERO, |row| row.ballot).max(floor);
+        let (shown, stored) = (known.ballot(), known.row.as_ref());
         let upd = match self.proposer.issue(now, shown) {
             Ok(upd) => upd,
             Err(ahead) => {
@@ -98,7 +96,7 @@ impl Core {
     pub(in crate::replication::quorum) fn restore(&mut self, address: &Address, write: LocalWrite, stored: Ballot) {
         if stored < write.upd {
             self.rooms.manager.show(&address.shard, &address.key, &write.op, write.upd);
-            let undecided = self.acceptor.peek(address, None);
+            let undecided = self.acceptor.peek(address, &Stored::default());
             if undecided.is_none_or(|record| record.upd <= write.upd) {
                 self.rooms.manager.settle(&address.shard, &address.key);
             }

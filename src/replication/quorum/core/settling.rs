@@ -40,9 +40,9 @@ impl Settling {
 }
 
 impl Core {
-    /// Says so once everything of `shard` that was accepted here before this moment is visible.
-    pub(super) fn settle_all(&mut self, now: Now, shard: &ShardId, done: oneshot::Sender<()>) {
-        let records = self.acceptor.pending_of(shard).collect();
+    /// Says so once everything of `shard` that was accepted here up to that ballot, and before this moment, is visible.
+    pub(super) fn settle_upto(&mut self, now: Now, shard: &ShardId, upto: Ballot, done: oneshot::Sender<()>) {
+        let records = self.acceptor.pending_of(shard).filter(|(_, ballot)| *ballot <= upto).collect();
         self.settle_records(now, records, done);
     }
 

@@ -7,7 +7,7 @@ use crate::clock::Now;
 use crate::replication::quorum::Input;
 use crate::replication::register::{Address, Body, Message, OpId, Record};
 use crate::store::replicator::{Decision, Op, Rejection};
-use crate::store::{self, StoredRow};
+use crate::store::{self, Stored};
 use crate::types::{Ballot, ShardId};
 
 /// How long a shard file that cannot be used is left alone before the next try.
@@ -53,24 +53,24 @@ impl Core {
     /// Runs a task with the row that its shard file holds; one whose file is not open waits for it.
     pub(super) fn run(&mut self, now: Now, task: Task) {
         match self.stored(task.address()) {
-            Ok(Some(stored)) => self.run_with(now, task, stored.as_ref()),
+            Ok(Some(stored)) => self.run_with(now, task, &stored),
             Ok(None) => self.park(now, task),
             Err(error) if self.rooms.manager.is_passing(&error) => self.put_off(now, task, &error),
             Err(error) => self.bar(format!("cannot read {}: {error}", task.address().shard)),
         }
     }
 
-    /// The row, `None` within where there is none; `None` outside while the file is not open.
-    pub(super) fn stored(&self, address: &Address) -> Result<Option<Option<StoredRow>>, store::Error> {
+    /// What the shard file knows of the key; `None` while it is not open.
+    pub(super) fn stored(&self, address: &Address) -> Result<Option<Stored>, store::Error> {
         let Address { shard, key } = address;
         match self.rooms.manager.cached(shard) {
-            Some(open) => match open.stored(key) {
+            Some(open) => match open.known(key) {
                 // Evicted under our hands: open it again.
                 Err(store::Error::Closed) => Ok(None),
                 read => read.map(Some),
             },
             None if self.rooms.manager.exists(shard) => Ok(None),
-            None => Ok(Some(None)),
+            None => Ok(Some(Stored::default())),
         }
     }
 
@@ -141,7 +141,7 @@ impl Core {
         }
     }
 
-    pub(super) fn run_with(&mut self, now: Now, task: Task, stored: Option<&StoredRow>) {
+    pub(super) fn run_with(&mut self, now: Now, task: Task, stored: &Stored) {
         match task {
             Task::Message { epoch, message, .. }
                 if epoch != self.membership().epoch() && message.body.is_of_epoch() => {}
@@ -156,7 +156,7 @@ impl Core {
             }
             Task::Chosen { address, record, decisions } => {
                 let ballot = record.ballot;
-                if stored.is_some_and(|row| row.ballot >= ballot) {
+                if stored.ballot() >= ballot {
                     self.acceptor.on_stored(&address, ballot);
                     self.settled(now, &address, ballot);
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(now, id, decision, ballot));

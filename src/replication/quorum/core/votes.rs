@@ -3,13 +3,13 @@
 use super::{Core, Effect, PULLS_MAX};
 use crate::clock::Now;
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
-use crate::store::StoredRow;
 use crate::store::replicator::Frame;
+use crate::store::{Stored, StoredRow};
 use crate::types::Ballot;
 
 impl Core {
     /// What a message to the acceptor or learner of this node comes to.
-    pub(super) fn on_message(&mut self, now: Now, from: usize, message: Message, stored: Option<&StoredRow>) {
+    pub(super) fn on_message(&mut self, now: Now, from: usize, message: Message, stored: &Stored) {
         let Message { address, body } = message;
         if let Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } = &body
             && let Some(why) = self.refusal()
@@ -73,9 +73,11 @@ impl Core {
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
     }
 
-    fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: Option<&StoredRow>) {
-        match stored.filter(|row| row.ballot >= ballot) {
+    fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: &Stored) {
+        match stored.row.as_ref().filter(|row| row.ballot >= ballot) {
             Some(row) => self.send(now, from, chosen(address, row)),
+            // Deleted since, and forgotten: that is for the next comparison to tell.
+            None if stored.ballot() >= ballot => {}
             // Chosen, but not on this disk yet: answered when it is.
             None if self.pulls.len() < PULLS_MAX => {
                 let pulled = self.pulls.entry(address).or_default().entry(from).or_default();
@@ -99,7 +101,7 @@ impl Core {
     }
 
     /// Commits a record that is chosen, from this node's own vote or from what the round brought.
-    pub(super) fn learn(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) {
+    pub(super) fn learn(&mut self, now: Now, address: &Address, record: Record, stored: &Stored) {
         match self.acceptor.on_commit(address, record.ballot, stored) {
             Learned::Commit(commit) => self.take(now, commit.map(Effect::Commit)),
             Learned::Known | Learned::Missing => {
@@ -109,7 +111,7 @@ impl Core {
     }
 
     /// Takes in a record that others know to be chosen; false where it is here already.
-    pub(super) fn install(&mut self, now: Now, address: &Address, record: Record, stored: Option<&StoredRow>) -> bool {
+    pub(super) fn install(&mut self, now: Now, address: &Address, record: Record, stored: &Stored) -> bool {
         let commit = self.acceptor.install(now, address, record, stored);
         commit.map(|commit| self.take(now, commit.map(Effect::Commit))).is_some()
     }

@@ -5,6 +5,7 @@ mod leaving;
 mod level;
 mod outbox;
 mod repair;
+mod tombstones;
 mod trouble;
 
 use std::path::Path;
@@ -20,9 +21,9 @@ use crate::clock::OsClock;
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::replication::journal::{Durability, JournalConfig};
 use crate::replication::register::{Entry, Lineage, Lsn};
-use crate::store::StoreConfig;
 use crate::store::replicator::{Frame, Op};
 use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
+use crate::store::{StoreConfig, StoredRow};
 use crate::transport::memory::{MemoryTransport, Network};
 use crate::types::{Ballot, Key, Value};
 
@@ -31,6 +32,8 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const OUTBOX: OutboxBounds = OutboxBounds { entries_max: 100, bytes_max: 1 << 20 };
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For so long deletions are remembered, where a test does not say.
+const GRACE: Duration = Duration::from_secs(60 * 60);
 
 fn node(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
@@ -76,12 +79,24 @@ impl Node {
         Self::start_behind(network, dir, name, voters, 0, |events| events).await
     }
 
-    /// One whose clock is off by `seconds`, and that hears of events through `events`.
     async fn start_behind(
         network: &Arc<Network>,
         dir: &Path,
         name: &str,
         voters: &[&str],
+        seconds: i64,
+        events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
+    ) -> Self {
+        Self::start_forgetting(network, dir, name, voters, GRACE, seconds, events).await
+    }
+
+    /// One that remembers deletions for `grace`, whose clock is off by `seconds`, and that hears of events through `events`.
+    async fn start_forgetting(
+        network: &Arc<Network>,
+        dir: &Path,
+        name: &str,
+        voters: &[&str],
+        grace: Duration,
         seconds: i64,
         events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
     ) -> Self {
@@ -114,6 +129,7 @@ impl Node {
             propose_timeout: Duration::from_secs(5),
             value_bytes_max: 1 << 20,
             outbox: OUTBOX,
+            tombstone_grace: grace,
             seed: 1,
             is_alone: voters == [name],
         };
@@ -154,6 +170,11 @@ impl Node {
         self.manager.get(&shard()).await.unwrap().read(&key(name)).unwrap()
     }
 
+    /// What was agreed on, as far as this node knows.
+    async fn stored(&self, name: &str) -> Option<StoredRow> {
+        self.manager.get(&shard()).await.unwrap().stored(&key(name)).unwrap()
+    }
+
     async fn has(&self, name: &str, value: &str) {
         let value = Value::from(value.as_bytes().to_vec());
         until(&format!("{name} = {value:?}"), async || self.local(name).await.is_some_and(|row| row.value == value))
@@ -183,6 +204,7 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 
 struct Cluster {
     network: Arc<Network>,
+    grace: Duration,
     dirs: Vec<TempDir>,
     nodes: Vec<Node>,
 }
@@ -193,12 +215,17 @@ impl Cluster {
     }
 
     async fn start_on(network: Arc<Network>) -> Self {
+        Self::start_forgetting(network, GRACE).await
+    }
+
+    async fn start_forgetting(network: Arc<Network>, grace: Duration) -> Self {
         let dirs: Vec<_> = NAMES.iter().map(|_| tempfile::tempdir().unwrap()).collect();
         let mut nodes = Vec::new();
         for (name, dir) in NAMES.iter().zip(&dirs) {
-            nodes.push(Node::start(&network, dir.path(), name, &NAMES).await);
+            let events = |events| events;
+            nodes.push(Node::start_forgetting(&network, dir.path(), name, &NAMES, grace, 0, events).await);
         }
-        let cluster = Self { network, dirs, nodes };
+        let cluster = Self { network, grace, dirs, nodes };
         for n in 0..NAMES.len() {
             cluster.dial(n);
         }
@@ -240,7 +267,8 @@ impl Cluster {
         let placeholder = tempfile::tempdir().unwrap();
         let spare = Node::start(&Network::new(), placeholder.path(), NAMES[n], &[NAMES[n]]).await;
         std::mem::replace(&mut self.nodes[n], spare).stop().await;
-        self.nodes[n] = Node::start_behind(&self.network, &dir, NAMES[n], &NAMES, seconds, |events| events).await;
+        let (network, grace, events) = (&self.network, self.grace, |events| events);
+        self.nodes[n] = Node::start_forgetting(network, &dir, NAMES[n], &NAMES, grace, seconds, events).await;
         for from in 0..NAMES.len() {
             self.dial(from);
         }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::store::feed;
-use crate::store::{Error, ListQuery, StoredRow};
+use crate::store::{Error, ListQuery};
 
 impl Node {
     /// Writes on this node alone, or deletes.
@@ -21,11 +21,6 @@ impl Node {
 
     async fn value(&self, name: &str) -> Option<Value> {
         self.local(name).await.map(|row| row.value)
-    }
-
-    /// What was agreed on, as far as this node knows.
-    async fn stored(&self, name: &str) -> Option<StoredRow> {
-        self.manager.get(&shard()).await.unwrap().stored(&key(name)).unwrap()
     }
 
     async fn listed(&self) -> Vec<(String, Value)> {

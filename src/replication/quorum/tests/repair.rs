@@ -5,7 +5,7 @@ use crate::store::digest::Root;
 
 impl Node {
     /// Writes out what waits for its file, and sums up all rows.
-    fn root(&self) -> Option<Root> {
+    pub(super) fn root(&self) -> Option<Root> {
         self.manager.sync_all().unwrap();
         self.manager.root()
     }
@@ -13,14 +13,14 @@ impl Node {
 
 impl Cluster {
     /// What gossip does about once a second.
-    fn look(&self) {
+    pub(super) fn look(&self) {
         let roots: Vec<_> = self.nodes.iter().zip(NAMES).map(|(each, name)| (node(name), each.root())).collect();
         for (each, (name, root)) in self.nodes.iter().zip(&roots) {
             each.replicator.look(*root, roots.iter().filter(|(other, _)| other != name).cloned().collect());
         }
     }
 
-    async fn all_in_step(&self) {
+    pub(super) async fn all_in_step(&self) {
         for node in &self.nodes {
             node.status_is("in step", |status| status.peers.iter().all(|peer| peer.in_step)).await;
         }

@@ -101,7 +101,7 @@ async fn a_full_disk_neither_fills_the_memory_nor_holds_up_the_end() {
     for (name, path) in NAMES.iter().zip(paths) {
         nodes.push(Node::start(&network, path, name, &NAMES).await);
     }
-    let cluster = Cluster { network, dirs, nodes };
+    let cluster = Cluster { network, grace: GRACE, dirs, nodes };
     (0..NAMES.len()).for_each(|n| cluster.dial(n));
     let [first, _, small] = &cluster.nodes[..] else { panic!("three nodes") };
     first.ready().await;

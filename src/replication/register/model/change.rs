@@ -10,8 +10,9 @@
 //! after both had installed epoch 2 and nothing that the old one had voted for under epoch 1 was open there any more.
 
 use super::faults::Fault;
+use super::node::Node;
 use super::scenario::Scenario;
-use super::world::{Node, World};
+use super::world::World;
 use crate::cluster::membership::Quorums;
 use crate::types::Ballot;
 

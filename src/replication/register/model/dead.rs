@@ -32,9 +32,7 @@ impl World {
         let Packet { from, to, message, .. } = packet;
         let forgetful = self.left.crashes > 0 || self.scenario.fault.is_some_and(Fault::forgets);
         let node = &self.nodes[*to];
-        let row = || node.row().map_or(Ballot::ZERO, |row| row.ballot);
-        let refuses =
-            |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, node.row().as_ref()) > ballot;
+        let refuses = |ballot: Ballot| !forgetful && node.acceptor.effective(&message.address, &node.known()) > ballot;
         let asks = |ballot: Ballot| {
             let round = self.nodes[*from].proposer.keys.values().next().and_then(|queue| queue.round.as_ref());
             round.is_some_and(|round| round.ballot == ballot)
@@ -43,8 +41,8 @@ impl World {
             Body::Prepare { ballot, .. } => !asks(*ballot) && refuses(*ballot),
             Body::Accept { record, .. } => !asks(record.ballot) && refuses(record.ballot),
             Body::Read { round, .. } => !asks(*round),
-            Body::Commit { ballot } => !forgetful && row() >= *ballot,
-            Body::Chosen { record } => !forgetful && row() >= record.ballot,
+            Body::Commit { ballot } => !forgetful && node.known().ballot() >= *ballot,
+            Body::Chosen { record } => !forgetful && node.known().ballot() >= record.ballot,
             _ => false,
         }
     }

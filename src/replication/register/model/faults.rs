@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::world::{Node, address};
+use super::node::{Node, address};
 use crate::clock::Now;
 use crate::replication::register::acceptor::{Acceptor, Pending};
 use crate::replication::register::proposer::Proposer;
@@ -62,10 +62,24 @@ pub(super) enum Fault {
     ScanBeforeSettling,
     /// Section 5: reads ask the old majority alone while the change is under way.
     ReadsOnTheOldMajority,
+    /// Rule 10: a deletion is forgotten as soon as it is known to be chosen.
+    DropOnceChosen,
+    /// Rule 10: deletions are forgotten and the floor stays where it is.
+    DropWithoutFloor,
+    /// Rule 10: absence counts for nothing, whatever the floor.
+    AbsentLowest,
+    /// Rule 10: the floor is raised on a replica that has not all that was chosen up to there.
+    FloorWhileIncomplete,
+    /// Rule 10: nobody refuses what comes late.
+    NothingRefused,
+    /// Rule 10: a replica is looked at while its votes up to the floor are open.
+    LookBeforeSettling,
+    /// Rule 10: a deletion is forgotten that a round above the floor has chosen again.
+    DropByVersion,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::OldValueWhileUnflushed,
         Self::CeilingAfterTheReply,
         Self::NoFloorAfterRestart,
@@ -88,11 +102,27 @@ impl Fault {
         Self::ScanBeforeInstalling,
         Self::ScanBeforeSettling,
         Self::ReadsOnTheOldMajority,
+        Self::DropOnceChosen,
+        Self::DropWithoutFloor,
+        Self::AbsentLowest,
+        Self::FloorWhileIncomplete,
+        Self::NothingRefused,
+        Self::LookBeforeSettling,
+        Self::DropByVersion,
     ];
 
     /// True where an acceptor may accept what it would have refused before.
     pub(super) fn forgets(self) -> bool {
-        matches!(self, Self::NoFloorAfterRestart | Self::CeilingAfterTheReply | Self::ForgettingSilently)
+        matches!(
+            self,
+            Self::NoFloorAfterRestart
+                | Self::CeilingAfterTheReply
+                | Self::ForgettingSilently
+                | Self::DropOnceChosen
+                | Self::DropWithoutFloor
+                | Self::AbsentLowest
+                | Self::DropByVersion
+        )
     }
 
     /// True where clients are answered on what may not be chosen.
@@ -125,6 +155,13 @@ impl Fault {
             Self::ScanBeforeInstalling => ("§5", "a scan answered before the joint epoch is installed"),
             Self::ScanBeforeSettling => ("§5", "a scan answered while old votes are open"),
             Self::ReadsOnTheOldMajority => ("§5", "reads on the old majority alone"),
+            Self::DropOnceChosen => ("10", "dropping a tombstone once chosen"),
+            Self::DropWithoutFloor => ("10", "dropping tombstones without a floor"),
+            Self::AbsentLowest => ("10", "absent ranking lowest"),
+            Self::FloorWhileIncomplete => ("10", "raising a floor on a replica that is not complete"),
+            Self::NothingRefused => ("10", "collecting without refusals"),
+            Self::LookBeforeSettling => ("10", "comparing while old votes are open"),
+            Self::DropByVersion => ("10", "dropping a tombstone that was chosen again above the floor"),
         }
     }
 }
@@ -141,8 +178,8 @@ pub(super) fn prepare(
     ballot: Ballot,
     holds: Option<Ballot>,
 ) -> Result<Sealed<Body>, BrokenRule> {
-    let (now, row) = (node.now(), node.row());
-    let sealed = node.acceptor.on_prepare(now, address, ballot, holds, row.as_ref())?;
+    let (now, row, known) = (node.now(), node.row(), node.known_by(fault));
+    let sealed = node.acceptor.on_prepare(now, address, ballot, holds, &known)?;
     let durable = node.sealed.durable.lsn();
     let unflushed = node.acceptor.keys.get(address).and_then(|key| key.pending.as_ref());
     let unflushed = unflushed.filter(|pending| pending.lsn > durable).map(|pending| pending.record.ballot);
@@ -173,7 +210,7 @@ pub(super) fn read(
     round: Ballot,
     holds: Option<Ballot>,
 ) -> Sealed<Body> {
-    let sealed = node.acceptor.on_read(address, round, holds, node.row().as_ref());
+    let sealed = node.acceptor.on_read(address, round, holds, &node.known_by(fault));
     match fault {
         Some(Fault::UnflushedRead) => Sealed::new(Lsn(0), force(sealed)),
         _ => sealed,

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-use super::world::{Effect, Node};
+use super::node::{Effect, Node};
 use crate::replication::register::acceptor::{Acceptor, KeyState};
 use crate::replication::register::proposer::{KeyQueue, Proposer};
 use crate::replication::register::round::{Attempt, Carried, Pending, Phase, Round, Tally};
@@ -12,6 +12,7 @@ use crate::replication::register::{Address, Entry, Lsn};
 use crate::store::StoredRow;
 use crate::store::replicator::Decision;
 use crate::store::update::{Outcome, Row};
+use crate::types::{Ballot, ShardId};
 
 /// A fast hasher of 128 bits; the keys are the search's own, so nobody attacks it.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +112,8 @@ pub(super) fn of_node(node: &Node) -> u128 {
             hash_decision(decision, &mut into);
         }
     }
-    (&node.pulls, node.wall, node.installed).hash(&mut into);
+    (&node.pulls, node.wall, node.installed, node.gc_floor).hash(&mut into);
+    refused(&node.disk.refused, &mut into);
     into.done()
 }
 
@@ -126,6 +128,7 @@ fn hash_entry(entry: &Entry, into: &mut Fingerprint) {
         Entry::Committed(_, ballot) => (2_u8, ballot).hash(into),
         Entry::Ceiling(ceiling) => (3_u8, ceiling).hash(into),
         Entry::Local(_, write) => (4_u8, write).hash(into),
+        Entry::Refused(_, upto) => (5_u8, upto).hash(into),
     }
 }
 
@@ -143,6 +146,12 @@ fn acceptor(acceptor: &Acceptor, durable: Lsn, into: &mut Fingerprint) {
         }
     });
     by_key(&acceptor.lineages, into, |lineage, into| lineage.hash(into));
+    refused(&acceptor.refused, into);
+}
+
+fn refused(refused: &HashMap<ShardId, Ballot>, into: &mut Fingerprint) {
+    assert!(refused.len() <= 1, "these worlds have one shard");
+    refused.values().next().hash(into);
 }
 
 fn proposer(proposer: &Proposer, into: &mut Fingerprint) {

@@ -1,7 +1,8 @@
 //! Local writes in these worlds: accepted, drained and replayed as the driver does it, with the outbox's own code.
 
 use super::faults::{self, Fault};
-use super::world::{Effect, World, address};
+use super::node::{Effect, WALL, address};
+use super::world::World;
 use crate::replication::register::{LocalWrite, OpId};
 use crate::store::replicator::{Decision, Op};
 use crate::store::update::{Change, Condition, Update};
@@ -57,7 +58,7 @@ impl World {
     /// True where it was a proposal out of an outbox: those are named by their versions, far above all others.
     pub(super) fn drained(&mut self, id: OpId, decision: &Decision) -> bool {
         let upd = Ballot(id.0 as i64);
-        if upd.0 < super::world::WALL {
+        if upd.0 < WALL {
             return false;
         }
         // What is due after a while is due at once: time passes in leaps only.

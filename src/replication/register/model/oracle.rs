@@ -12,6 +12,7 @@
 use std::hash::Hash;
 use std::rc::Rc;
 
+use super::collection::is_floor;
 use super::fingerprint::{Fingerprint, hash_outcome};
 use super::scenario::VALUE_BYTES_MAX;
 use crate::cluster::membership::Quorums;
@@ -72,6 +73,8 @@ pub(super) struct Oracle {
     /// The new voters, once the change to them is over. What a majority of them holds by then is as good as chosen, in
     /// whichever epoch it was asked for: nobody can decide without one of them any more.
     successors: Option<Quorums>,
+    /// What the key holds in the beginning.
+    first: Option<Row>,
     pub(super) violation: Option<String>,
 }
 
@@ -83,8 +86,16 @@ impl Oracle {
             own: Vec::new(),
             asked: Vec::new(),
             successors: None,
+            first: None,
             violation: None,
         }
+    }
+
+    /// This was chosen before, and is on these disks.
+    pub(super) fn begin_with(&mut self, record: Record, deciding: Quorums, disks: u8) {
+        let row = |value: &Value| Row { value: value.clone(), upd: record.upd };
+        self.first = record.op.value().map(row);
+        self.asked.push(Asked { record: Rc::new(record), deciding, disks });
     }
 
     pub(super) fn hash(&self, into: &mut Fingerprint) {
@@ -299,17 +310,18 @@ impl Oracle {
             asked.record.lineage.0.first().copied()
         };
         let mut at = Some(later);
-        while let Some(ballot) = at.filter(|ballot| *ballot > chosen) {
+        while let Some(ballot) = at.filter(|ballot| *ballot > chosen && !is_floor(*ballot)) {
             at = base_of(ballot);
         }
-        let builds_on = later <= chosen || at == Some(chosen);
+        // What builds on absence as of a floor builds on all that came before that.
+        let builds_on = later <= chosen || at.is_some_and(|at| at == chosen || at > chosen && is_floor(at));
         self.inside(builds_on, || format!("agreement: {chosen} is chosen, and {later} does not build on it"));
     }
 
     /// Is there an order of the updates, in keeping with who was answered before whom asked, that explains every
     /// answer, and `seen` as what a read finds now?
     fn is_linearizable(&self, seen: Option<&Option<Value>>) -> bool {
-        self.explain(0, None, seen)
+        self.explain(0, self.first.as_ref(), seen)
     }
 
     fn explain(&self, placed: u32, row: Option<&Row>, seen: Option<&Option<Value>>) -> bool {

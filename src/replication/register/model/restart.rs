@@ -2,10 +2,12 @@
 
 use super::change::{self, Installed};
 use super::faults;
-use super::world::{World, cores};
+use super::node::cores;
+use super::world::World;
 use crate::replication::outbox::Outbox;
 use crate::replication::register::{Address, LocalWrite, Lsn, Record, SealedQueue};
 use crate::store::StoredRow;
+use crate::store::replicator::Op;
 use crate::types::Ballot;
 
 impl World {
@@ -23,6 +25,8 @@ impl World {
         node.installed = installed;
         node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
         node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
+        let floor = node.gc_floor;
+        node.stored.retain(|_, row| row.op != Op::Del || row.ballot > floor);
         (node.sealed, node.lsn) = (SealedQueue::default(), Lsn(0));
         node.unsynced.clear();
         node.waiting.clear();

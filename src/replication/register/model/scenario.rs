@@ -26,6 +26,10 @@ pub(super) struct Budget {
     pub(super) settles: u8,
     /// A node's memory of promises is full, and it forgets.
     pub(super) forgets: u8,
+    /// Somebody sets out to forget deletions.
+    pub(super) collections: u8,
+    /// A row that one node has and another missed is sent to it.
+    pub(super) repairs: u8,
 }
 
 /// One client, which asks for one thing after the other.
@@ -63,8 +67,14 @@ pub(super) struct Scenario {
     pub(super) tokens: bool,
     /// Whether outboxes have so much to hand on that these writes never have their turn.
     pub(super) full_outboxes: bool,
+    /// Whether an Accept asks for a later ballot along with it.
+    pub(super) asks_next: bool,
     /// Whether others are told of what is chosen.
     pub(super) commits: bool,
+    /// The nodes that hold the value "5" in the beginning, as bits: it was chosen before.
+    pub(super) seeded: u8,
+    /// Whether a node behind another's floor may adopt it.
+    pub(super) adopts: bool,
     pub(super) budget: Budget,
     pub(super) fault: Option<Fault>,
 }
@@ -87,7 +97,10 @@ impl Scenario {
             ceiling_lead: Duration::from_millis(500),
             tokens: true,
             full_outboxes: false,
+            asks_next: true,
             commits: true,
+            seeded: 0,
+            adopts: false,
             budget: Budget::default(),
             fault: None,
         }
@@ -151,8 +164,22 @@ impl Scenario {
         Self { full_outboxes: true, ..self }
     }
 
+    /// Nothing is promised along with a vote.
+    pub(super) fn without_grants(self) -> Self {
+        Self { asks_next: false, ..self }
+    }
+
     pub(super) fn without_commits(self) -> Self {
         Self { commits: false, ..self }
+    }
+
+    /// These hold the value "5" in the beginning.
+    pub(super) fn seeded(self, seeded: u8) -> Self {
+        Self { seeded, ..self }
+    }
+
+    pub(super) fn adopting(self) -> Self {
+        Self { adopts: true, ..self }
     }
 
     pub(super) fn budget(mut self, set: impl FnOnce(&mut Budget)) -> Self {
@@ -178,6 +205,11 @@ pub(super) fn increment() -> Update {
 /// Replaces the value on this node alone, to be handed on later. Its version is given when it is asked for.
 pub(super) fn local(value: &'static str) -> Update {
     Update { condition: Condition::Below(Ballot::ZERO), change: Change::Put(Value::from(value)) }
+}
+
+/// Deletes it.
+pub(super) fn del() -> Update {
+    Update::del()
 }
 
 /// Reads through a quorum.

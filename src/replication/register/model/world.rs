@@ -6,84 +6,26 @@ use std::hash::Hash;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::change::{self, Installed, JOINT, NEW, OLD};
+use super::change::{self, JOINT, NEW, OLD};
+use super::collection::Driver;
 use super::faults::{self, Fault};
 use super::fingerprint::{self, Fingerprint};
+use super::node::{Effect, FOREVER, Node, address, chosen, seed};
 use super::oracle::Oracle;
-use super::scenario::{Budget, Scenario, VALUE_BYTES_MAX};
-use crate::clock::{HybridClock, Now};
-use crate::replication::journal::Replay;
-use crate::replication::outbox::Outbox;
-use crate::replication::register::{
-    Acceptor, AcceptorConfig, Action, Address, Body, Commit, Durable, Entry, Learned, Lineage, Lsn, Message, OpId,
-    Proposer, ProposerConfig, Record, Restored, Sealed, SealedQueue,
-};
+use super::scenario::{Budget, Scenario};
+use crate::replication::register::{Action, Body, Commit, Durable, Entry, Learned, Message, OpId, Record, Sealed};
 use crate::store::StoredRow;
 use crate::store::replicator::Decision;
 use crate::store::update::Update;
-use crate::types::{Ballot, Key, ShardId, Slot};
+use crate::types::Ballot;
 
-/// Where wall clocks begin. Time passes only where a step says so; else ballots rise by counting alone.
-pub(super) const WALL: i64 = 1 << 30;
 /// What passes on the wall with every tick.
 const TICK_ON_THE_WALL: i64 = 1_000_000_000;
 /// Longer than every back-off and every step's patience, shorter than a client's and a token's.
 const TICK: Duration = Duration::from_secs(60);
 pub(super) const CLIENT_PATIENCE: Duration = Duration::from_secs(1_000_000);
-const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 /// Names what a node asks on its own account.
 const SETTLING: OpId = OpId(1000);
-
-thread_local! {
-    static ADDRESS: Address = Address { shard: ShardId::parse("", "default").unwrap(), key: Key::parse("k").unwrap() };
-}
-
-pub(super) fn address() -> Address {
-    ADDRESS.with(Clone::clone)
-}
-
-/// What waits for a node's disk.
-#[derive(Debug, Clone)]
-pub(super) enum Effect {
-    Send(usize, Message),
-    Commit(Commit),
-    /// A local write of this version is on the disk; who waits for it.
-    Accepted(OpId, Ballot),
-}
-
-/// One node, with what its disk holds.
-#[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) acceptor: Acceptor,
-    pub(super) proposer: Proposer,
-    /// The shard file.
-    pub(super) stored: std::collections::HashMap<Address, StoredRow>,
-    pub(super) sealed: SealedQueue<Effect>,
-    pub(super) outbox: Outbox,
-    /// The journal, as a restart would read it.
-    pub(super) disk: Replay,
-    pub(super) unsynced: Vec<Entry>,
-    pub(super) lsn: Lsn,
-    /// Whom to answer once the record of this ballot is visible.
-    pub(super) waiting: Vec<(Ballot, Vec<(OpId, Decision)>)>,
-    /// Who pulls, and the round that it was told of.
-    pub(super) pulls: Vec<(usize, Ballot)>,
-    /// Which epoch it is in.
-    pub(super) installed: Installed,
-    pub(super) wall: i64,
-    monotonic: Duration,
-    print: u128,
-}
-
-impl Node {
-    pub(super) fn now(&self) -> Now {
-        Now { wall: self.wall, monotonic: self.monotonic }
-    }
-
-    pub(super) fn row(&self) -> Option<StoredRow> {
-        self.stored.values().next().cloned()
-    }
-}
 
 /// A message on its way.
 #[derive(Debug, Clone)]
@@ -125,6 +67,16 @@ pub(super) enum Step {
     Install(usize),
     /// A new voter compares rows with an old one, and takes over what is newer there.
     Compare(usize, usize),
+    /// Somebody sets out to forget deletions up to there.
+    Begin(Ballot),
+    /// And goes on with it.
+    Collect,
+    /// A row that one node has and another missed is sent.
+    Repair(usize, usize),
+    /// A node that is behind another's floor adopts it.
+    Adopt(usize, usize),
+    /// A fault: a node forgets a deletion that it knows to be chosen.
+    Drop(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -140,50 +92,26 @@ pub(super) struct World {
     pub(super) published: u8,
     /// With whom each node has compared rows in the joint epoch, as bits.
     pub(super) compared: Vec<u8>,
-}
-
-pub(super) fn cores(scenario: &Scenario, slot: usize, restored: Restored, floor: Ballot) -> (Acceptor, Proposer) {
-    let config = AcceptorConfig { ceiling_lead: scenario.ceiling_lead, ..AcceptorConfig::default() };
-    let slot_number = Slot::new(u16::try_from(slot).unwrap()).unwrap();
-    let mut proposing = ProposerConfig::new(slot, change::quorums(scenario, OLD), 1);
-    proposing.value_bytes_max = VALUE_BYTES_MAX;
-    proposing.token_life = if scenario.tokens { FOREVER } else { Duration::ZERO };
-    let mut proposer = Proposer::new(proposing, HybridClock::new(slot_number, Duration::from_secs(10), floor));
-    proposer.set_reachable((0..scenario.nodes()).collect());
-    (Acceptor::new(config, restored), proposer)
+    /// Whoever has deletions forgotten.
+    pub(super) driver: Driver,
 }
 
 impl World {
     pub(super) fn new(scenario: &Rc<Scenario>) -> Self {
-        let nodes = (0..scenario.nodes()).map(|slot| {
-            let (acceptor, proposer) = cores(scenario, slot, Restored::default(), Ballot::ZERO);
-            let mut node = Node {
-                acceptor,
-                proposer,
-                stored: std::collections::HashMap::new(),
-                sealed: SealedQueue::default(),
-                outbox: Outbox::default(),
-                disk: Replay::default(),
-                unsynced: Vec::new(),
-                lsn: Lsn(0),
-                waiting: Vec::new(),
-                pulls: Vec::new(),
-                installed: Installed::FIRST,
-                wall: WALL + if slot == 1 { scenario.ahead.as_nanos() as i64 } else { 0 },
-                monotonic: Duration::ZERO,
-                print: 0,
-            };
-            node.print = fingerprint::of_node(&node);
-            Rc::new(node)
-        });
+        let nodes = (0..scenario.nodes()).map(|slot| Rc::new(Node::new(scenario, slot)));
+        let mut oracle = Oracle::new(scenario.fault.is_none());
+        if scenario.seeded != 0 {
+            oracle.begin_with(seed(), change::quorums(scenario, OLD), scenario.seeded);
+        }
         Self {
             nodes: nodes.collect(),
             network: Vec::new(),
             clients: vec![(0, false); scenario.clients.len()],
             left: scenario.budget,
-            oracle: Rc::new(Oracle::new(scenario.fault.is_none())),
+            oracle: Rc::new(oracle),
             published: OLD,
             compared: vec![0; scenario.nodes()],
+            driver: Driver::Idle,
             scenario: scenario.clone(),
         }
     }
@@ -194,7 +122,7 @@ impl World {
             node.print.hash(&mut into);
         }
         let network = self.network.iter().fold(0_u128, |sum, packet| sum.wrapping_add(packet.print));
-        (network, &self.clients, self.left, self.published, &self.compared).hash(&mut into);
+        (network, &self.clients, self.left, self.published, &self.compared, &self.driver).hash(&mut into);
         self.oracle.hash(&mut into);
         into.done()
     }
@@ -226,6 +154,7 @@ impl World {
             let copies = pairs.filter(|(from, to)| faults::can_copy(&self.nodes[*from], &self.nodes[*to]));
             steps.extend(copies.map(|(from, to)| Step::CopyVote(from, to)));
         }
+        self.collecting_steps(&mut steps);
         let mut seen: Vec<u128> = Vec::new();
         if self.scenario.next.is_some() {
             steps.extend(change::next_epoch(self).map(|_| Step::Publish));
@@ -332,6 +261,21 @@ impl World {
                 }
                 return new;
             }
+            Step::Begin(floor) => {
+                self.left.collections -= 1;
+                self.driver = Driver::Refusing(floor, 0);
+            }
+            Step::Collect => return self.collect(),
+            Step::Repair(from, to) => {
+                self.left.repairs -= 1;
+                self.repair(from, to);
+                return to;
+            }
+            Step::Adopt(from, to) => {
+                self.adopt(from, to);
+                return to;
+            }
+            Step::Drop(n) => self.drop_once_chosen(n),
         }
         match step {
             Step::Sync(n)
@@ -340,6 +284,7 @@ impl World {
             | Step::Expire(n)
             | Step::Settle(n)
             | Step::Forget(n)
+            | Step::Drop(n)
             | Step::Install(n) => n,
             _ => 0,
         }
@@ -410,12 +355,14 @@ impl World {
                 if let Some(own) = node.outbox.get(&address).filter(|_| fault != Some(Fault::TokenBelowLocalWrite)) {
                     node.proposer.outdate_token(&address, own.upd);
                 }
-                let row = node.row();
-                let held = node.acceptor.peek(&address, row.as_ref());
+                let held = node.acceptor.peek(&address, &node.known());
                 let now = node.now();
                 faults::start(fault, &mut node.proposer, now, &address, held);
             }
-            Action::Ask { ballot, message } => {
+            Action::Ask { ballot, mut message } => {
+                if let Body::Accept { next, .. } = &mut message.body {
+                    *next = next.filter(|_| self.scenario.asks_next);
+                }
                 if let Body::Accept { record, .. } = &message.body {
                     let deciding = change::quorums(&self.scenario, self.nodes[n].installed.epoch);
                     self.oracle().on_asked(record, deciding);
@@ -438,7 +385,7 @@ impl World {
                         self.send(n, to, Message { address: address.clone(), body });
                     }
                 }
-                if self.nodes[n].row().is_some_and(|row| row.ballot >= record.ballot) {
+                if self.nodes[n].known().ballot() >= record.ballot {
                     return decisions.into_iter().for_each(|(id, decision)| self.decide(id, decision));
                 }
                 if !decisions.is_empty() {
@@ -452,10 +399,10 @@ impl World {
 
     fn learn(&mut self, n: usize, record: Record) {
         let node = self.node(n);
-        let (now, row) = (node.now(), node.row());
-        let commit = match node.acceptor.on_commit(&address(), record.ballot, row.as_ref()) {
+        let (now, known) = (node.now(), node.known());
+        let commit = match node.acceptor.on_commit(&address(), record.ballot, &known) {
             Learned::Commit(commit) => Some(commit),
-            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, row.as_ref()),
+            Learned::Known | Learned::Missing => node.acceptor.install(now, &address(), record, &known),
         };
         if let Some(commit) = commit {
             self.take(n, commit.map(Effect::Commit));
@@ -480,7 +427,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
         let node = self.nodes[from].clone();
         self.oracle().on_sent(from, &message.body, &node.disk);
         drop(node);
@@ -549,7 +496,7 @@ impl World {
                 Entry::Accepted(_, record) => self.oracle().on_vote(n, record.ballot),
                 Entry::Chosen(_, record) => self.oracle().on_learnt(record.ballot),
                 Entry::Committed(_, ballot) => self.oracle().on_learnt(*ballot),
-                Entry::Ceiling(_) | Entry::Local(..) => {}
+                Entry::Ceiling(_) | Entry::Local(..) | Entry::Refused(..) => {}
             }
         }
         for effect in effects {
@@ -571,22 +518,26 @@ impl World {
         let scenario = self.scenario.clone();
         let fault = scenario.fault;
         let node = self.node(to);
-        let (now, row) = (node.now(), node.row());
+        let (now, known) = (node.now(), node.known());
         let Message { address, body } = message;
         let reply = match body {
             Body::Prepare { ballot, holds } => faults::prepare(fault, node, &address, ballot, holds),
-            Body::Accept { record, next } => node.acceptor.on_accept(now, &address, record, next, row.as_ref()),
+            Body::Accept { record, next } => {
+                let known = node.known_by(fault);
+                node.acceptor.on_accept(now, &address, record, next, &known)
+            }
             Body::Read { round, holds } => Ok(faults::read(fault, node, &address, round, holds)),
             Body::Commit { ballot } => {
-                return match node.acceptor.on_commit(&address, ballot, row.as_ref()) {
+                return match node.acceptor.on_commit(&address, ballot, &known) {
                     Learned::Commit(commit) => self.take(to, commit.map(Effect::Commit)),
                     Learned::Missing => self.send(to, from, Message { address, body: Body::Pull { ballot } }),
                     Learned::Known => {}
                 };
             }
             Body::Pull { ballot } => {
-                return match row.filter(|row| row.ballot >= ballot) {
-                    Some(row) => self.send(to, from, chosen(&row)),
+                return match known.row.as_ref().filter(|row| row.ballot >= ballot) {
+                    Some(row) => self.send(to, from, chosen(row)),
+                    None if known.ballot() >= ballot => {}
                     None if node.pulls.contains(&(from, ballot)) => {}
                     None => {
                         node.pulls.push((from, ballot));
@@ -595,7 +546,7 @@ impl World {
                 };
             }
             Body::Chosen { record } => {
-                if let Some(commit) = node.acceptor.install(now, &address, record, row.as_ref()) {
+                if let Some(commit) = node.acceptor.install(now, &address, record, &known) {
                     self.take(to, commit.map(Effect::Commit));
                 }
                 return;
@@ -629,14 +580,5 @@ impl World {
             }
             step => format!("{step:?}"),
         }
-    }
-}
-
-/// What the driver answers to a pull.
-fn chosen(row: &StoredRow) -> Message {
-    let StoredRow { op, upd, ballot } = row.clone();
-    Message {
-        address: address(),
-        body: Body::Chosen { record: Record { ballot, upd, op, lineage: Lineage::default() } },
     }
 }

@@ -2,7 +2,7 @@
 //! smallest one found in which it does harm.
 
 use super::faults::Fault;
-use super::scenario::{Scenario, cas, increment, local, read, take};
+use super::scenario::{Scenario, cas, del, increment, local, read, take};
 use crate::replication::register::Body;
 
 /// Two nodes that each add one: the core of all.
@@ -82,6 +82,24 @@ pub(super) fn small() -> Vec<Scenario> {
             .client(0, [increment(), local("10"), increment()])
             .without_commits(),
         replaced("a voter replaced, an increment, a read").scan(0b1010, 0b110).lost(new_hears_one),
+        collected("a deletion forgotten, rows that come late", 0b011)
+            .client(0, [del(), read()])
+            .without_commits()
+            .lost(two_hears_rows)
+            .budget(|left| left.repairs = 3),
+        collected("a put forgotten by nobody", 0).client(0, [take("a")]).client(2, [read()]).lost(in_a_row),
+        collected("a deletion forgotten, its floor adopted", 0b011)
+            .client(0, [del(), read()])
+            .adopting()
+            .without_commits()
+            .lost(two_hears_rows)
+            .budget(|left| left.repairs = 3),
+        collected("a deletion forgotten, slow disks, a crash", 0b111)
+            .client(0, [del()])
+            .slow_disks(0b010)
+            .mortal(0b010)
+            .lost(in_a_row)
+            .budget(|left| (left.crashes, left.repairs) = (1, 1)),
     ]
 }
 
@@ -148,6 +166,25 @@ pub(super) fn large() -> Vec<Scenario> {
             .scan(0b1010, 0b101)
             .lost(in_two_halves_but_for_two)
             .budget(|left| left.settles = 1),
+        collected("a deletion forgotten, an increment that comes late", 0b111)
+            .client(0, [increment()])
+            .client(1, [del()])
+            .deaf(0b001)
+            .without_grants()
+            .without_commits()
+            .lost(zero_asks_one)
+            .budget(|left| left.repairs = 2),
+        collected("a deletion forgotten that was chosen again", 0b111)
+            .client(0, [del(), take("a"), read()])
+            .ahead(1)
+            .without_grants()
+            .without_commits()
+            .lost(one_settles_with_two)
+            .budget(|left| (left.settles, left.repairs) = (1, 1)),
+        collected("a deletion forgotten, put and read meanwhile, a floor adopted", 0b111)
+            .client(0, [del(), take("a")])
+            .client(2, [read()])
+            .adopting(),
         Scenario::new("a voter added, an increment, a read")
             .client(0, [increment()])
             .client(3, [read()])
@@ -221,8 +258,74 @@ pub(super) fn of(fault: Fault) -> Scenario {
         Fault::ReadsOnTheOldMajority => {
             nobody().client(3, [increment()]).client(2, [read()]).next(0b1011).scan(0b1001, 0b011).lost(new_beside_old)
         }
+        Fault::DropOnceChosen => collected(name, 0b111).client(0, [del()]).client(2, [read()]).without_commits(),
+        Fault::DropWithoutFloor => collected(name, 0b011)
+            .client(0, [del(), read()])
+            .without_commits()
+            .lost(two_hears_rows)
+            .budget(|left| left.repairs = 3),
+        Fault::AbsentLowest => collected(name, 0b111)
+            .client(0, [increment()])
+            .client(1, [del()])
+            .deaf(0b001)
+            .without_grants()
+            .without_commits()
+            .lost(zero_asks_one)
+            .budget(|left| left.repairs = 2),
+        Fault::FloorWhileIncomplete => collected(name, 0b011).client(2, [read()]),
+        Fault::NothingRefused => collected(name, 0).client(0, [take("a")]).client(2, [read()]).lost(in_a_row),
+        Fault::LookBeforeSettling => {
+            collected(name, 0).client(0, [take("a")]).client(2, [read()]).lost(in_a_row).without_commits()
+        }
+        Fault::DropByVersion => collected(name, 0b111)
+            .client(0, [del(), take("a"), read()])
+            .ahead(1)
+            .without_grants()
+            .without_commits()
+            .lost(one_settles_with_two)
+            .budget(|left| (left.settles, left.repairs) = (1, 1)),
     };
     world.fault(Some(fault))
+}
+
+/// A value that these hold, and deletions that are forgotten.
+fn collected(name: &'static str, seeded: u8) -> Scenario {
+    Scenario::new(name).seeded(seeded).budget(|left| left.collections = 1)
+}
+
+/// Node 2 takes part in nothing; it is sent rows, and asked by node 0 what it has. Node 1 is asked for votes alone.
+fn two_hears_rows(from: usize, to: usize, body: &Body) -> bool {
+    match (from, to) {
+        (0, 2) => !matches!(body, Body::Read { .. } | Body::Chosen { .. }),
+        (2, 0) => !matches!(body, Body::Held { .. }),
+        (0, 1) => matches!(body, Body::Read { .. }),
+        (1, 0) => false,
+        _ => from != to,
+    }
+}
+
+/// Node 0 asks node 1 alone, and that one asks node 2 alone; all are sent rows.
+fn zero_asks_one(from: usize, to: usize, body: &Body) -> bool {
+    match (from, to) {
+        (1, 0) => matches!(body, Body::Prepare { .. } | Body::Accept { .. }),
+        _ => from + to == 2 && from != to,
+    }
+}
+
+/// Nodes 0 and 2 do not hear of each other.
+fn in_a_row(from: usize, to: usize, _: &Body) -> bool {
+    from + to == 2 && from != to
+}
+
+/// Node 0 writes with node 1 and reads with node 2; node 1 asks node 2 alone.
+fn one_settles_with_two(from: usize, to: usize, body: &Body) -> bool {
+    match (from, to) {
+        (0, 1) => matches!(body, Body::Read { .. }),
+        (0, 2) => !matches!(body, Body::Read { .. }),
+        (2, 0) => !matches!(body, Body::Held { .. }),
+        (1, 0) => matches!(body, Body::Prepare { .. } | Body::Accept { .. } | Body::Chosen { .. }),
+        _ => false,
+    }
 }
 
 /// Node 3 hears of node 1 alone, and node 0 of all others.
