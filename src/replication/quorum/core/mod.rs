@@ -224,6 +224,7 @@ impl Core {
             Input::Meet { peer, met } => self.meet(now, &peer, met),
             Input::Settle { shard, done } => self.settle_all(now, &shard, done),
             Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
+            Input::Floor { ballot, done } => self.raise_floor(now, ballot, done),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());
@@ -492,6 +493,11 @@ impl Core {
                 }
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
+            }
+            // The same, with what can be done.
+            Action::Decide(id, Decision::Reject(Rejection::NoQuorum(why))) => {
+                let why = self.missing_voters().unwrap_or(why);
+                self.decide(now, id, Decision::Reject(Rejection::NoQuorum(why)), Ballot::ZERO);
             }
             Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
             Action::Contended(address) => self.contended.mark(now.monotonic, address),
