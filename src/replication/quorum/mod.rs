@@ -55,7 +55,7 @@ use crate::store::digest::Root;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
 use crate::store::{self, Manager};
 use crate::transport::{Call, Event, Transport};
-use crate::types::{NodeId, ShardId};
+use crate::types::{Ballot, NodeId, ShardId};
 
 /// Proposals and other inputs that wait for the driver.
 const INPUTS_MAX: usize = 16_384;
@@ -167,6 +167,7 @@ enum Input {
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Inherited { epoch: u64, slot: usize, done: oneshot::Sender<()> },
+    Floor { ballot: Ballot, done: oneshot::Sender<()> },
     Connected { reply: oneshot::Sender<BTreeSet<usize>> },
     Voters { reply: oneshot::Sender<level::Voters> },
     Synced { before: u64, result: Result<(), store::Error> },
