@@ -79,8 +79,8 @@ impl Cluster {
         };
         let nodes: Vec<Node> = places.iter().enumerate().map(node).collect();
         let quoted = |texts: Vec<String>| texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ");
-        let voters = quoted(nodes.iter().take(voters).map(|node| node.name.clone()).collect());
-        let seeds = quoted(nodes.iter().map(|node| node.peer.to_string()).collect());
+        let names = quoted(nodes.iter().take(voters).map(|node| node.name.clone()).collect());
+        let seeds = quoted(nodes.iter().take(voters).map(|node| node.peer.to_string()).collect());
         for node in &nodes {
             fs::create_dir_all(&node.dir).unwrap();
             let Node { name, dir: home, peer, admin_port, .. } = node;
@@ -95,7 +95,7 @@ listen = "{peer}"
 seeds = [{seeds}]
 [cluster]
 id = "test"
-voters = [{voters}]
+voters = [{names}]
 key_file = "{key}"
 [admin]
 listen = "127.0.0.1:{admin_port}"

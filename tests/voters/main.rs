@@ -241,6 +241,10 @@ async fn a_copy_of_yesterday_never_votes_and_starts_over_in_the_same_process() {
         load.goes_on().await;
         cluster.nodes[2].client().put("today", round.to_string()).await.unwrap();
         let disk = |now: &ClusterStatus| now.nodes.iter().find(|node| node.me).unwrap().storage_id;
+        // The others hear how far its disk is as it connects again.
+        assert!(cluster.nodes[2].terminate().success());
+        cluster.nodes[2].start();
+        cluster.nodes[2].ready().await;
         let before = status(&cluster.nodes[2]).await;
         cluster.nodes[2].kill();
         fs::remove_dir_all(cluster.nodes[2].data()).unwrap();
