@@ -47,7 +47,7 @@ pub const SEEDS_MAX: usize = 256;
 const DEAD_REMEMBERED_FOR: Duration = Duration::from_secs(120);
 /// How often to gossip, unless configured otherwise.
 pub const GOSSIP_INTERVAL: Duration = Duration::from_millis(500);
-/// How many of the low bits of a generation count restarts of the gossip alone; the others are the boot counter.
+/// How many of the low bits of a generation count restarts of the gossip alone; the others are the time of its start.
 const RESTART_BITS: u32 = 16;
 
 /// Why gossip could not start.
@@ -59,9 +59,9 @@ pub enum Error {
     /// A seed without a port, or without a host.
     #[error("the seed {0:?} is not host:port: correct [peer] seeds")]
     BadSeed(String),
-    /// A boot counter that leaves no room for the restarts of the gossip.
-    #[error("the boot counter {0} is beyond what a generation can hold: is the data directory damaged?")]
-    BootTooLarge(u64),
+    /// A time that leaves no room for the restarts of the gossip.
+    #[error("the clock shows {0} ms since 1970, which is beyond what a generation can hold: set it right")]
+    TooLate(u64),
     /// chitchat's own.
     #[error("could not start to gossip as {node}: {reason}")]
     Start {
@@ -79,8 +79,9 @@ pub struct Config {
     pub node: NodeId,
     /// Where others reach it.
     pub advertise: SocketAddr,
-    /// The persisted boot counter: a later incarnation of a node has a higher one.
-    pub boot: u64,
+    /// When this incarnation began, in Unix milliseconds: a later one of the node has a higher number, and none has the number
+    /// of another, whatever disk it is on. (Its boot counter would not do: a lost disk's successor counts from 1 again.)
+    pub since_ms: u64,
     /// Gossip of another cluster is ignored.
     pub cluster_id: String,
     /// `host:port` of nodes to dial first. Names are looked up at once, and again and again.
@@ -236,8 +237,8 @@ fn check(config: &Config) -> Result<(), Error> {
     if let Some(bad) = config.seeds.iter().find(|seed| !is_host_port(seed)) {
         return Err(Error::BadSeed(bad.clone()));
     }
-    if config.boot > u64::MAX >> RESTART_BITS {
-        return Err(Error::BootTooLarge(config.boot));
+    if config.since_ms > u64::MAX >> RESTART_BITS {
+        return Err(Error::TooLate(config.since_ms));
     }
     Ok(())
 }
@@ -282,7 +283,7 @@ async fn supervise(shared: Arc<Shared>, first: ChitchatHandle, stop: Cancellatio
 impl Shared {
     async fn open(&self, restart: u64) -> Result<ChitchatHandle, Error> {
         let config = &self.config;
-        let id = ChitchatId::new(config.node.as_str(), (config.boot << RESTART_BITS) | restart, config.advertise);
+        let id = ChitchatId::new(config.node.as_str(), (config.since_ms << RESTART_BITS) | restart, config.advertise);
         let detector = FailureDetectorConfig {
             initial_interval: config.interval * 2,
             max_interval: config.interval * 20,
@@ -394,7 +395,7 @@ impl Session {
     fn view(&mut self, chitchat: &Chitchat, voters: &BTreeSet<NodeId>) -> View {
         let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
         let mut malformed = HashSet::new();
-        let mut latest: BTreeMap<NodeId, (u64, bool, Peer)> = BTreeMap::new();
+        let mut latest: BTreeMap<NodeId, (bool, u64, Peer)> = BTreeMap::new();
         let mut names = HashMap::new();
         for (id, state) in chitchat.node_states() {
             let heard = live.contains(id);
@@ -413,15 +414,16 @@ impl Session {
                 continue;
             }
             names.insert(id.gossip_advertise_addr, node.clone());
-            let rank = (id.generation_id, heard);
-            if latest.get(&node).is_none_or(|(generation, heard, _)| rank >= (*generation, *heard)) {
+            // One that is heard before one that is not: the clock may have been set back between.
+            let rank = (heard, id.generation_id);
+            if latest.get(&node).is_none_or(|(heard, generation, _)| rank >= (*heard, *generation)) {
                 let address = card.address;
-                latest.insert(node.clone(), (rank.0, rank.1, Peer { node, card, live: heard && !left, address }));
+                latest.insert(node.clone(), (heard, rank.1, Peer { node, card, live: heard && !left, address }));
             }
         }
         self.malformed = malformed;
         for known in self.shared.peers.borrow().iter().filter(|peer| voters.contains(&peer.node)) {
-            let silent = || (0, false, Peer { live: false, ..known.clone() });
+            let silent = || (false, 0, Peer { live: false, ..known.clone() });
             latest.entry(known.node.clone()).or_insert_with(silent);
         }
         View { peers: latest.into_values().map(|(_, _, peer)| peer).collect(), names }

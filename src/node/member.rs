@@ -122,6 +122,7 @@ impl Member {
             seed: rand::random(),
             is_alone: config.is_alone(),
         };
+        let since_ms = u64::try_from(clock.now().wall / 1_000_000).unwrap_or(0);
         let foundations = Foundations {
             clock,
             greeter: greeter.clone(),
@@ -152,7 +153,7 @@ impl Member {
             draining: AtomicBool::new(false),
         });
         if !config.is_alone() {
-            let gossip = gossip_config(config, &view);
+            let gossip = gossip_config(config, &view, since_ms);
             let gossip = Gossip::start(gossip, view.transport.clone(), gossip_inbox, view.card()).await?;
             *view.gossip.write() = Some(gossip);
         }
@@ -284,11 +285,11 @@ fn store_config(config: &Config, disk: &Arc<dyn Disk>) -> StoreConfig {
     }
 }
 
-fn gossip_config(config: &Config, view: &View) -> gossip::Config {
+fn gossip_config(config: &Config, view: &View, since_ms: u64) -> gossip::Config {
     gossip::Config {
         node: config.node.name.clone(),
         advertise: view.advertise,
-        boot: view.greeter.boot(),
+        since_ms,
         cluster_id: config.cluster.id.clone(),
         seeds: config.peer.seeds.clone(),
         lookup_interval: gossip::LOOKUP_INTERVAL,

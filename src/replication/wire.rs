@@ -40,8 +40,8 @@ pub enum Request {
     Rows(ShardId, Vec<Key>),
     /// Say [`Answer::Done`] once everything of this shard that you accepted before this request is committed at yours.
     Settle(ShardId),
-    /// Say [`Answer::Done`] once you, who have this slot, have installed this joint epoch and all that you had voted for before
-    /// is committed at yours.
+    /// What may you have promised, who have this slot? Answered by [`Answer::Ceiling`] once this joint epoch is installed and
+    /// all that you had voted for before is committed at yours.
     Inherited {
         /// The epoch.
         epoch: u64,
@@ -108,6 +108,8 @@ pub enum Answer {
     Scanned(u64, BTreeSet<usize>),
     /// It refuses what it was asked to.
     Refused(Refused),
+    /// No ballot above this was promised by the node that answers.
+    Ceiling(Ballot),
     /// The last part: nothing is missing.
     Done,
     /// It could not be said.

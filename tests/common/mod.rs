@@ -51,12 +51,21 @@ fn free_tcp_port() -> u16 {
 impl Cluster {
     /// Writes the files of `count` nodes on loopback; none runs yet.
     pub(crate) fn prepare(count: usize) -> Self {
+        Self::prepare_voters(count, count)
+    }
+
+    /// Writes the files of `count` nodes on loopback, of which the first `voters` vote; none runs yet.
+    pub(crate) fn prepare_voters(count: usize, voters: usize) -> Self {
         let place = |_| (SocketAddr::from(([127, 0, 0, 1], free_udp_port())), free_tcp_port());
-        Self::prepare_at(&(0..count).map(place).collect::<Vec<_>>())
+        Self::prepare_some(&(0..count).map(place).collect::<Vec<_>>(), voters)
     }
 
     /// Writes the files of one node for each address for its peers and port for its admins.
     pub(crate) fn prepare_at(places: &[(SocketAddr, u16)]) -> Self {
+        Self::prepare_some(places, places.len())
+    }
+
+    fn prepare_some(places: &[(SocketAddr, u16)], voters: usize) -> Self {
         // Socket paths are short: the system's limit is 107 bytes.
         let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
         fs::write(dir.path().join("cluster.key"), "0123456789abcdef0123456789abcdef\n").unwrap();
@@ -70,8 +79,8 @@ impl Cluster {
         };
         let nodes: Vec<Node> = places.iter().enumerate().map(node).collect();
         let quoted = |texts: Vec<String>| texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ");
-        let voters = quoted(nodes.iter().map(|node| node.name.clone()).collect());
-        let seeds = quoted(nodes.iter().map(|node| node.peer.to_string()).collect());
+        let names = quoted(nodes.iter().take(voters).map(|node| node.name.clone()).collect());
+        let seeds = quoted(nodes.iter().take(voters).map(|node| node.peer.to_string()).collect());
         for node in &nodes {
             fs::create_dir_all(&node.dir).unwrap();
             let Node { name, dir: home, peer, admin_port, .. } = node;
@@ -86,7 +95,7 @@ listen = "{peer}"
 seeds = [{seeds}]
 [cluster]
 id = "test"
-voters = [{voters}]
+voters = [{names}]
 key_file = "{key}"
 [admin]
 listen = "127.0.0.1:{admin_port}"

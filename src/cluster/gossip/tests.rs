@@ -148,7 +148,7 @@ fn config(name: &str, address: SocketAddr, boot: u64, seeds: &[&str]) -> Config 
     Config {
         node: node(name),
         advertise: address,
-        boot,
+        since_ms: boot,
         cluster_id: "blue".into(),
         seeds: seeds.iter().map(|seed| (*seed).to_owned()).collect(),
         lookup_interval: Duration::from_millis(20),
@@ -159,7 +159,7 @@ fn config(name: &str, address: SocketAddr, boot: u64, seeds: &[&str]) -> Config 
 
 async fn start(net: &Arc<Net>, config: Config) -> Arc<Gossip> {
     let (port, inbox) = net.join(&config.node, config.advertise);
-    let card = card(config.advertise, config.boot);
+    let card = card(config.advertise, config.since_ms);
     Gossip::start(config, port, inbox, card).await.unwrap()
 }
 
@@ -215,6 +215,25 @@ async fn a_node_that_leaves_is_known_to_be_gone_and_its_next_incarnation_is_beli
     let _b = start(&net, config("b", at(2), 2, &[&seed])).await;
     let back = until(&a, |peers| live(peers) == ["b"] && peers[0].card.boot == 2).await;
     assert_eq!(back.len(), 1, "one incarnation alone");
+}
+
+/// A node that came back with an empty disk counted its boots from 1 again, and was taken for who it had been: its peers
+/// went by its old card, and did not notice when its new disk went back to an earlier state.
+#[tokio::test]
+async fn a_node_on_another_disk_is_another_incarnation() {
+    let net = Arc::new(Net::default());
+    let seed = at(1).to_string();
+    let a = start(&net, config("a", at(1), 1, &[])).await;
+    let b = start(&net, config("b", at(2), 1, &[&seed])).await;
+    b.say(Card { position: 900, ..card(at(2), 1) });
+    until(&a, |peers| live(peers) == ["b"] && peers[0].card.position == 900).await;
+    b.close().await;
+    net.leave(at(2));
+    // Started later, and its first boot all the same.
+    let b = start(&net, Config { since_ms: 2, ..config("b", at(2), 1, &[&seed]) }).await;
+    b.say(Card { storage_id: StorageId(77), position: 3, ..card(at(2), 1) });
+    let back = until(&a, |peers| peers.iter().any(|peer| peer.live && peer.card.storage_id == StorageId(77))).await;
+    assert_eq!((back.len(), back[0].card.position), (1, 3));
 }
 
 #[tokio::test]
@@ -552,5 +571,5 @@ async fn a_configuration_that_cannot_work_is_refused() {
     assert!(matches!(refused(|c| c.seeds = vec!["pods".into()]).await, Error::BadSeed(_)));
     assert!(matches!(refused(|c| c.seeds = vec![":1".into()]).await, Error::BadSeed(_)));
     assert!(matches!(refused(|c| c.seeds = vec!["a:1".into(); SEEDS_MAX + 1]).await, Error::TooManySeeds(_)));
-    assert!(matches!(refused(|c| c.boot = u64::MAX).await, Error::BootTooLarge(_)));
+    assert!(matches!(refused(|c| c.since_ms = u64::MAX).await, Error::TooLate(_)));
 }

@@ -69,6 +69,8 @@ pub(super) enum Error {
     TooManyShards,
     #[error("what was fetched could not be taken in just now")]
     NotTakenIn,
+    #[error("it may have promised ballots as far ahead as {0}: is one of the two clocks wrong?")]
+    Ahead(Ballot),
     #[error("this node is stopping")]
     Stopping,
     #[error("this node is stopping, or too many wait already for what it has accepted; try again soon")]
@@ -154,14 +156,23 @@ impl<'a> With<'a> {
     }
 
     /// Fetches all rows that the peer had or had voted for, as the voter of this slot, when it installed this joint epoch.
-    pub(super) async fn scan(&mut self, epoch: u64, slot: usize) -> Result<(), Error> {
-        self.ask(&Request::Inherited { epoch, slot }).await?.end().await?;
+    /// Returns the highest ballot that it may have promised before.
+    pub(super) async fn scan(&mut self, epoch: u64, slot: usize) -> Result<Ballot, Error> {
+        self.inherited(epoch, slot).await?;
         self.fetch_all().await?;
         // A record that was voted for again is above any vote between, which may yet be open here.
         for shard in self.shards().await?.into_keys() {
             self.fetch_raised(&shard).await?;
         }
-        Ok(())
+        // The same disk still: one that has come in its place meanwhile has nothing to show.
+        self.inherited(epoch, slot).await
+    }
+
+    async fn inherited(&self, epoch: u64, slot: usize) -> Result<Ballot, Error> {
+        let mut answers = self.ask(&Request::Inherited { epoch, slot }).await?;
+        let Some(Answer::Ceiling(ceiling)) = answers.next().await? else { return Err(Error::Incomplete) };
+        answers.end().await?;
+        Ok(ceiling)
     }
 
     async fn fetch_raised(&mut self, shard: &ShardId) -> Result<(), Error> {

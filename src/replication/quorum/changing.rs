@@ -198,7 +198,22 @@ pub(super) async fn register(rooms: &Rooms, node: &NodeId, disk: StorageId) -> R
 /// True where the change is to be made, false where all is as wished.
 async fn check(rooms: &Rooms, change: &VoterChange) -> Result<bool, ChangeError> {
     let Written { membership, .. } = read(rooms).await?;
-    membership.begin(change).map(|next| next.is_some()).map_err(refused(change))
+    let Some(next) = membership.begin(change).map_err(refused(change))? else { return Ok(false) };
+    decides(rooms, &next).await.map(|()| true)
+}
+
+/// Whether those who are to decide from then on are there: once the joint epoch has begun there is no way back.
+async fn decides(rooms: &Rooms, next: &Membership) -> Result<(), ChangeError> {
+    let (connected, quorums) = (connected(rooms).await, next.quorums());
+    let is_there = |slot: usize| connected.contains(&slot);
+    if quorums.is_met(is_there) {
+        return Ok(());
+    }
+    let told = quorums.tell(is_there);
+    Err(unavailable(format!(
+        "old and new voters could not decide together now, and nothing could be written: in reach {told}; \
+         nothing was changed, try again when more of them are up"
+    )))
 }
 
 /// Says how a change stands, where that is news.
@@ -233,6 +248,12 @@ async fn begin(rooms: Rooms, change: VoterChange) {
         if let Err(error) = level {
             return say(format!("{node} could not copy what a majority has: {error}; nothing was changed"), true);
         }
+    }
+    let next = rooms.membership.borrow().begin(&change);
+    if let Ok(Some(next)) = next
+        && let Err(why) = decides(&rooms, &next).await
+    {
+        return say(why.to_string(), true);
     }
     match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
         Ok(next) if next.is_joint() => {

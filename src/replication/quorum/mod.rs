@@ -176,6 +176,7 @@ enum Input {
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Inherited { epoch: u64, slot: usize, done: oneshot::Sender<()> },
+    Floor { ballot: Ballot, done: oneshot::Sender<()> },
     Connected { reply: oneshot::Sender<BTreeSet<usize>> },
     Floors(floors::Floors),
     Voters { reply: oneshot::Sender<level::Voters> },

@@ -2,6 +2,11 @@
 //! majority of the old ones, after both had installed that epoch and nothing that the old one had voted for before was
 //! open there any more. From then on whatever was chosen under the old epoch is known to a majority of the new voters.
 //!
+//! It also promises nothing any more that those may have promised otherwise: a round of the old epoch that got as far as a
+//! vote or two is not of those that are settled, and that vote must stay below all that the new voters choose. (Without:
+//! an old voter that is away, with such a vote at a ballot of a clock ahead of others, brings it back when those it was
+//! prepared with are gone, and undoes what was acknowledged since.)
+//!
 //! Every new voter compares on its own as soon as it has installed the joint epoch; who drives the change asks each with
 //! whom it is done. The answer is memory: after a restart a voter compares again.
 
@@ -14,6 +19,7 @@ use tokio::sync::oneshot;
 use super::catch_up::{Error, SETTLE_WITHIN, With};
 use super::{Input, Rooms};
 use crate::cluster::membership::{Member, Membership, Quorums};
+use crate::types::Ballot;
 
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_millis(500);
@@ -64,7 +70,11 @@ async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize 
         let compared = if is_me {
             settle_inherited(rooms, epoch, old.replica()).await
         } else {
-            With::new(&old.node, rooms).scan(epoch, old.replica()).await
+            let scanned = With::new(&old.node, rooms).scan(epoch, old.replica()).await;
+            match scanned {
+                Ok(ceiling) => promise_above(rooms, ceiling).await,
+                Err(error) => Err(error),
+            }
         };
         match compared {
             Ok(()) => return old.replica(),
@@ -84,6 +94,13 @@ pub(super) async fn settle_inherited(rooms: &Rooms, epoch: u64, slot: usize) -> 
         Ok(settled) => settled.map_err(|_| Error::OtherEpoch { epoch, slot }),
         Err(_) => Err(Error::Unsettled),
     }
+}
+
+/// Promises nothing up to this ballot from now on, also after a restart.
+async fn promise_above(rooms: &Rooms, ballot: Ballot) -> Result<(), Error> {
+    let (done, durable) = oneshot::channel();
+    rooms.inputs.send(Input::Floor { ballot, done }).await.map_err(|_| Error::Stopping)?;
+    durable.await.map_err(|_| Error::Ahead(ballot))
 }
 
 /// Which of the new voters have compared with a majority of the old ones.

@@ -53,7 +53,10 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         Request::Pairs(shard, buckets) => pairs(call, manager, &shard, buckets).await,
         Request::Rows(shard, keys) => rows(call, manager, &shard, keys).await,
         Request::Settle(shard) => settle(rooms, shard).await,
-        Request::Inherited { epoch, slot } => settle_inherited(rooms, epoch, slot).await,
+        Request::Inherited { epoch, slot } => {
+            settle_inherited(rooms, epoch, slot).await?;
+            say(call, &Answer::Ceiling(rooms.greeter.figures().ceiling)).await
+        }
         Request::Raised(shard) => raised(call, manager, &shard).await,
         Request::Scanned => {
             let Scanned { epoch, with } = rooms.scanned.lock().clone();

@@ -215,6 +215,12 @@ impl Acceptor {
         Sealed::new(self.cover(ballot, now), inner)
     }
 
+    /// Refuses every ballot up to this from now on, as if it had promised so for all keys; sealed until that is durable.
+    pub fn raise_floor<T>(&mut self, ballot: Ballot, now: Now, inner: T) -> Sealed<T> {
+        self.floor = self.floor.max(ballot);
+        self.seal(ballot, now, inner)
+    }
+
     /// Seals `inner` until everything appended so far is durable.
     pub fn after_all<T>(&self, inner: T) -> Sealed<T> {
         Sealed::new(self.appended, inner)

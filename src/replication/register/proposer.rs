@@ -197,6 +197,8 @@ impl Proposer {
     /// anew, as votes of two epochs don't add up. Whom to ask comes with [`Proposer::set_reachable`].
     pub fn set_quorums(&mut self, now: Now, quorums: Quorums) {
         self.config.quorums = quorums;
+        // Prepared by the former ones: two changes later nothing would be known of what was chosen since.
+        self.actions.retain(|action| !matches!(action, Action::Ask { .. }));
         self.tokens.clear();
         self.token_order.clear();
         for round in self.keys.values_mut().filter_map(|queue| queue.round.as_mut()) {

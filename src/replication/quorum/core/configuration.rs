@@ -200,6 +200,18 @@ impl Core {
         self.settle_records(now, open, done);
     }
 
+    /// Promises nothing up to this ballot any more, and says so once that is durable. One further ahead than any ballot may be
+    /// is of a clock that is wrong: nothing would be promised here for long.
+    pub(super) fn raise_floor(&mut self, now: Now, ballot: Ballot, done: oneshot::Sender<()>) {
+        let bound = self.config.max_skew + self.config.ceiling_lead;
+        if ballot.nanos().saturating_sub(now.wall) > i64::try_from(bound.as_nanos()).unwrap_or(i64::MAX) {
+            // Dropping it says so.
+            return;
+        }
+        let sealed = self.acceptor.raise_floor(ballot, now, Effect::Done(done));
+        self.take(now, sealed);
+    }
+
     /// Why nobody can be asked to decide, for as long as this node has not heard of any configuration or is in none.
     pub(super) fn not_joined(&self) -> Option<String> {
         if self.membership().epoch() == NO_EPOCH {

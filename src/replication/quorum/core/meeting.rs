@@ -113,14 +113,19 @@ impl Core {
         peers.chain(self.me.filter(|_| self.barred.is_none())).collect()
     }
 
-    /// What is missing of a quorum, if anything is.
+    /// That a quorum is missing, if it is, and what of it.
     pub(super) fn no_quorum(&self) -> Option<String> {
+        self.missing_voters().map(|why| format!("no quorum: {why}"))
+    }
+
+    /// What is missing of a quorum, if anything is.
+    pub(super) fn missing_voters(&self) -> Option<String> {
         let (quorums, reachable) = (self.membership().quorums(), self.reachable());
         let lacks = !quorums.is_met(|slot| reachable.contains(&slot));
         let forgot = self.peers.values().filter(|peer| peer.link == Link::Forgot).map(|peer| peer.node.as_str());
         let forgot: Vec<&str> = forgot.collect();
         lacks.then(|| {
-            let mut why = format!("no quorum: in reach {}", quorums.tell(|slot| reachable.contains(&slot)));
+            let mut why = format!("in reach: {}", quorums.tell(|slot| reachable.contains(&slot)));
             if !forgot.is_empty() {
                 why.push_str("; forgotten by their disks: ");
                 why.push_str(&forgot.join(", "));

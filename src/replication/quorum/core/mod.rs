@@ -232,6 +232,7 @@ impl Core {
             Input::Settle { shard, done } => self.settle_upto(now, &shard, Ballot(i64::MAX), done),
             Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
             Input::Floors(asked) => self.on_floors(now, asked),
+            Input::Floor { ballot, done } => self.raise_floor(now, ballot, done),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());
@@ -507,6 +508,11 @@ impl Core {
                 }
                 self.metrics.folded.record(decisions.len() as f64);
                 self.run(now, Task::Chosen { address, record, decisions });
+            }
+            // The same, with what can be done.
+            Action::Decide(id, Decision::Reject(Rejection::NoQuorum(why))) => {
+                let why = self.missing_voters().unwrap_or(why);
+                self.decide(now, id, Decision::Reject(Rejection::NoQuorum(why)), Ballot::ZERO);
             }
             Action::Decide(id, decision) => self.decide(now, id, decision, Ballot::ZERO),
             Action::Contended(address) => self.contended.mark(now.monotonic, address),
