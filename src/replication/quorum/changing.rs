@@ -146,7 +146,7 @@ impl Due {
         let done = match &task {
             Task::Finish(_) => finish(rooms, &membership).await,
             Task::Replace(change) | Task::Strike(change) => {
-                write(rooms, |now| now.begin(change).map_err(refused(change))).await.map(drop)
+                write(rooms, |now| now.begin_among(change, &connected).map_err(refused(change))).await.map(drop)
             }
             Task::Bind => write(rooms, |now| Ok(Some(now.clone()))).await.map(drop),
         };
@@ -195,8 +195,8 @@ pub(super) async fn register(rooms: &Rooms, node: &NodeId, disk: StorageId) -> R
 
 /// True where the change is to be made, false where all is as wished.
 async fn check(rooms: &Rooms, change: &VoterChange) -> Result<bool, ChangeError> {
-    let Written { membership, .. } = read(rooms).await?;
-    membership.begin(change).map(|next| next.is_some()).map_err(refused(change))
+    let (Written { membership, .. }, in_reach) = (read(rooms).await?, connected(rooms).await);
+    membership.begin_among(change, &in_reach).map(|next| next.is_some()).map_err(refused(change))
 }
 
 /// Says how a change stands, where that is news.
@@ -232,11 +232,13 @@ async fn begin(rooms: Rooms, change: VoterChange) {
             return say(format!("{node} could not copy what a majority has: {error}; nothing was changed"), true);
         }
     }
-    match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
+    let in_reach = connected(&rooms).await;
+    match write(&rooms, |now| now.begin_among(&change, &in_reach).map_err(refused(&change))).await {
         Ok(next) if next.is_joint() => {
             say(format!("epoch {}: old and new voters decide together", next.epoch()), false)
         }
         Ok(next) => say(format!("done: epoch {}", next.epoch()), false),
+        Err(ChangeError::Refused(_, why)) => say(why.to_string(), true),
         Err(error) => say(format!("it could not be begun: {error}"), true),
     }
 }
