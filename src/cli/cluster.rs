@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use outrigger::client::{self, Client};
+use outrigger::clock::OsClock;
 use outrigger::cluster::change::VoterChange;
 use outrigger::cluster::status::{ClusterStatus, Role};
 use outrigger::types::NodeId;
-use tokio::time::Instant;
 
 use super::{Failure, output};
 
@@ -125,8 +125,8 @@ impl Cluster {
 
 /// Tries until it is done or the time for it is over.
 async fn carry_out(client: &Client, change: &VoterChange, wait: &Wait) -> Result<ClusterStatus, Failure> {
-    let began = Instant::now();
-    let mut shown = None;
+    let clock = OsClock::shared();
+    let (began, mut shown) = (clock.now().monotonic, None);
     loop {
         let why = match attempt(client, change, wait).await {
             Ok(now) => return Ok(now),
@@ -138,12 +138,12 @@ async fn carry_out(client: &Client, change: &VoterChange, wait: &Wait) -> Result
             }
             _ => None,
         };
-        let is_known = known.is_some();
-        if let Some(now) = known.filter(|_| began.elapsed() >= CONFIRM_WITHIN) {
+        let (is_known, tried_for) = (known.is_some(), clock.now().monotonic.saturating_sub(began));
+        if let Some(now) = known.filter(|_| tried_for >= CONFIRM_WITHIN) {
             tell("no majority answers; as far as this node knows, it is so already");
             return Ok(now);
         }
-        if began.elapsed() >= wait.within && !is_known {
+        if tried_for >= wait.within && !is_known {
             return Err(why);
         }
         let text = why.message().to_owned();

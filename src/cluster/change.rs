@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use super::membership::{MEMBERS_MAX, Member, Membership, Quorums, VOTERS_MAX};
+use super::membership::{MEMBERS_MAX, Member, Membership, VOTERS_MAX};
 use crate::types::{NodeId, Slot, StorageId};
 
 /// What epochs leave out when somebody decides alone who votes: whoever still goes by the old ones, and by such as follow from
@@ -68,9 +68,6 @@ pub enum Refused {
     /// There is nothing to put in its place.
     #[error("{0} runs on the disk that votes for it; there is no other to replace it with")]
     NoOtherDisk(NodeId),
-    /// Those who would decide then are not there.
-    #[error("of those who would decide then, {0} in reach: every write would wait for the others; start those first")]
-    OutOfReach(String),
     /// More than [`VOTERS_MAX`].
     #[error("there are {VOTERS_MAX} voters already, as many as there may be")]
     TooMany,
@@ -184,18 +181,6 @@ impl Membership {
             }
         }
         Ok(Some(Self { epoch: self.epoch + 1, next: Some(voters), ..self.clone() }))
-    }
-
-    /// The same as [`Membership::begin`], for as long as those who would decide then are in reach. A joint epoch cannot be left
-    /// but by its end, and decides nothing without a majority of the new voters.
-    pub fn begin_among(&self, change: &VoterChange, in_reach: &BTreeSet<usize>) -> Result<Option<Self>, Refused> {
-        let next = self.begin(change)?;
-        let new =
-            next.as_ref().and_then(|next| next.next.as_ref()).map(|new| Quorums::majority_of(new.iter().copied()));
-        match new.filter(|new| !new.is_met(|slot| in_reach.contains(&slot))) {
-            Some(new) => Err(Refused::OutOfReach(new.tell(|slot| in_reach.contains(&slot)))),
-            None => Ok(next),
-        }
     }
 
     /// What a joint configuration ends in: the new voters alone. Who voted and does so no longer is an observer from now on,
@@ -334,23 +319,6 @@ mod tests {
         let four = three.register(&node("d"), StorageId(4)).unwrap().unwrap();
         let left = four.begin(&VoterChange::Remove(node("d"))).unwrap().unwrap();
         assert_eq!((left.epoch(), left.members().len()), (1, 3), "an observer goes without a change of votes");
-    }
-
-    /// Removing one of three while another was away left two to decide of whom one was there: no write went through any more.
-    #[test]
-    fn no_change_is_begun_that_those_in_reach_could_not_end() {
-        let four = three().register(&node("d"), StorageId(4)).unwrap().unwrap();
-        let begun = |change: &VoterChange, in_reach: &[usize]| {
-            four.begin_among(change, &in_reach.iter().copied().collect()).map(|next| next.is_some())
-        };
-        let remove = |name| VoterChange::Remove(node(name));
-        let why = begun(&remove("c"), &[0, 2, 3]).unwrap_err();
-        assert_eq!(why, Refused::OutOfReach("1 of 2 voters, 2 needed".to_owned()));
-        assert_eq!(begun(&remove("b"), &[0, 2]), Ok(true), "who is away goes");
-        assert_eq!(begun(&VoterChange::Add(node("d")), &[0, 1, 3]), Ok(true));
-        assert!(matches!(begun(&VoterChange::Add(node("d")), &[0, 1]), Err(Refused::OutOfReach(_))));
-        assert_eq!(begun(&VoterChange::Add(node("a")), &[0]), Ok(false), "it votes");
-        assert_eq!(begun(&remove("d"), &[0]), Ok(true), "an observer");
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(super) async fn serve(mut orders: mpsc::Receiver<Order>, rooms: Rooms) {
 
 /// Since when something has been waiting to be done by somebody.
 #[derive(Debug, Default)]
-struct Due(Option<(Task, tokio::time::Instant)>);
+struct Due(Option<(Task, Duration)>);
 
 /// What a node does without being asked to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,11 +124,12 @@ impl Due {
             self.0 = None;
             return;
         };
+        let now = crate::clock::Clock::now(&*rooms.clock).monotonic;
         let since = match &self.0 {
             Some((same, since)) if *same == task => *since,
             _ => {
-                self.0 = Some((task.clone(), tokio::time::Instant::now()));
-                tokio::time::Instant::now()
+                self.0 = Some((task.clone(), now));
+                now
             }
         };
         let rank =
@@ -139,14 +140,14 @@ impl Due {
             Task::Strike(_) => ABSENT_FOR,
         };
         let is_mine = membership.is_voter(me)
-            && since.elapsed() >= patience + PRECEDENCE * u32::try_from(rank).unwrap_or(u32::MAX);
+            && now.saturating_sub(since) >= patience + PRECEDENCE * u32::try_from(rank).unwrap_or(u32::MAX);
         if !is_mine {
             return;
         }
         let done = match &task {
             Task::Finish(_) => finish(rooms, &membership).await,
             Task::Replace(change) | Task::Strike(change) => {
-                write(rooms, |now| now.begin_among(change, &connected).map_err(refused(change))).await.map(drop)
+                write(rooms, |now| now.begin(change).map_err(refused(change))).await.map(drop)
             }
             Task::Bind => write(rooms, |now| Ok(Some(now.clone()))).await.map(drop),
         };
@@ -195,8 +196,23 @@ pub(super) async fn register(rooms: &Rooms, node: &NodeId, disk: StorageId) -> R
 
 /// True where the change is to be made, false where all is as wished.
 async fn check(rooms: &Rooms, change: &VoterChange) -> Result<bool, ChangeError> {
-    let (Written { membership, .. }, in_reach) = (read(rooms).await?, connected(rooms).await);
-    membership.begin_among(change, &in_reach).map(|next| next.is_some()).map_err(refused(change))
+    let Written { membership, .. } = read(rooms).await?;
+    let Some(next) = membership.begin(change).map_err(refused(change))? else { return Ok(false) };
+    decides(rooms, &next).await.map(|()| true)
+}
+
+/// Whether those who are to decide from then on are there: once the joint epoch has begun there is no way back.
+async fn decides(rooms: &Rooms, next: &Membership) -> Result<(), ChangeError> {
+    let (connected, quorums) = (connected(rooms).await, next.quorums());
+    let is_there = |slot: usize| connected.contains(&slot);
+    if quorums.is_met(is_there) {
+        return Ok(());
+    }
+    let told = quorums.tell(is_there);
+    Err(unavailable(format!(
+        "old and new voters could not decide together now, and nothing could be written: in reach {told}; \
+         nothing was changed, try again when more of them are up"
+    )))
 }
 
 /// Says how a change stands, where that is news.
@@ -232,10 +248,15 @@ async fn begin(rooms: Rooms, change: VoterChange) {
             return say(format!("{node} could not copy what a majority has: {error}; nothing was changed"), true);
         }
     }
-    let in_reach = connected(&rooms).await;
-    match write(&rooms, |now| now.begin_among(&change, &in_reach).map_err(refused(&change))).await {
+    let next = rooms.membership.borrow().begin(&change);
+    if let Ok(Some(next)) = next
+        && let Err(why) = decides(&rooms, &next).await
+    {
+        return say(why.to_string(), true);
+    }
+    match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
         Ok(next) if next.is_joint() => {
-            say(format!("epoch {}: old and new voters decide together", next.epoch()), false)
+            say(format!("epoch {}: old and new voters decide together", next.epoch()), false);
         }
         Ok(next) => say(format!("done: epoch {}", next.epoch()), false),
         Err(ChangeError::Refused(_, why)) => say(why.to_string(), true),
