@@ -7,8 +7,16 @@ The template is every pod's, so the founders run it too, and so does a pod that 
 asked. With no majority in reach it ends after 5 s all the same, so that an application which may read without one
 (`sidecar.startApplicationWhen: live`) starts. The other way round nothing that merely stops or restarts takes a vote away: that is for
 scale-down.yaml alone.
+
+Not fewer pods than half the founders: a majority of the founders with empty volumes, as pods come back to which were scaled away,
+takes itself for a new cluster for as long as it has not met the others.
 */}}
 {{- define "outrigger.join" -}}
+{{- $initial := int (include "outrigger.initialReplicas" .) }}
+{{- $least := sub $initial (div $initial 2) }}
+{{- if lt (int .Values.replicas) (int $least) }}
+{{- fail (printf "replicas: got %d, want at least %d: this cluster was founded with %d pods, and most of them, back with empty volumes, would found another" (int .Values.replicas) (int $least) $initial) }}
+{{- end }}
 {{- if .Values.scaling.enabled }}
 - name: outrigger-join
   image: {{ include "outrigger.image" . }}

@@ -33,7 +33,7 @@ SWITCHES = [
     [{}, MONITORED],
     [{}, {"serviceAccount": {"create": False}}],
     [{}, {"bindAddress": "[::]"}],
-    [{}, {"scaling": {"enabled": False}}, {"scaling": {"previousReplicas": 9}, "cluster": {"initialReplicas": 9}}, {"cluster": {"initialReplicas": 2}}],
+    [{}, {"scaling": {"enabled": False}}, {"scaling": {"previousReplicas": 9}, "cluster": {"initialReplicas": 2}}],
     [{}, {"podDisruptionBudget": {"enabled": False}}],
     [{}, {"config": {"store": {"durability": "os"}, "timeouts": {"propose": "500ms"}}}],
 ]
@@ -296,6 +296,9 @@ def test_names_stay_short_enough_for_pods():
         ({"topologySpread": {"zone": "Never"}}, "zone"),
         ({"image": {"digest": "abc"}}, "digest"),
         ({"scaling": {"timeoutSeconds": 0}}, "timeoutSeconds"),
+        ({"replicas": 1, "cluster": {"initialReplicas": 3}}, "at least 2"),
+        ({"replicas": 2, "cluster": {"initialReplicas": 5}}, "at least 3"),
+        ({"replicas": 2, "cluster": {"initialReplicas": 5}, "scaling": {"enabled": False}}, "at least 3"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(values, word):
