@@ -77,6 +77,11 @@ metrics_table! {
     WATCHERS, Gauge, "outrigger_watchers", "Watchers of this node's changes.";
     WATCH_EVENTS, Counter, "outrigger_watch_events_total", "Changes handed to watchers.";
     WATCHES_CUT, Counter, "outrigger_watches_cut_total", "Watchers cut off, by reason: overrun, lost, stopping.";
+    EPOCH, Gauge, "outrigger_epoch", "The number of the configuration, of who votes, that this node goes by.";
+    JOINT, Gauge, "outrigger_joint", "1 while a change of voters is under way, 0 otherwise.";
+    MEMBERS, Gauge, "outrigger_members", "Members of the cluster, voters and observers.";
+    VOTERS, Gauge, "outrigger_voters", "Voters; while a change is under way, those of before and those of after.";
+    VOTES, Gauge, "outrigger_votes", "1 where this node's disk has a vote that counts, 0 where it has none.";
     READY, Gauge, "outrigger_ready", "1 once this node serves, 0 before and while draining.";
 }
 

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use fake::{Answer, Fake, problem};
+use fake::{Answer, CLUSTER, Fake, problem};
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
@@ -141,6 +141,70 @@ fn a_reader_who_has_seen_enough_is_not_an_error() {
     let mut complaint = String::new();
     child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
     assert_eq!((child.wait().unwrap().code(), complaint.as_str()), (Some(0), ""));
+}
+
+/// What a node answers whose cluster has these voters.
+fn voters(voters: &[&str]) -> Answer {
+    let mut cluster: serde_json::Value = serde_json::from_str(CLUSTER).unwrap();
+    cluster["voters"] = voters.into();
+    Answer::Whole(202, vec![], cluster.to_string().into_bytes())
+}
+
+#[test]
+fn votes_of_all_that_go_are_taken_one_by_one_the_highest_number_first() {
+    let fake = Fake::start();
+    let (all, fewer) = (["app-0", "app-9", "app-10", "other-11"], ["app-0", "app-9", "other-11"]);
+    let few = ["app-0", "other-11"];
+    for answer in [&all as &[_], &all, &fewer, &fewer, &fewer, &few, &few] {
+        fake.dictate(voters(answer));
+    }
+    let removed = run(&fake, &["cluster", "remove", "app-3", "--and-higher"]);
+    exits(&removed, 0);
+    assert_eq!(out(&removed), "epoch 1: voters app-0, other-11\n");
+    let asked: Vec<_> =
+        fake.seen().into_iter().filter(|request| request.method == "DELETE").map(|it| it.path).collect();
+    assert_eq!(asked, ["/v1/cluster/voters/app-10", "/v1/cluster/voters/app-9"]);
+    fake.dictate(voters(&few));
+    exits(&run(&fake, &["cluster", "remove", "app-1", "--and-higher"]), 0);
+    assert_eq!(fake.seen().len(), 8, "there is none, and nothing is asked for");
+    fails_with(&run(&fake, &["cluster", "remove", "app", "--and-higher"]), 2, &["--and-higher", "app", "number"]);
+}
+
+#[test]
+fn a_change_waits_for_its_turn_where_it_is_told_to() {
+    let fake = Fake::start();
+    let three = ["a", "b", "c"];
+    for answer in [voters(&three), problem(409, "change-refused", "no")] {
+        fake.dictate(answer);
+    }
+    fails_with(&run(&fake, &["cluster", "add", "d"]), 1, &["detail of change-refused"]);
+    for answer in [voters(&three), problem(409, "change-refused", "no"), voters(&three), voters(&["a", "b", "c", "d"])]
+    {
+        fake.dictate(answer);
+    }
+    let added = run(&fake, &["cluster", "add", "d", "--within", "1m"]);
+    assert_eq!(
+        (added.status.code(), out(&added).as_str()),
+        (Some(0), "epoch 1: voters a, b, c, d\n"),
+        "{}",
+        err(&added)
+    );
+    assert!(
+        err(&added).contains("detail of change-refused") && err(&added).ends_with("; trying again\n"),
+        "{}",
+        err(&added)
+    );
+}
+
+/// An application that may read without a quorum must start without one, and its pod asks for a vote before.
+#[test]
+fn a_node_that_votes_as_far_as_is_known_needs_no_majority_to_be_added() {
+    let fake = Fake::start();
+    let known = run(&fake, &["cluster", "add", "a"]);
+    assert_eq!((known.status.code(), out(&known).as_str()), (Some(0), "epoch 1: voters a, b, c\n"), "{}", err(&known));
+    assert!(err(&known).contains("as far as this node knows"), "{}", err(&known));
+    fails_with(&run(&fake, &["cluster", "add", "d"]), 69, &["detail of unhealthy"]);
+    fails_with(&run(&fake, &["cluster", "remove", "a"]), 69, &["detail of unhealthy"]);
 }
 
 #[test]

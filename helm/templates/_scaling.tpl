@@ -1,18 +1,27 @@
 {{/*
-TODO(scale): what depends on `outrigger cluster add|remove NODE` is here and in scale-down.yaml, behind `scaling.enabled`.
+Every pod's node votes. The founders do from the beginning; a pod beyond them starts as an observer and is made a voter here, once
+its sidecar is started and before its application is. `cluster add` waits for its turn where several pods come at once, since voters
+change one at a time, and returns when the vote is this disk's.
 
-A pod beyond the founders joins by itself: once its sidecar is started, `cluster add` makes it a voter, and returns when it is one.
-The same template is every pod's, so the founders run it too, and so does every restart; for a node that votes already it must
-end at once, with or without a quorum in reach. Before `cluster add` exists, another number of pods than the founders' is refused:
-a pod that is no voter would not start, and one voter less would only make the cluster weaker.
+The template is every pod's, so the founders run it too, and so does a pod that is started again. Of a node that votes already nothing is
+asked. With no majority in reach it ends after 5 s all the same, so that an application which may read without one
+(`sidecar.startApplicationWhen: live`) starts. The other way round nothing that merely stops or restarts takes a vote away: that is for
+scale-down.yaml alone.
+
+Not fewer pods than half the founders: a majority of the founders with empty volumes, as pods come back to which were scaled away,
+takes itself for a new cluster for as long as it has not met the others.
 */}}
 {{- define "outrigger.join" -}}
 {{- $initial := int (include "outrigger.initialReplicas" .) }}
+{{- $least := sub $initial (div $initial 2) }}
+{{- if lt (int .Values.replicas) (int $least) }}
+{{- fail (printf "replicas: got %d, want at least %d: this cluster was founded with %d pods, and most of them, back with empty volumes, would found another" (int .Values.replicas) (int $least) $initial) }}
+{{- end }}
 {{- if .Values.scaling.enabled }}
 - name: outrigger-join
   image: {{ include "outrigger.image" . }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
-  args: [cluster, add, $(NODE)]
+  args: [cluster, add, $(NODE), --within={{ .Values.scaling.timeoutSeconds }}s]
   env:
     - name: NODE
       valueFrom: { fieldRef: { fieldPath: metadata.name } }
@@ -20,8 +29,6 @@ a pod that is no voter would not start, and one voter less would only make the c
   resources: { requests: { cpu: 10m, memory: 16Mi }, limits: { memory: 64Mi } }
   securityContext: {{- toYaml .Values.containerSecurityContext | nindent 4 }}
   volumeMounts: {{- include "outrigger.applicationVolumeMounts" . | nindent 4 }}
-{{- else if ne (int .Values.replicas) $initial }}
-{{- fail (printf "replicas: got %d, want %d, which this cluster was founded with: this version of Outrigger cannot change who votes" (int .Values.replicas) $initial) }}
 {{- end }}
 {{- end -}}
 

@@ -67,6 +67,8 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
     let live = status.nodes.iter().filter(voting).count();
     let needed = majority(status.voters.len());
     let (quorum, tone) = match live {
+        // Two majorities are needed then; whether they are there is said below.
+        _ if status.joint => ("changing voters", Tone::Odd),
         _ if live < needed => ("no quorum", Tone::Bad),
         _ if live < status.voters.len() => ("quorum, degraded", Tone::Odd),
         _ => ("quorum", Tone::Good),

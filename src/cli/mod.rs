@@ -284,6 +284,14 @@ impl Failure {
         Self::Other(error.to_string())
     }
 
+    /// What [`Failure::report`] says.
+    fn message(&self) -> &str {
+        match self {
+            Self::Usage(text) | Self::Configuration(text) | Self::Unavailable(text) | Self::Other(text) => text,
+            Self::PipeClosed => "",
+        }
+    }
+
     /// The same, with a word more.
     fn with(self, more: &str) -> Self {
         match self {

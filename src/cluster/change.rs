@@ -53,7 +53,10 @@ pub enum Refused {
         "{0} is no member of this cluster; start it with a seed and the key of this cluster, and try again (members: {1})"
     )]
     Unknown(NodeId, String),
-    /// It votes already, or is no voter.
+    /// Nobody of that name, to be removed.
+    #[error("{0} is no member of this cluster (members: {1})")]
+    NoMember(NodeId, String),
+    /// It is no voter.
     #[error("{0} is no voter (voters: {1})")]
     NotAVoter(NodeId, String),
     /// Nobody would be left.
@@ -155,7 +158,11 @@ impl Membership {
                 let Some(slot) = self.voter_of(node) else {
                     let mut left = self.clone();
                     left.members.retain(|member| member.node != *node);
-                    return if left == *self { Err(self.unknown_node(node)) } else { Ok(Some(left)) };
+                    return if left == *self {
+                        Err(Refused::NoMember(node.clone(), self.member_names()))
+                    } else {
+                        Ok(Some(left))
+                    };
                 };
                 if voters.len() == 1 {
                     return Err(Refused::LastVoter(node.clone()));
@@ -230,8 +237,12 @@ impl Membership {
     }
 
     fn unknown_node(&self, node: &NodeId) -> Refused {
+        Refused::Unknown(node.clone(), self.member_names())
+    }
+
+    fn member_names(&self) -> String {
         let members: BTreeSet<_> = self.members.iter().map(|member| member.node.clone()).collect();
-        Refused::Unknown(node.clone(), names(&members.into_iter().collect::<Vec<_>>()))
+        names(&members.into_iter().collect::<Vec<_>>())
     }
 }
 
@@ -297,7 +308,7 @@ mod tests {
     fn what_cannot_be_changed_is_refused() {
         let three = three();
         assert!(matches!(three.begin(&VoterChange::Add(node("x"))), Err(Refused::Unknown(..))));
-        assert!(matches!(three.begin(&VoterChange::Remove(node("x"))), Err(Refused::Unknown(..))));
+        assert!(matches!(three.begin(&VoterChange::Remove(node("x"))), Err(Refused::NoMember(..))));
         let replace = |name: &str, with: Option<&str>| VoterChange::Replace { node: node(name), with: with.map(node) };
         assert!(matches!(three.begin(&replace("x", None)), Err(Refused::NotAVoter(..))));
         assert_eq!(three.begin(&replace("a", None)), Err(Refused::NoOtherDisk(node("a"))));

@@ -16,7 +16,7 @@ use crate::clock::{Clock, OsClock};
 use crate::cluster::gossip::{self, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::Membership;
-use crate::cluster::status::Observe;
+use crate::cluster::status::{Observe, Role};
 use crate::config::Config;
 use crate::disk::{self, Disk, OsDisk};
 use crate::replication::QuorumReplicator;
@@ -25,6 +25,7 @@ use crate::replication::outbox::OutboxBounds;
 use crate::replication::quorum::{Foundations, Greeter, Installed, QuorumConfig, QuorumStatus};
 use crate::store::replicator::Replicator;
 use crate::store::{Manager, StoreConfig};
+use crate::telemetry;
 use crate::transport::{Inbox, Transport, memory, quic};
 
 /// The longest time a client may name for one request.
@@ -354,18 +355,29 @@ async fn follow_voters(gossip: Arc<Gossip>, replicator: Arc<QuorumReplicator>) {
     }
 }
 
+/// Who votes, as metrics.
+fn show_votes(view: &View) {
+    let (membership, role) = (view.greeter.membership(), view.me(&view.replicator.status()).role);
+    metrics::gauge!(telemetry::EPOCH).set(membership.epoch() as f64);
+    metrics::gauge!(telemetry::JOINT).set(f64::from(u8::from(membership.is_joint())));
+    metrics::gauge!(telemetry::VOTES).set(f64::from(u8::from(role == Role::Voter)));
+    metrics::gauge!(telemetry::MEMBERS).set(membership.members().len() as f64);
+    metrics::gauge!(telemetry::VOTERS).set(membership.voters().count() as f64);
+}
+
 /// Renews the card, has the peers' compared with it, closes idle shards, shows round trips.
 async fn keep_house(view: Arc<View>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let ready = metrics::gauge!(crate::telemetry::READY);
+    let ready = metrics::gauge!(telemetry::READY);
     loop {
         tick.tick().await;
         ready.set(if view.ready().is_ok() { 1.0 } else { 0.0 });
+        show_votes(&view);
         for link in view.transport.links() {
             let peer = link.node.as_str().to_owned();
             let seconds = link.round_trip.as_secs_f64();
-            metrics::gauge!(crate::telemetry::PEER_ROUND_TRIP, "peer" => peer).set(seconds);
+            metrics::gauge!(telemetry::PEER_ROUND_TRIP, "peer" => peer).set(seconds);
         }
         if let Some(gossip) = view.gossip.read().clone() {
             let card = view.card();

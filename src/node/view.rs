@@ -50,7 +50,7 @@ impl View {
         }
     }
 
-    fn me(&self, status: &QuorumStatus) -> NodeStatus {
+    pub(super) fn me(&self, status: &QuorumStatus) -> NodeStatus {
         let membership = self.greeter.membership();
         NodeStatus {
             node: self.node.clone(),

@@ -108,6 +108,7 @@ impl State {
             ["", "v1", "kv", _, _] => self.list(request),
             ["", "v1", "cluster", "health"] => Answer::Whole(200, vec![], b"ok".to_vec()),
             ["", "v1", "cluster"] => Answer::Whole(200, vec![], CLUSTER.as_bytes().to_vec()),
+            ["", "v1", "cluster", "voters", _] => problem(503, "unhealthy", "no"),
             ["", "v1", "shards"] => Answer::Whole(200, vec![], SHARDS.as_bytes().to_vec()),
             _ => problem(404, "not-found", "no"),
         }
@@ -214,7 +215,7 @@ fn read_request(connection: usize, reader: &mut BufReader<UnixStream>) -> Option
     Some(Request { method, path: path.to_owned(), query, headers, body, connection })
 }
 
-const CLUSTER: &str = r#"{"cluster":"blue","node":"a","version":"0.1.0","epoch":1,"voters":["a","b","c"],"nodes":[
+pub(crate) const CLUSTER: &str = r#"{"cluster":"blue","node":"a","version":"0.1.0","epoch":1,"voters":["a","b","c"],"nodes":[
 {"node":"a","me":true,"live":true,"role":"voter","storage_id":"00000000000000aa","address":"10.0.0.1:7117",
  "round_trip_us":null,"epoch":1,"open_shards":4,"pending_frames":0,"clock_skew_us":null,"in_step":true,"lag_frames":0},
 {"node":"b","me":false,"live":true,"role":"voter","storage_id":"00000000000000bb","address":"10.0.0.2:7117",

@@ -21,10 +21,11 @@ PATH = re.compile(r"^/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))/namespace
 
 
 class Kubernetes:
-    """`objects` by kind and name; `log` of what was written, in order."""
+    """`objects` by kind and name; `made`, with those that are gone; `log` of what was written, in order."""
 
     def __init__(self):
         self.objects = {}
+        self.made = {}
         self.log = []
         self.version = 0
         self.lock = threading.Lock()
@@ -123,7 +124,7 @@ class Kubernetes:
             made["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
         # Not every change, and no reads: the order in which things were made or changed.
         self.log.append(("CREATE" if before is None else "CHANGE", *key))
-        self.objects[key] = made
+        self.objects[key] = self.made[key] = made
         return (200 if before else 201), made
 
 

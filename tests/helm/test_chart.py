@@ -33,7 +33,7 @@ SWITCHES = [
     [{}, MONITORED],
     [{}, {"serviceAccount": {"create": False}}],
     [{}, {"bindAddress": "[::]"}],
-    [{}, {"scaling": {"enabled": True}}, {"scaling": {"enabled": True, "previousReplicas": 9}, "cluster": {"initialReplicas": 9}}],
+    [{}, {"scaling": {"enabled": False}}, {"scaling": {"previousReplicas": 9}, "cluster": {"initialReplicas": 2}}],
     [{}, {"podDisruptionBudget": {"enabled": False}}],
     [{}, {"config": {"store": {"durability": "os"}, "timeouts": {"propose": "500ms"}}}],
 ]
@@ -157,15 +157,15 @@ def test_the_program_takes_the_configuration_of_every_pod(name, program, tmp_pat
     file.write_text(manifests.toml())
     voters = next(made["data"]["voters"] for made in manifests.of("ConfigMap") if "voters" in made["data"])
     workload = manifests.one("StatefulSet")["metadata"]["name"]
-    # Those that are founders; others cannot be configured yet.
-    for number in range(min(len(voters.split(",")), values.get("replicas", 3))):
+    # Those that are no founders have seeds instead of a name among the voters.
+    for number in range(max(len(voters.split(",")), values.get("replicas", 3)) + 1):
         pod = f"{workload}-{number}"
         environment = pod_environment(manifests, pod, "fd00::7" if "::" in manifests.toml() else "10.0.0.7")
         checked = subprocess.run([program, "check-config", file], env=environment, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stderr
         assert f'name = "{pod}"' in checked.stdout and f'id = "{environment["OUTRIGGER__CLUSTER__ID"]}"' in checked.stdout
-        # A node alone has nobody to tell.
-        assert len(voters.split(",")) == 1 or ("[fd00::7]:7117" if "::" in manifests.toml() else "10.0.0.7:7117") in checked.stdout
+        # Also of a pod alone: others may come.
+        assert ("[fd00::7]:7117" if "::" in manifests.toml() else "10.0.0.7:7117") in checked.stdout
 
 
 def pod_environment(manifests, pod, address):
@@ -186,7 +186,7 @@ def pod_environment(manifests, pod, address):
 
 def test_voters_are_of_the_founders_whatever_replicas_says():
     three = render({"replicas": 3})
-    five = render({"replicas": 5, "cluster": {"initialReplicas": 3}, "scaling": {"enabled": True}}, upgrade=True)
+    five = render({"replicas": 5, "cluster": {"initialReplicas": 3}}, upgrade=True)
     voters = [made.one("ConfigMap", "app-outrigger-founding") for made in (three, five)]
     assert voters[0] == voters[1]
     assert voters[0]["immutable"] and voters[0]["data"]["voters"] == "app-outrigger-0,app-outrigger-1,app-outrigger-2"
@@ -200,10 +200,13 @@ def test_a_key_is_made_of_enough_chance_and_anew_for_every_release():
     assert len(keys) == 3 and min(map(len, keys)) >= 64
 
 
-@pytest.mark.parametrize(("replicas", "available"), [(1, None), (2, None), (3, 2), (4, 3), (5, 3), (7, 4), (9, 5)])
-def test_the_budget_keeps_a_majority(replicas, available):
+@pytest.mark.parametrize("replicas", range(1, 10))
+def test_the_budget_keeps_a_majority_whoever_of_the_pods_votes(replicas):
     budgets = render({"replicas": replicas}).of("PodDisruptionBudget")
-    assert [budget["spec"]["minAvailable"] for budget in budgets] == ([available] if available else [])
+    gone = [budget["spec"]["maxUnavailable"] for budget in budgets]
+    assert gone == ([1] if replicas >= 3 else [])
+    # Of as many voters as there may be while pods come or go, from three on, all but one are a majority.
+    assert all(voters - 1 >= voters // 2 + 1 for voters in range(3, 20))
 
 
 def test_the_network_policy_lets_in_peers_prometheus_and_the_applications_clients():
@@ -220,20 +223,31 @@ def test_the_network_policy_lets_in_peers_prometheus_and_the_applications_client
 
 
 def test_the_sidecar_is_native_and_first():
-    manifests = render({"scaling": {"enabled": True}})
-    first, then = manifests.one("StatefulSet")["spec"]["template"]["spec"]["initContainers"]
+    first, then = render().one("StatefulSet")["spec"]["template"]["spec"]["initContainers"]
     assert first["name"] == "outrigger" and first["restartPolicy"] == "Always" and first["startupProbe"]
     assert then["name"] == "outrigger-join" and "restartPolicy" not in then
-    assert then["args"] == ["cluster", "add", "$(NODE)"]
+    assert then["args"] == ["cluster", "add", "$(NODE)", "--within=270s"]
+    off = render({"scaling": {"enabled": False}})
+    assert [container["name"] for container in off.one("StatefulSet")["spec"]["template"]["spec"]["initContainers"]] == ["outrigger"]
+    assert not off.of("Job") and not off.of("Role")
 
 
-def test_pods_go_one_by_one_highest_first():
-    values = case("scale-down")
-    job = render(values, upgrade=True).one("Job")["spec"]["template"]["spec"]
-    steps = job["initContainers"] + job["containers"]
-    assert [step["args"][-3:] for step in steps] == [["cluster", "remove", f"app-outrigger-{n}"] for n in (4, 3)]
-    assert not render(case("scale-up"), upgrade=True).of("Job")
-    assert not render({"scaling": {"enabled": True}}).of("Job")
+def hooks(values):
+    job = render(values, upgrade=True).one("Job")
+    assert job["spec"]["activeDeadlineSeconds"] < 300, "Helm gives up before the job does"
+    return job["metadata"]["annotations"]["helm.sh/hook"].split(",")
+
+
+def test_votes_are_taken_away_before_pods_go_and_at_no_other_time():
+    assert hooks(case("scale-down")) == ["pre-upgrade", "pre-rollback"]
+    assert hooks(case("scale-up")) == hooks({}) == hooks({"scaling": {"previousReplicas": 3}}) == ["pre-rollback"]
+    manifests = render(case("scale-down"), upgrade=True)
+    container, = manifests.one("Job")["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-5:] == ["cluster", "remove", "app-outrigger-3", "--and-higher", "--within=270s"]
+    # Whoever has its token may run commands in that one pod and nothing else.
+    assert container["args"][2] == "app-outrigger-0"
+    for rule in manifests.one("Role")["rules"]:
+        assert rule["resourceNames"] == ["app-outrigger-0"] and rule["resources"][0].startswith("pods")
 
 
 def test_a_chart_of_ones_own_adds_the_sidecar(tmp_path):
@@ -244,7 +258,7 @@ def test_a_chart_of_ones_own_adds_the_sidecar(tmp_path):
     check(manifests)
     spec = manifests.one("StatefulSet")["spec"]["template"]["spec"]
     ours = render({"workload": {"name": "shop"}}).one("StatefulSet")["spec"]["template"]["spec"]
-    assert [container["name"] for container in spec["initContainers"]] == ["outrigger"]
+    assert [container["name"] for container in spec["initContainers"]] == ["outrigger", "outrigger-join"]
     assert spec["initContainers"] == ours["initContainers"] and spec["volumes"] == ours["volumes"]
     assert manifests.one("ConfigMap", "app-outrigger-founding")["data"]["voters"] == "shop-0,shop-1,shop-2"
     assert manifests.one("Service")["metadata"]["name"] == manifests.one("StatefulSet")["spec"]["serviceName"]
@@ -281,7 +295,10 @@ def test_names_stay_short_enough_for_pods():
         ({"application": {"ports": [{"containerPort": 9464}]}}, "containerPort"),
         ({"topologySpread": {"zone": "Never"}}, "zone"),
         ({"image": {"digest": "abc"}}, "digest"),
-        ({"replicas": 5, "cluster": {"initialReplicas": 3}}, "founded with"),
+        ({"scaling": {"timeoutSeconds": 0}}, "timeoutSeconds"),
+        ({"replicas": 1, "cluster": {"initialReplicas": 3}}, "at least 2"),
+        ({"replicas": 2, "cluster": {"initialReplicas": 5}}, "at least 3"),
+        ({"replicas": 2, "cluster": {"initialReplicas": 5}, "scaling": {"enabled": False}}, "at least 3"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(values, word):
@@ -311,10 +328,12 @@ def test_commands_in_the_documents_are_there(program):
 
 def test_notes_say_what_is_weak():
     assert "fewer than three" in render({"replicas": 2}).notes
+    assert "even number" in render({"replicas": 4}).notes and "even number" not in render({"replicas": 5}).notes
+    assert "cluster remove" in render({"scaling": {"enabled": False}}).notes
     assert "emptyDir" in render({"persistence": {"enabled": False}}).notes
     assert "scrape" in render({"networkPolicy": {"prometheus": []}}).notes
     assert "no password" in render({"networkPolicy": {"enabled": False}}).notes
-    assert not any(word in render().notes for word in ("fewer", "emptyDir", "scrape", "password"))
+    assert not any(word in render().notes for word in ("fewer", "even", "emptyDir", "scrape", "password", "remove"))
 
 
 def test_the_schema_knows_every_value():

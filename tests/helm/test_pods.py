@@ -1,4 +1,4 @@
-"""Three pods as the chart has them, without Kubernetes: each in namespaces of its own, with the rendered files where the chart mounts
+"""Pods as the chart has them, three of them and up to five, without Kubernetes: each in namespaces of its own, with the rendered files where the chart mounts
 them, the rendered arguments and variables, a read-only root, not root, no capability; and names that follow the pods' addresses.
 
     og-pods-PID-0          og-pods-PID-1          og-pods-PID-2         eth0 10.79.0.N: another N after a restart
@@ -7,6 +7,7 @@ them, the rendered arguments and variables, a read-only root, not root, no capab
 """
 
 import base64
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -22,7 +24,9 @@ from conftest import render
 from test_chart import pod_environment
 
 PATIENCE = 60
+# How many the chart is installed with, and how many there may be.
 PODS = 3
+PODS_MAX = 5
 # What a container gets, by setpriv: the pod's user and group, fsGroup among its groups, and nothing else.
 UNPRIVILEGED = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
@@ -85,7 +89,7 @@ class Pods:
         spec = self.manifests.one("StatefulSet")["spec"]
         self.context = spec["template"]["spec"]["securityContext"]
         self.service = spec["serviceName"]
-        self.names = [f"{self.manifests.one('StatefulSet')['metadata']['name']}-{number}" for number in range(PODS)]
+        self.names = [f"{self.manifests.one('StatefulSet')['metadata']['name']}-{number}" for number in range(PODS_MAX)]
         self.prefix = f"og-pods-{os.getpid()}"
         self.processes = {}
         self.addresses = {}
@@ -106,17 +110,24 @@ class Pods:
         ip("netns", "add", f"{self.prefix}-bridge")
         ip("-n", f"{self.prefix}-bridge", "link", "add", "bridge", "type", "bridge")
         ip("-n", f"{self.prefix}-bridge", "link", "set", "bridge", "up")
-        for number in range(PODS):
+        for number in range(PODS_MAX):
             space = f"{self.prefix}-{number}"
             ip("netns", "add", space)
             ip("-n", f"{self.prefix}-bridge", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
             ip("-n", f"{self.prefix}-bridge", "link", "set", f"port{number}", "master", "bridge", "up")
             ip("-n", space, "link", "set", "lo", "up")
             ip("-n", space, "link", "set", "eth0", "up")
-            for folder in ("tree", "data"):
-                (self.work / str(number) / folder).mkdir(parents=True)
-            os.chown(self.work / str(number) / "data", 0, self.context["fsGroup"])
-            (self.work / str(number) / "data").chmod(0o2770)
+            (self.work / str(number) / "tree").mkdir(parents=True)
+            (self.work / f"{number}.log").touch()
+            self.provide(number)
+
+    def provide(self, number):
+        """A volume with nothing in it: the first one, or an emptyDir after the one before went with its pod."""
+        data = self.work / str(number) / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir()
+        os.chown(data, 0, self.context["fsGroup"])
+        data.chmod(0o2770)
 
     def publish(self):
         """As the headless Service has it: every pod's own name, and all of them under the Service's."""
@@ -157,6 +168,60 @@ class Pods:
         command += ["/usr/bin/setpriv", f"--reuid={user}", f"--regid={user}", f"--groups={self.context['fsGroup']}", *UNPRIVILEGED, "/outrigger", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
+    def join(self, *numbers):
+        """What follows the sidecar in each of these pods, all at once, and what it said."""
+        spec = self.manifests.one("StatefulSet")["spec"]["template"]["spec"]
+        container = next(made for made in spec["initContainers"] if made["name"] == "outrigger-join")
+
+        def run(number):
+            arguments = [argument.replace("$(NODE)", self.names[number]) for argument in container["args"]]
+            return self.inside(number, *arguments, user=self.context["runAsUser"])
+
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            done = list(threads.map(run, numbers))
+        assert all(each.returncode == 0 for each in done), "".join(each.stderr for each in done) + self.logs()
+        return done
+
+    def start_all(self, *numbers):
+        """As Kubernetes starts pods: the sidecar, and once its socket answers what follows it."""
+        for number in numbers:
+            self.start(number)
+        self.until("sockets answer", lambda: all(self.inside(number, "status").returncode == 0 for number in numbers))
+        self.join(*numbers)
+
+    def render(self, replicas):
+        """The chart with so many pods in place of those that run: for the pods that stay nothing may be another."""
+        values = {"replicas": replicas, "cluster": {"initialReplicas": PODS}, "scaling": {"previousReplicas": len(self.processes)}}
+        manifests = render(values, upgrade=True)
+        for kind, name in [("ConfigMap", None), ("ConfigMap", "app-outrigger-founding"), ("StatefulSet", None)]:
+            before, after = ([made for made in each.of(kind) if name in (None, made["metadata"]["name"])] for each in (self.manifests, manifests))
+            for made in before + after:
+                made["spec"] = {**made.get("spec", {}), "replicas": None}
+            assert before == after
+        self.manifests = manifests
+
+    def take_votes(self, within=None):
+        """What the chart's job does before pods go."""
+        job = self.manifests.one("Job")
+        assert "pre-upgrade" in job["metadata"]["annotations"]["helm.sh/hook"]
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        call, command = container["args"][: container["args"].index("--")], container["args"][container["args"].index("--") + 1 :]
+        assert call[0] == "exec" and call[-1] == "--container=outrigger" and command.pop(0) == "/usr/bin/outrigger"
+        if within:
+            command = [f"--within={within}" if argument.startswith("--within=") else argument for argument in command]
+        return self.inside(self.names.index(call[2]), *command, user=self.context["runAsUser"])
+
+    def voters(self, number=0):
+        status = json.loads(self.said(number, "status", "--json"))
+        assert not status["joint"]
+        return {self.names.index(voter) for voter in status["voters"]}
+
+    def epoch(self, number=0):
+        return json.loads(self.said(number, "status", "--json"))["epoch"]
+
+    def is_ready(self, number):
+        return self.inside(number, "health", "--admin", "127.0.0.1:9464").returncode == 0
+
     def said(self, number, *arguments):
         done = self.inside(number, *arguments)
         assert done.returncode == 0, done.stderr + self.logs()
@@ -179,7 +244,7 @@ class Pods:
         """All are, and know each other by the addresses that they have now."""
 
         def all_know_all():
-            for number in range(PODS):
+            for number in self.processes:
                 done = self.inside(number, "status", "--json")
                 if done.returncode:
                     return False
@@ -195,7 +260,7 @@ class Pods:
         for process in self.processes.values():
             process.kill()
             process.wait()
-        for space in [f"{self.prefix}-{number}" for number in range(PODS)] + [f"{self.prefix}-bridge"]:
+        for space in [f"{self.prefix}-{number}" for number in range(PODS_MAX)] + [f"{self.prefix}-bridge"]:
             with contextlib.suppress(subprocess.CalledProcessError):
                 ip("netns", "delete", space)
 
@@ -208,8 +273,7 @@ def pods(tmp_path, program):
     pods = Pods(tmp_path, program)
     try:
         pods.build()
-        for number in range(PODS):
-            pods.start(number)
+        pods.start_all(*range(PODS))
         pods.ready()
         yield pods
     finally:
@@ -225,7 +289,7 @@ def test_pods_find_each_other_by_name_wherever_they_are_started(pods):
     for how, value in [(signal.SIGTERM, "two"), (signal.SIGKILL, "three")]:
         pods.stop(2, how)
         pods.until("a write without it", lambda: pods.inside(0, "put", "k", value).returncode == 0)
-        pods.start(2)
+        pods.start_all(2)
         pods.ready()
         assert pods.said(2, "get", "k") == value
         pods.said(2, "put", "moved", value)
@@ -233,10 +297,128 @@ def test_pods_find_each_other_by_name_wherever_they_are_started(pods):
     # All move at once: nobody is where anybody remembers, and only the names tell.
     for number in range(PODS):
         pods.stop(number)
-    for number in range(PODS):
-        pods.start(number)
+    pods.start_all(*range(PODS))
     pods.ready()
     assert pods.said(0, "get", "k", "--consistency", "quorum") == "three"
+    assert pods.epoch() == 1, "nobody who votes is added"
+
+
+class Writer:
+    """An application in pod 0 that writes all the time; every write must get through, and be there in the end."""
+
+    def __init__(self, pods):
+        self.pods, self.count, self.failed = pods, 0, []
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.ended.is_set() and not self.failed:
+            done = self.pods.inside(0, "put", f"written/{self.count}", "x", "--timeout", "20s")
+            if done.returncode:
+                self.failed.append(done.stderr)
+            else:
+                self.count += 1
+
+    def goes_on(self):
+        wanted = self.count + 5
+        self.pods.until("writes go on", lambda: self.count >= wanted or self.failed)
+        assert not self.failed, self.failed
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
+def written(pods, number):
+    lines = pods.said(number, "list", "written/", "--json").splitlines()
+    return {json.loads(line)["key"] for line in lines}
+
+
+def test_three_pods_become_five_and_three_again(pods):
+    with Writer(pods) as writer:
+        pods.render(5)
+        # Both at once, in no order, before either has found the others.
+        pods.start_all(3, 4)
+        assert pods.voters() == {0, 1, 2, 3, 4}
+        pods.ready()
+        writer.goes_on()
+        # Theirs are votes: of five, two may be away, and whoever is merely away keeps its vote.
+        before = pods.epoch()
+        for number in (1, 2):
+            pods.stop(number)
+        writer.goes_on()
+        pods.start_all(1, 2)
+        pods.stop(3, signal.SIGKILL)
+        pods.start_all(3)
+        pods.ready()
+        assert (pods.voters(), pods.epoch()) == ({0, 1, 2, 3, 4}, before)
+        # Down again; the one that is away at that moment too.
+        pods.stop(4)
+        pods.render(3)
+        done = pods.take_votes()
+        assert done.returncode == 0, done.stderr + pods.logs()
+        assert pods.voters() == {0, 1, 2}
+        writer.goes_on()
+        # The cluster has let go of them: two of three are a majority again.
+        pods.stop(3)
+        pods.stop(2)
+        writer.goes_on()
+        pods.start_all(2)
+        pods.ready()
+        # Asked again, as where the upgrade failed later: nothing is left to be done.
+        before = pods.epoch()
+        assert pods.take_votes().returncode == 0 and pods.epoch() == before
+        # Their volumes are still there, and one of them says that its node votes.
+        pods.render(5)
+        pods.start_all(3, 4)
+        assert pods.voters() == {0, 1, 2, 3, 4}
+        pods.ready()
+        writer.goes_on()
+    wanted = {f"written/{number}" for number in range(writer.count)}
+    pods.until("all that was acknowledged is everywhere", lambda: all(wanted <= written(pods, number) for number in pods.processes))
+
+
+def test_votes_stay_where_too_few_would_be_left(pods):
+    """Removing pod 2 while pod 1 was away left pod 0 alone of two: no write got through any more."""
+    pods.stop(1)
+    pods.render(2)
+    pods.until("it is known to be away", lambda: "2 of 3 voters live" in pods.said(0, "status"))
+    # So it is the upgrade that fails, with all pods as they were.
+    pods.manifests.one("Job")["metadata"]["annotations"]["helm.sh/hook"] = "pre-upgrade,pre-rollback"
+    done = pods.take_votes(within="2s")
+    assert done.returncode == 69 and "1 of 2 voters, 2 needed; nothing was changed" in done.stderr, done.stderr
+    assert pods.voters() == {0, 1, 2}
+    pods.said(0, "put", "k", "v")
+    pods.start_all(1)
+    pods.ready()
+    assert pods.take_votes().returncode == 0 and pods.voters() == {0, 1}
+    pods.said(0, "put", "k", "w")
+
+
+def test_pods_that_lose_their_emptydir_one_after_the_other_lose_nothing(pods):
+    """An upgrade of pods with `persistence.enabled: false`. Kubernetes goes on as soon as a pod is ready, which it was while its vote was
+    still the lost disk's."""
+    pods.said(0, "put", "k", "v")
+    for number in (2, 1, 0):
+        pods.stop(number)
+        pods.provide(number)
+        pods.start_all(number)
+        pods.until("ready", lambda: pods.is_ready(number))
+    pods.ready()
+    assert pods.voters() == {0, 1, 2}
+    for number in range(PODS):
+        assert pods.said(number, "get", "k") == "v" == pods.said(number, "get", "k", "--consistency", "quorum")
+    # And one that is lost with nobody told of it.
+    pods.stop(1, signal.SIGKILL)
+    pods.provide(1)
+    pods.start_all(1)
+    pods.until("ready", lambda: pods.is_ready(1))
+    pods.stop(2)
+    pods.until("a write with its vote", lambda: pods.inside(0, "put", "k", "w").returncode == 0)
 
 
 def test_a_pod_may_write_nothing_but_its_volumes(pods):

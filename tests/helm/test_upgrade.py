@@ -43,14 +43,18 @@ def test_an_upgrade_keeps_the_key_and_the_voters(helm, cluster):
     assert after["template"]["metadata"] == before["template"]["metadata"]
 
 
-def test_another_number_of_pods_changes_no_voters(helm, cluster):
+def test_another_number_of_pods_changes_no_founders(helm, cluster):
     helm.install(CHART, "app", {"replicas": 3})
-    helm.upgrade(CHART, "app", {"replicas": 5, "scaling": {"enabled": True}})
+    before = copy.deepcopy(cluster.get(*STATEFUL_SET)["spec"])
+    helm.upgrade(CHART, "app", {"replicas": 5})
     assert voters(cluster) == "app-outrigger-0,app-outrigger-1,app-outrigger-2"
-    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 5
+    after = cluster.get(*STATEFUL_SET)["spec"]
+    assert after["replicas"] == 5
+    # No other pod is started anew for it.
+    assert after["template"] == before["template"]
     # Also for who comes later and takes five for what it was founded with.
     with pytest.raises(HelmError, match="founded with 3"):
-        helm.upgrade(CHART, "app", {"replicas": 5, "scaling": {"enabled": True}, "cluster": {"initialReplicas": 5}})
+        helm.upgrade(CHART, "app", {"replicas": 5, "cluster": {"initialReplicas": 5}})
 
 
 def test_the_cluster_keeps_its_id(helm, cluster):
@@ -62,28 +66,60 @@ def test_the_cluster_keeps_its_id(helm, cluster):
         helm.upgrade(CHART, "app", {"cluster": {"id": "second"}})
 
 
-def test_without_scaling_another_number_is_refused(helm, cluster):
-    helm.install(CHART, "app", {"replicas": 3})
-    for replicas in (2, 5):
-        with pytest.raises(HelmError, match="founded with"):
-            helm.upgrade(CHART, "app", {"replicas": replicas})
-    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 3
+SCALE_DOWN = ("CREATE", "Job", "app-outrigger-scale-down")
 
 
-def test_nodes_are_removed_before_their_pods(helm, cluster):
-    helm.install(CHART, "app", {"replicas": 5, "scaling": {"enabled": True}})
-    cluster.log.clear()
-    helm.upgrade(CHART, "app", {"replicas": 3, "scaling": {"enabled": True}})
-    job = cluster.log.index(("CREATE", "Job", "app-outrigger-scale-down"))
-    change = cluster.log.index(("CHANGE", *STATEFUL_SET))
-    assert job < change
-    assert cluster.log.index(("CREATE", "RoleBinding", "app-outrigger-scale-down")) < job
+def taken_away(cluster):
+    """From which pod on votes were taken away before the StatefulSet was changed; nothing where they were not."""
+    if SCALE_DOWN not in cluster.log:
+        return None
+    job = cluster.log.index(SCALE_DOWN)
+    assert cluster.log.index(("CREATE", "RoleBinding", "app-outrigger-scale-down")) < job < cluster.log.index(("CHANGE", *STATEFUL_SET))
     # What may run commands in pods is gone afterwards.
     assert not [key for key in cluster.objects if key[1] == "app-outrigger-scale-down"]
-    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 3
+    made = cluster.made[SCALE_DOWN[1:]]
+    return made["spec"]["template"]["spec"]["containers"][0]["args"][-3]
+
+
+def test_votes_are_taken_away_before_pods_go(helm, cluster):
+    helm.install(CHART, "app", {"replicas": 5})
+    assert SCALE_DOWN not in cluster.log
     cluster.log.clear()
-    helm.upgrade(CHART, "app", {"replicas": 3, "scaling": {"enabled": True}})
-    assert not [entry for entry in cluster.log if entry[1] == "Job"]
+    helm.upgrade(CHART, "app", {"replicas": 3})
+    assert taken_away(cluster) == "app-outrigger-3"
+    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 3
+    # By none that leaves the pods where they are, or brings more.
+    for values in ({"replicas": 3, "image": {"tag": "0.2.0"}}, {"replicas": 4}):
+        cluster.log.clear()
+        helm.upgrade(CHART, "app", values)
+        assert taken_away(cluster) is None
+    # Where somebody else made more pods of them meanwhile, these are what counts.
+    cluster.get(*STATEFUL_SET)["spec"]["replicas"] = 6
+    cluster.log.clear()
+    helm.upgrade(CHART, "app", {"replicas": 5})
+    assert taken_away(cluster) == "app-outrigger-5"
+
+
+def test_a_rollback_takes_votes_away_too(helm, cluster):
+    helm.install(CHART, "app", {"replicas": 3})
+    helm.upgrade(CHART, "app", {"replicas": 5})
+    cluster.log.clear()
+    helm.rollback("app", version=1)
+    assert taken_away(cluster) == "app-outrigger-3"
+    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 3
+    # And the other way round nothing is there to be taken.
+    cluster.log.clear()
+    helm.rollback("app", version=2)
+    assert taken_away(cluster) == "app-outrigger-5"
+    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 5
+
+
+def test_scaling_that_is_off_is_nobody_else_s_business(helm, cluster):
+    helm.install(CHART, "app", {"replicas": 5, "scaling": {"enabled": False}})
+    cluster.log.clear()
+    helm.upgrade(CHART, "app", {"replicas": 3, "scaling": {"enabled": False}})
+    assert taken_away(cluster) is None
+    assert cluster.get(*STATEFUL_SET)["spec"]["replicas"] == 3
 
 
 def test_what_renders_without_looking_cannot_replace_key_or_voters(helm, cluster):
@@ -107,5 +143,5 @@ def test_a_release_that_goes_leaves_what_its_volumes_need(helm, cluster):
     assert STATEFUL_SET not in cluster.objects
     helm.install(CHART, "app", {"replicas": 3})
     assert cluster.get("Secret", "app-outrigger-key")["data"] == key
-    with pytest.raises(HelmError, match="want 3"):
-        helm.upgrade(CHART, "app", {"replicas": 5})
+    helm.upgrade(CHART, "app", {"replicas": 5})
+    assert voters(cluster) == "app-outrigger-0,app-outrigger-1,app-outrigger-2"

@@ -260,6 +260,7 @@ async fn begin(rooms: Rooms, change: VoterChange) {
             say(format!("epoch {}: old and new voters decide together", next.epoch()), false);
         }
         Ok(next) => say(format!("done: epoch {}", next.epoch()), false),
+        Err(ChangeError::Refused(_, why)) => say(why.to_string(), true),
         Err(error) => say(format!("it could not be begun: {error}"), true),
     }
 }

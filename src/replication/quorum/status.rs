@@ -51,6 +51,8 @@ pub struct QuorumStatus {
     pub reachable: usize,
     /// Why this node is no member.
     pub not_joined: Option<String>,
+    /// Why its node's vote is not this disk's.
+    pub not_replaced: Option<String>,
     /// What is missing of a quorum.
     pub no_quorum: Option<String>,
     /// With whom rows are still to be compared.
@@ -90,8 +92,14 @@ impl QuorumStatus {
         }
     }
 
-    /// `Ok` once this node also has what the others have; otherwise what it waits for.
+    /// `Ok` once this node also has what the others have, and its loss would be no other voter's; otherwise what it waits for.
     pub fn ready(&self) -> Result<(), String> {
+        self.level()?;
+        self.not_replaced.clone().map_or(Ok(()), Err)
+    }
+
+    /// `Ok` once this node has what the others have; otherwise what it waits for.
+    pub(super) fn level(&self) -> Result<(), String> {
         self.health()?;
         if self.unsettled > 0 {
             return Err(format!("{} keys written before the restart are being settled", self.unsettled));

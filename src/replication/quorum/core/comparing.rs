@@ -13,7 +13,7 @@ use crate::types::NodeId;
 impl Core {
     /// Compares rows with a peer's from now on, in place of what was under way with it.
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
-        let is_level = self.status().ready().is_ok();
+        let is_level = self.status().level().is_ok();
         let Some(peer) = self.peers.get_mut(&index) else { return };
         peer.stop_comparing();
         peer.comparing = Some(tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level)).abort_handle());

@@ -226,6 +226,17 @@ impl Core {
         Some(format!("this node is no member yet: it registers as soon as a majority of the voters is in reach{why}"))
     }
 
+    /// Why this node is not ready yet, though a member: as long as the vote of its name is another disk's, the cluster is one
+    /// voter short, and whoever goes from node to node must not go on to the next.
+    pub(super) fn not_replaced(&self) -> Option<String> {
+        let me = self.me?;
+        let lost = self.membership().voters().find(|voter| voter.node == self.config.node && voter.replica() != me)?;
+        let disk = lost.storage_id.map_or_else(String::new, |disk| format!(" ({disk})"));
+        Some(format!(
+            "the vote of this node is that of the disk it had before{disk}; the voters put this one in its place"
+        ))
+    }
+
     /// Removes what is settled from what the joint epoch waits for.
     pub(super) fn inherited_settled(&mut self, address: &Address, ballot: Ballot) {
         if self.inherited.get(address).is_some_and(|open| *open <= ballot) {

@@ -369,6 +369,7 @@ impl Core {
             peers: self.peers.iter().map(peer).collect(),
             reachable: self.reachable().into_iter().filter(|slot| self.membership().is_voter(*slot)).count(),
             not_joined: self.not_joined(),
+            not_replaced: self.not_replaced(),
             no_quorum: self.no_quorum(),
             not_compared: self.not_compared(),
             barred: self.barred.clone(),

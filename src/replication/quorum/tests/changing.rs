@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::*;
+use crate::cluster::membership::Member;
 
 /// Writes all the time, one key after the other, and remembers what was acknowledged.
 struct Load {
@@ -166,6 +167,41 @@ async fn a_lost_disk_is_replaced_without_anybody_asking_again_and_again() {
     load.goes_on().await;
     cluster.network.heal(&node("a"), &node("b"));
     load.ends_on(&cluster.nodes[2]).await;
+}
+
+/// Whoever replaces pods one by one goes on to the next as soon as this one is ready: with its vote still that of the lost disk,
+/// the next one's disk would have been one too many.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_ready_before_its_new_disk_has_its_vote() {
+    let mut cluster = Cluster::start().await;
+    cluster.nodes[0].accepted("k", put("v")).await;
+    for round in 0..2 {
+        for (n, name) in NAMES.iter().enumerate() {
+            let slots = |node: &Node| -> Vec<usize> {
+                let membership = node.replicator.membership().borrow().clone();
+                membership.voters().filter(|voter| voter.node.as_str() == *name).map(Member::replica).collect()
+            };
+            let before = slots(&cluster.nodes[n]);
+            cluster.wipe(n).await;
+            cluster.nodes[n].ready().await;
+            let now = slots(&cluster.nodes[n]);
+            assert!(now.len() == 1 && now != before, "round {round}, {name}: slots {before:?}, then {now:?}");
+        }
+    }
+    cluster.nodes[0].has("k", "v").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_removed_whose_place_nobody_in_reach_could_take() {
+    let cluster = Cluster::start().await;
+    cluster.isolate(1);
+    cluster.nodes[0].status_is("one away", |status| status.reachable == 2).await;
+    let refused = cluster.nodes[0].replicator.change(VoterChange::Remove(node("c"))).await.unwrap_err().to_string();
+    assert!(refused.contains("1 of 2 voters, 2 needed"), "{refused}");
+    cluster.nodes[0].accepted("k", put("v")).await;
+    cluster.nodes[0].replicator.change(VoterChange::Remove(node("b"))).await.unwrap();
+    cluster.nodes[0].voters_are(&["a", "c"]).await;
+    cluster.nodes[0].accepted("k", put("w")).await;
 }
 
 fn copy(from: &Path, to: &Path) {
