@@ -17,6 +17,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access::Peer;
+use super::gate::Gate;
+use super::guest::Guest;
 use super::resp::{self, Shared};
 use super::service::Service;
 use super::stream::{Ending, Guarded};
@@ -38,7 +41,7 @@ const REFUSAL_DISCARD_BYTES_MAX: usize = 1024 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where and for whom to listen.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// The socket file.
     pub path: PathBuf,
@@ -46,13 +49,15 @@ pub struct Config {
     pub mode: u32,
     /// How many connections are served at once; beyond it clients are told `BUSY`.
     pub connections_max: usize,
+    /// Who may do what.
+    pub gate: Arc<Gate>,
 }
 
 impl Config {
-    /// At `path`, with the defaults.
+    /// At `path`, with the defaults: open to whoever can open the socket's file.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), mode: SOCKET_MODE, connections_max: CONNECTIONS_MAX }
+        Self { path: path.into(), mode: SOCKET_MODE, connections_max: CONNECTIONS_MAX, gate: Gate::open() }
     }
 }
 
@@ -107,8 +112,10 @@ pub async fn serve(config: Config, service: Arc<Service>) -> Result<Server, Erro
     fs::set_permissions(&config.path, Permissions::from_mode(config.mode)).map_err(failed("set the mode of"))?;
     let identity = identity(&config.path).map_err(failed("look at"))?;
     let (stop, abort, connections) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    connections.spawn(Arc::clone(&config.gate).follow_files(stop.clone()));
     let door = Door {
         service,
+        gate: config.gate,
         shared: Arc::new(Shared::default()),
         places: Arc::new(Semaphore::new(config.connections_max)),
         refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
@@ -179,6 +186,7 @@ async fn clear_stale(path: &Path) -> Result<(), Error> {
 #[derive(Clone)]
 struct Door {
     service: Arc<Service>,
+    gate: Arc<Gate>,
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
@@ -229,6 +237,8 @@ impl Door {
 
     async fn serve(self, stream: UnixStream, _place: OwnedSemaphorePermit) {
         let _counted = Counted::new(&self);
+        let peer = stream.peer_cred().ok().map(|peer| Peer { uid: peer.uid(), gid: peer.gid() });
+        let guest = Guest::new(self.service, self.gate, peer);
         let mut first = BytesMut::with_capacity(4 * 1024);
         let mut stream = Ending::new(stream, self.stop.clone());
         if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
@@ -238,9 +248,9 @@ impl Door {
         let (input, again) = if is_resp { (first, Bytes::new()) } else { (BytesMut::new(), first.freeze()) };
         let mut guarded = Guarded::new(stream, again, WRITE_TIMEOUT);
         let has_unread = if is_resp {
-            resp::serve(&mut guarded, input, self.service, self.shared).await == resp::Ended::Garbage
+            resp::serve(&mut guarded, input, guest, self.shared).await == resp::Ended::Garbage
         } else {
-            http::serve(&mut guarded, self.service).await == http::Ended::Refused
+            http::serve(&mut guarded, guest).await == http::Ended::Refused
         };
         if has_unread {
             let _ = tokio::time::timeout(REFUSAL_TIMEOUT, part(&mut guarded)).await;

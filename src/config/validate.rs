@@ -37,6 +37,8 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
     Ok(Config {
         peer: peer(&fields, pod_ip, seeds, cluster.voters.len() == 1 && !has_seeds)?,
         socket: socket(&fields)?,
+        access: super::access::rules(layers)?,
+        limits: super::access::limits(layers)?,
         admin: AdminConfig { listen: fields.listen("admin.listen", "127.0.0.1:9464")? },
         store: StoreConfig {
             idle_evict_after: fields.duration("store.idle_evict_after", "10m", MILLISECOND..=365 * DAY)?,
