@@ -78,6 +78,11 @@ impl Gate {
         self.rules.iter().any(|rule| rule.token_file.is_some())
     }
 
+    /// True where no rule is known to concern `who`, as long as it shows no (other) token.
+    pub(super) fn is_stranger(&self, who: &Who) -> bool {
+        !self.shows(who, Want::Anything)
+    }
+
     pub(super) fn knows(&self, token: &TokenDigest) -> bool {
         self.tokens.read().know(token)
     }

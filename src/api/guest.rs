@@ -46,6 +46,11 @@ impl Guest {
         Self { who: Who { token, ..self.who }, ..self.clone() }
     }
 
+    /// True where nothing is known of who asks that any rule cares for.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.gate.is_stranger(&self.who)
+    }
+
     pub(super) fn config(&self) -> &ServiceConfig {
         self.service.config()
     }

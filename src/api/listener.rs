@@ -29,6 +29,10 @@ use super::{ApiError, http};
 pub const CONNECTIONS_MAX: usize = 2_048;
 /// The socket file's mode, where nothing else is configured: its owner and group.
 pub const SOCKET_MODE: u32 = 0o660;
+/// Those whom no rule knows by uid or gid, and who have to show a token first, have no more than one place in so many.
+const STRANGERS_ONE_IN: usize = 2;
+/// How long they may take to.
+pub(super) const STRANGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that reads nothing for this long while something waits for it is dropped.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many connections over the bound are told so at once; further ones are closed without a word.
@@ -118,6 +122,7 @@ pub async fn serve(config: Config, service: Arc<Service>) -> Result<Server, Erro
         gate: config.gate,
         shared: Arc::new(Shared::default()),
         places: Arc::new(Semaphore::new(config.connections_max)),
+        strangers: Arc::new(Semaphore::new(config.connections_max.div_ceil(STRANGERS_ONE_IN))),
         refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
         stop: stop.clone(),
         abort: abort.clone(),
@@ -189,6 +194,7 @@ struct Door {
     gate: Arc<Gate>,
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     stop: CancellationToken,
     abort: CancellationToken,
@@ -221,11 +227,13 @@ impl Door {
     }
 
     fn admit(&self, stream: UnixStream) {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+        let peer = stream.peer_cred().ok().map(|peer| Peer { uid: peer.uid(), gid: peer.gid() });
+        let guest = Guest::new(Arc::clone(&self.service), Arc::clone(&self.gate), peer);
+        if let Some(place) = self.place(&guest) {
             let door = self.clone();
             self.connections.spawn(async move {
                 let abort = door.abort.clone();
-                let _ = abort.run_until_cancelled(door.serve(stream, place)).await;
+                let _ = abort.run_until_cancelled(door.serve(stream, guest, place)).await;
             });
         } else if let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned() {
             tokio::spawn(async move {
@@ -235,13 +243,19 @@ impl Door {
         }
     }
 
-    async fn serve(self, stream: UnixStream, _place: OwnedSemaphorePermit) {
+    /// A place for a connection, of those that whoever it is may have.
+    fn place(&self, guest: &Guest) -> Option<Vec<OwnedSemaphorePermit>> {
+        let stranger = guest.is_stranger().then_some(&self.strangers);
+        let places = std::iter::once(&self.places).chain(stranger);
+        places.map(|places| Arc::clone(places).try_acquire_owned().ok()).collect()
+    }
+
+    async fn serve(self, stream: UnixStream, guest: Guest, _place: Vec<OwnedSemaphorePermit>) {
         let _counted = Counted::new(&self);
-        let peer = stream.peer_cred().ok().map(|peer| Peer { uid: peer.uid(), gid: peer.gid() });
-        let guest = Guest::new(self.service, self.gate, peer);
         let mut first = BytesMut::with_capacity(4 * 1024);
         let mut stream = Ending::new(stream, self.stop.clone());
-        if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+        let within = if guest.is_stranger() { STRANGER_TIMEOUT } else { Duration::MAX };
+        if !matches!(tokio::time::timeout(within, stream.read_buf(&mut first)).await, Ok(Ok(1..))) {
             return;
         }
         let is_resp = first.first() == Some(&b'*');

@@ -244,13 +244,13 @@ impl Manager {
         self.core.is_overloaded()
     }
 
-    /// What is wrong, such as a disk too full to apply; none when all is well.
+    /// What is wrong, such as a disk too full to apply; none when all is well. Says nothing of whose shard it is, which is in
+    /// the log: it is shown at the admin port, and to other clients.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let states = self.core.states();
-        states.iter().find_map(|state| state.poisoned().err().map(|error| format!("{}: {error}", state.id))).or_else(
-            || states.iter().find_map(|state| state.stuck().map(|stuck| format!("{}: {}", state.id, stuck.why))),
-        )
+        let poisoned = || states.iter().find_map(|state| state.poisoned().err().map(|error| error.without_path()));
+        poisoned().or_else(|| states.iter().find_map(|state| state.stuck().map(|stuck| stuck.why)))
     }
 
     /// The first error of a shard that was given up: a write or sync failed, or its file cannot be read. Nothing but

@@ -565,3 +565,38 @@ async fn an_org_stores_its_bytes_and_may_always_delete() {
     };
     tokio::time::timeout(PATIENCE, room).await.expect("deletions make no room");
 }
+
+/// Whoever has to show a token first has half of the places, and a minute.
+#[tokio::test]
+async fn strangers_leave_places_to_those_who_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = Some(write_tokens(dir.path().join("t"), &[ACME]));
+    let tokens = Rule { token_file, ..rule(&["acme"], &["*"], Grant::Write) };
+    let mine = Rule { uids: vec![my_uid()], ..rule(&["acme"], &["*"], Grant::Write) };
+    for (rules, places) in [(vec![tokens.clone()], 2), (vec![tokens, mine], 4)] {
+        let gate = Gate::new(rules, Vec::new()).unwrap();
+        let change = move |config| api::Config { gate, connections_max: 4, ..config };
+        let node = Node::start_with(|manager| LocalReplicator::new(manager, OsClock::shared()), change).await;
+        let mut kept = Vec::new();
+        for _ in 0..places {
+            let mut client = node.connect().await;
+            say(&mut client, &["PING"], "+PONG\r\n").await;
+            kept.push(client);
+        }
+        assert!(node.resp(&[&["PING"]]).await.starts_with("-BUSY too many connections"), "{places}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_is_not_waited_for_for_ever() {
+    let tenants = Tenants::start().await;
+    let mut silent = tenants.node.connect().await;
+    assert_eq!(silent.rest().await, b"");
+    let mut idle = tenants.node.connect().await;
+    idle.send(&command(&["PING"])).await;
+    assert_eq!(String::from_utf8(idle.rest().await).unwrap(), "+PONG\r\n-NOAUTH no token was shown in time\r\n");
+    // Others may idle for as long as they like.
+    let mut known = tenants.logged_in(ACME).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    say(&mut known, &["GET", "k"], "$1\r\nv\r\n").await;
+}

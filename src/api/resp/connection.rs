@@ -26,6 +26,7 @@ use super::session::Session;
 use crate::api::command::{Address, Consistency};
 use crate::api::error::{ApiError, Written};
 use crate::api::guest::Guest;
+use crate::api::listener::STRANGER_TIMEOUT;
 use crate::api::metrics::{Class, DialectMetrics};
 use crate::api::room::Share;
 use crate::api::service::Service;
@@ -136,6 +137,7 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut connection = Connection::new(guest, shared, input);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut half_sent: Pin<Box<Option<Sleep>>> = Box::pin(None);
+    let mut stranger: Pin<Box<Option<Sleep>>> = Box::pin(None);
     loop {
         let commands_before = connection.session.commands;
         connection.dispatch();
@@ -146,6 +148,14 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         }
         if connection.is_finished() {
             break;
+        }
+        if connection.guest.is_stranger() {
+            // Whatever it sends meanwhile.
+            if stranger.is_none() {
+                stranger.set(Some(tokio::time::sleep(STRANGER_TIMEOUT)));
+            }
+        } else {
+            stranger.set(None);
         }
         if !connection.is_midway() {
             half_sent.set(None);
@@ -175,6 +185,11 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 Err(_) => return Ended::Done,
             },
             () = rung(&connection.subscriptions) => connection.subscriptions.is_rung = true,
+            () = elapsed(stranger.as_mut()) => {
+                connection.refuse(&Refusal::new("NOAUTH no token was shown in time"));
+                connection.session.ended = true;
+                stranger.set(None);
+            }
             () = elapsed(half_sent.as_mut()) => {
                 // Said to whoever still listens; what is left of the command is not waited for.
                 connection.refuse(&Refusal::new("ERR the rest of the command did not arrive in time"));
