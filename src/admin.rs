@@ -411,6 +411,28 @@ mod tests {
         assert_eq!(json["nodes"][0]["storage_id"], "00000000000000ff");
     }
 
+    /// Whoever reaches this port has shown nothing: no path of the socket is here, and no method that changes anything.
+    #[tokio::test]
+    async fn nothing_of_the_socket_is_here() {
+        let (admin, _) = start().await;
+        let socket = include_str!("api/http/mod.rs");
+        let paths: Vec<_> = socket.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        assert!(paths.len() > 10 && paths.iter().all(|path| path.starts_with("/v1/")), "{paths:?}");
+        for path in paths {
+            let path = path.replace("{*rest}", "acme/pay/k").replace(['{', '}'], "");
+            assert_eq!(get(&admin, &path).await.0, 404, "{path}");
+        }
+        for path in ["/", "/status.json", "/metrics", "/livez", "/readyz"] {
+            for method in ["PUT", "POST", "DELETE", "PATCH"] {
+                let request = format!("{method} {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n");
+                let answer = exchange(admin.local_addr(), &request).await;
+                assert!(answer.starts_with("HTTP/1.1 405 "), "{method} {path}: {answer}");
+            }
+        }
+        // RESP is no language here.
+        assert!(!exchange(admin.local_addr(), "*1\r\n$4\r\nPING\r\n").await.contains("PONG"));
+    }
+
     #[tokio::test]
     async fn other_paths_and_methods_are_refused() {
         let (admin, _) = start().await;

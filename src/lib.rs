@@ -5,7 +5,7 @@
 //!
 //! | room | what it is |
 //! | --- | --- |
-//! | [`types`], [`clock`], [`telemetry`] | names, keys, values, versions; time; every metric |
+//! | [`types`], [`clock`], [`telemetry`], [`token`] | names, keys, values, versions; time; every metric; what clients show to be let in |
 //! | [`store`] | shards: one SQLite file per (org, namespace), and every read |
 //! | [`transport`] | named, mutually authenticated connections that carry opaque bytes |
 //! | [`cluster`] | who votes, gossip, what nodes tell each other first, the shapes of `status` |
@@ -55,6 +55,7 @@ pub mod node;
 pub mod replication;
 pub mod store;
 pub mod telemetry;
+pub mod token;
 pub mod transport;
 pub mod types;
 

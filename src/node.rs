@@ -19,13 +19,14 @@ use std::time::Duration;
 pub use member::{Member, Network, Surroundings};
 
 use crate::admin::{self, Admin};
-use crate::api::{self, Server};
+use crate::api::{self, Gate, Server};
 use crate::cluster::gossip;
 use crate::cluster::membership::InvalidMembership;
 use crate::config::Config;
 use crate::replication::journal::JournalError;
 use crate::replication::quorum::StartError;
 use crate::store;
+use crate::token;
 use crate::transport::quic;
 use crate::types::NodeId;
 
@@ -93,6 +94,9 @@ pub enum Error {
     /// Gossip cannot start.
     #[error(transparent)]
     Gossip(#[from] gossip::Error),
+    /// A file of tokens cannot be used.
+    #[error("access.rules: {0}")]
+    Access(#[from] token::Error),
     /// The socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] api::Error),
@@ -118,8 +122,15 @@ impl Node {
     /// Likewise, in surroundings of the caller's.
     pub async fn start_in(config: Config, surroundings: Surroundings) -> Result<Self, Error> {
         let metrics = admin::install_metrics()?;
+        let gate = Gate::new(config.access.clone(), config.limits.clone())?;
         let member = Member::start(&config, surroundings).await?;
-        let socket = api::Config { mode: config.socket.mode, ..api::Config::at(&config.socket.path) };
+        let socket = api::Config { mode: config.socket.mode, gate, ..api::Config::at(&config.socket.path) };
+        match socket.gate.rules() {
+            0 => tracing::info!(
+                "there are no rules in [access]: whoever can open the socket may read and write everything"
+            ),
+            rules => tracing::info!(rules, "what no rule of [access] allows is denied on the socket"),
+        }
         let server = api::serve(socket, member.service()).await?;
         let admin = Admin::start(config.admin.listen, member.view(), metrics).await?;
         Ok(Self { member, server, admin })

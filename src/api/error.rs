@@ -37,6 +37,11 @@ pub(super) const LABELS: &[&str] = &[
     "not-supported",
     "unhealthy",
     "internal",
+    "token-needed",
+    "token-unknown",
+    "forbidden",
+    "quota-exceeded",
+    "rate-limited",
 ];
 
 /// Whether a failed request may have changed something.
@@ -111,6 +116,21 @@ pub enum ApiError {
     /// This node cannot serve quorum operations now.
     #[error("{0}")]
     Unhealthy(String),
+    /// Who asks is not known, and did not show a token.
+    #[error("{0}")]
+    TokenNeeded(String),
+    /// What was shown as a token is none.
+    #[error("{0}")]
+    TokenUnknown(String),
+    /// Who asks is known, and may not.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The org has stored all that it may.
+    #[error("{0}")]
+    QuotaExceeded(String),
+    /// The org asks for more per second than it may.
+    #[error("{0}")]
+    RateLimited(String),
     /// The store failed.
     #[error("{detail}")]
     Internal {
@@ -181,6 +201,11 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => row(S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type", "ERR", false, 1),
             Self::NotSupported(_) => row(S::NOT_IMPLEMENTED, "not-supported", "Not supported yet", "ERR", false, 1),
             Self::Unhealthy(_) => row(S::SERVICE_UNAVAILABLE, "unhealthy", "This node cannot serve quorum operations", "NOQUORUM", true, 69),
+            Self::TokenNeeded(_) => row(S::UNAUTHORIZED, "token-needed", "A token is needed", "NOAUTH", false, 1),
+            Self::TokenUnknown(_) => row(S::UNAUTHORIZED, "token-unknown", "The token is unknown", "WRONGPASS", false, 1),
+            Self::Forbidden(_) => row(S::FORBIDDEN, "forbidden", "Not allowed", "NOPERM", false, 1),
+            Self::QuotaExceeded(_) => row(S::INSUFFICIENT_STORAGE, "quota-exceeded", "The org has stored all that it may", "QUOTA", false, 1),
+            Self::RateLimited(_) => row(S::TOO_MANY_REQUESTS, "rate-limited", "Too many requests of this org", "BUSY", true, 69),
             Self::Internal { written, .. } => Row { written: *written, ..row(S::INTERNAL_SERVER_ERROR, "internal", "The store failed", "ERR", false, 1) },
         }
     }
@@ -311,6 +336,11 @@ mod tests {
             (ApiError::UnsupportedMediaType(some()), 415, "unsupported-media-type", "ERR", "no", false, 1),
             (ApiError::NotSupported(some()), 501, "not-supported", "ERR", "no", false, 1),
             (ApiError::Unhealthy(some()), 503, "unhealthy", "NOQUORUM", "no", true, 69),
+            (ApiError::TokenNeeded(some()), 401, "token-needed", "NOAUTH", "no", false, 1),
+            (ApiError::TokenUnknown(some()), 401, "token-unknown", "WRONGPASS", "no", false, 1),
+            (ApiError::Forbidden(some()), 403, "forbidden", "NOPERM", "no", false, 1),
+            (ApiError::QuotaExceeded(some()), 507, "quota-exceeded", "QUOTA", "no", false, 1),
+            (ApiError::RateLimited(some()), 429, "rate-limited", "BUSY", "no", true, 69),
             (ApiError::from_store(StoreError::Stalled(std::time::Duration::MAX), Written::No), 408, "slow-client", "ERR", "no", false, 1),
             (ApiError::from_store(StoreError::Callback(some()), Written::Unknown), 500, "internal", "ERR", "unknown", false, 1),
             (ApiError::from_store(StoreError::Callback(some()), Written::No), 500, "internal", "ERR", "no", false, 1),

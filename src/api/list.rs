@@ -17,7 +17,7 @@ use super::service::Service;
 use crate::clock::Clock;
 use crate::store::error::Error as StoreError;
 use crate::store::{CROSS_NAMESPACE_KINDS, Item, LIST_WAIT_MAX, ListQuery, Page, PageQuery, Rows, Shard};
-use crate::types::{Key, Namespace, Org, ShardId};
+use crate::types::{Key, Namespace, ShardId};
 
 /// The most keys on one page.
 pub const PAGE_KEYS_MAX: usize = 10_000;
@@ -79,8 +79,15 @@ impl Whole {
 }
 
 impl Service {
-    /// Begins a whole list. `rows_max` is how many rows its client wants: it may take fewer, not more.
-    pub(super) async fn whole(&self, scope: Scope, query: ListQuery, rows_max: usize) -> Result<Whole, ApiError> {
+    /// Begins a whole list: of an org, of the shards that `shows` lets through. `rows_max` is how many rows its client wants:
+    /// it may take fewer, not more.
+    pub(super) async fn whole(
+        &self,
+        scope: Scope,
+        query: ListQuery,
+        rows_max: usize,
+        shows: &(impl Fn(&ShardId) -> bool + Sync),
+    ) -> Result<Whole, ApiError> {
         match scope {
             Scope::Shard(shard) => {
                 let Some(shard) = self.find(&shard).await? else { return Ok(Whole::Nothing) };
@@ -90,7 +97,8 @@ impl Service {
             Scope::Org(org) => {
                 check_spans_namespaces(&query.prefix)?;
                 let _turn = self.org_list_turn().await?;
-                let listing = self.gather(org, query, rows_max).await?;
+                let shards = self.shards_of(org).await?.into_iter().filter(shows).collect();
+                let listing = self.gather(shards, query, rows_max).await?;
                 let items: Vec<_> = listing.items.into_iter().map(|(_, item)| item).collect();
                 let clock = Arc::clone(&self.clock);
                 let until = clock.now().monotonic + LIST_WAIT_MAX;
@@ -99,10 +107,10 @@ impl Service {
         }
     }
 
-    /// The first `rows_max` rows of an org, of each shard as one snapshot has them.
-    async fn gather(&self, org: Org, query: ListQuery, rows_max: usize) -> Result<Listing, ApiError> {
+    /// The first `rows_max` rows of an org's shards, of each as one snapshot has them.
+    async fn gather(&self, shards: Vec<ShardId>, query: ListQuery, rows_max: usize) -> Result<Listing, ApiError> {
         let mut merge = Merge::new(rows_max, ORG_LIST_BYTES_MAX);
-        for id in self.shards_of(org).await? {
+        for id in shards {
             let Some(shard) = self.find(&id).await? else { continue };
             let query = query.clone();
             merge = self.blocking(move || merge.take_in(&shard, &query).map(|()| merge)).await?;
@@ -146,6 +154,15 @@ impl Service {
     /// One page. Of one shard it is a consistent snapshot of this node's copy; a shard that is not stored here has no
     /// keys.
     pub async fn list(&self, list: List) -> Result<Listing, ApiError> {
+        self.list_of(list, &|_| true).await
+    }
+
+    /// The same; of an org, of the shards that `shows` lets through.
+    pub(super) async fn list_of(
+        &self,
+        list: List,
+        shows: &(impl Fn(&ShardId) -> bool + Sync),
+    ) -> Result<Listing, ApiError> {
         let query = PageQuery {
             prefix: list.prefix,
             after: list.after,
@@ -159,7 +176,11 @@ impl Service {
                 let items = page.items.into_iter().map(|item| (shard.namespace.clone(), item)).collect();
                 Ok(Listing { items, next: page.next })
             }
-            Scope::Org(org) => self.list_org(org, query).await,
+            Scope::Org(org) => {
+                check_spans_namespaces(&query.prefix)?;
+                let shards = self.shards_of(org).await?.into_iter().filter(shows).collect();
+                self.merge_pages(shards, query).await
+            }
         }
     }
 
@@ -169,10 +190,9 @@ impl Service {
         self.blocking(move || shard.page(&query)).await
     }
 
-    async fn list_org(&self, org: Org, query: PageQuery) -> Result<Listing, ApiError> {
-        check_spans_namespaces(&query.prefix)?;
+    async fn merge_pages(&self, shards: Vec<ShardId>, query: PageQuery) -> Result<Listing, ApiError> {
         let mut merge = Merge::new(query.limit, query.bytes_max);
-        for shard in self.shards_of(org).await? {
+        for shard in shards {
             let page = self.page(&shard, query.clone()).await?;
             merge.add(&shard.namespace, page);
         }

@@ -17,6 +17,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access::Peer;
+use super::gate::Gate;
+use super::guest::Guest;
 use super::resp::{self, Shared};
 use super::service::Service;
 use super::stream::{Ending, Guarded};
@@ -26,6 +29,10 @@ use super::{ApiError, http};
 pub const CONNECTIONS_MAX: usize = 2_048;
 /// The socket file's mode, where nothing else is configured: its owner and group.
 pub const SOCKET_MODE: u32 = 0o660;
+/// Those whom no rule knows by uid or gid, and who have to show a token first, have no more than one place in so many.
+const STRANGERS_ONE_IN: usize = 2;
+/// How long they may take to.
+pub(super) const STRANGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that reads nothing for this long while something waits for it is dropped.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many connections over the bound are told so at once; further ones are closed without a word.
@@ -38,7 +45,7 @@ const REFUSAL_DISCARD_BYTES_MAX: usize = 1024 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where and for whom to listen.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// The socket file.
     pub path: PathBuf,
@@ -46,13 +53,15 @@ pub struct Config {
     pub mode: u32,
     /// How many connections are served at once; beyond it clients are told `BUSY`.
     pub connections_max: usize,
+    /// Who may do what.
+    pub gate: Arc<Gate>,
 }
 
 impl Config {
-    /// At `path`, with the defaults.
+    /// At `path`, with the defaults: open to whoever can open the socket's file.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), mode: SOCKET_MODE, connections_max: CONNECTIONS_MAX }
+        Self { path: path.into(), mode: SOCKET_MODE, connections_max: CONNECTIONS_MAX, gate: Gate::open() }
     }
 }
 
@@ -107,10 +116,13 @@ pub async fn serve(config: Config, service: Arc<Service>) -> Result<Server, Erro
     fs::set_permissions(&config.path, Permissions::from_mode(config.mode)).map_err(failed("set the mode of"))?;
     let identity = identity(&config.path).map_err(failed("look at"))?;
     let (stop, abort, connections) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    connections.spawn(Arc::clone(&config.gate).follow_files(stop.clone()));
     let door = Door {
         service,
+        gate: config.gate,
         shared: Arc::new(Shared::default()),
         places: Arc::new(Semaphore::new(config.connections_max)),
+        strangers: Arc::new(Semaphore::new(config.connections_max.div_ceil(STRANGERS_ONE_IN))),
         refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
         stop: stop.clone(),
         abort: abort.clone(),
@@ -179,8 +191,10 @@ async fn clear_stale(path: &Path) -> Result<(), Error> {
 #[derive(Clone)]
 struct Door {
     service: Arc<Service>,
+    gate: Arc<Gate>,
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     stop: CancellationToken,
     abort: CancellationToken,
@@ -213,11 +227,13 @@ impl Door {
     }
 
     fn admit(&self, stream: UnixStream) {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+        let peer = stream.peer_cred().ok().map(|peer| Peer { uid: peer.uid(), gid: peer.gid() });
+        let guest = Guest::new(Arc::clone(&self.service), Arc::clone(&self.gate), peer);
+        if let Some(place) = self.place(&guest) {
             let door = self.clone();
             self.connections.spawn(async move {
                 let abort = door.abort.clone();
-                let _ = abort.run_until_cancelled(door.serve(stream, place)).await;
+                let _ = abort.run_until_cancelled(door.serve(stream, guest, place)).await;
             });
         } else if let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned() {
             tokio::spawn(async move {
@@ -227,20 +243,28 @@ impl Door {
         }
     }
 
-    async fn serve(self, stream: UnixStream, _place: OwnedSemaphorePermit) {
+    /// A place for a connection, of those that whoever it is may have.
+    fn place(&self, guest: &Guest) -> Option<Vec<OwnedSemaphorePermit>> {
+        let stranger = guest.is_stranger().then_some(&self.strangers);
+        let places = std::iter::once(&self.places).chain(stranger);
+        places.map(|places| Arc::clone(places).try_acquire_owned().ok()).collect()
+    }
+
+    async fn serve(self, stream: UnixStream, guest: Guest, _place: Vec<OwnedSemaphorePermit>) {
         let _counted = Counted::new(&self);
         let mut first = BytesMut::with_capacity(4 * 1024);
         let mut stream = Ending::new(stream, self.stop.clone());
-        if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+        let within = if guest.is_stranger() { STRANGER_TIMEOUT } else { Duration::MAX };
+        if !matches!(tokio::time::timeout(within, stream.read_buf(&mut first)).await, Ok(Ok(1..))) {
             return;
         }
         let is_resp = first.first() == Some(&b'*');
         let (input, again) = if is_resp { (first, Bytes::new()) } else { (BytesMut::new(), first.freeze()) };
         let mut guarded = Guarded::new(stream, again, WRITE_TIMEOUT);
         let has_unread = if is_resp {
-            resp::serve(&mut guarded, input, self.service, self.shared).await == resp::Ended::Garbage
+            resp::serve(&mut guarded, input, guest, self.shared).await == resp::Ended::Garbage
         } else {
-            http::serve(&mut guarded, self.service).await == http::Ended::Refused
+            http::serve(&mut guarded, guest).await == http::Ended::Refused
         };
         if has_unread {
             let _ = tokio::time::timeout(REFUSAL_TIMEOUT, part(&mut guarded)).await;

@@ -2,17 +2,21 @@
 //!
 //! ```text
 //!   listener ──► first byte `*` ──► resp/ ─┐
-//!                anything else ──► http/ ──┼──► command ──► service ──► store::Manager
-//!                                          └◄── error: one table, two dialects
+//!                anything else ──► http/ ──┼──► command ──► guest ──► service ──► store::Manager
+//!                                          └◄── error       └► gate: access (rules), limits
 //! ```
 //!
 //! A dialect only turns bytes into a typed command and an answer into bytes; what a command means is told once, in
-//! [`service`]. Absent on purpose: local writes and access rules, which are not built yet and say so.
+//! [`service`], and whether it is allowed in `guest`. Absent on purpose: local writes, which are not built yet and say so.
 
+pub mod access;
 mod backup;
 pub mod command;
 pub mod error;
+mod gate;
+mod guest;
 mod http;
+pub mod limits;
 pub mod list;
 mod listener;
 mod metrics;
@@ -24,6 +28,7 @@ pub mod watch;
 
 pub use backup::Copied;
 pub use error::ApiError;
+pub use gate::{Gate, TOKENS_REREAD_EVERY};
 pub use listener::{CONNECTIONS_MAX, Config, Error, SOCKET_MODE, Server, serve};
 #[doc(hidden)]
 pub use resp::cut;

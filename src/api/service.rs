@@ -372,8 +372,20 @@ impl Service {
         self.blocking(move || manager.shards_of(&org)).await
     }
 
-    /// Figures of every shard of `org`, or of all orgs.
-    pub async fn shard_statuses(&self, org: Option<Org>) -> Result<Vec<ShardStatus>, ApiError> {
+    /// How many bytes the shards of `shard`'s org take up on this node's disk, about. It opens `shard`, if that is there: of
+    /// a shard that is open, room that deletions left does not count.
+    pub(super) async fn stored_bytes(&self, shard: &ShardId) -> Result<u64, ApiError> {
+        let (manager, org) = (Arc::clone(&self.manager), shard.org.clone());
+        let _held_open = self.find(shard).await?;
+        self.blocking(move || manager.stored_bytes(&org)).await
+    }
+
+    /// Figures of every shard of `org`, or of all orgs, that `shows` lets through.
+    pub async fn shard_statuses(
+        &self,
+        org: Option<Org>,
+        shows: &(impl Fn(&ShardId) -> bool + Sync),
+    ) -> Result<Vec<ShardStatus>, ApiError> {
         let orgs = match org {
             Some(org) => vec![org],
             None => self.orgs().await?,
@@ -381,7 +393,7 @@ impl Service {
         let in_step = self.observe.in_step();
         let mut statuses = Vec::new();
         for org in orgs {
-            for id in self.shards_of(org).await? {
+            for id in self.shards_of(org).await?.into_iter().filter(shows) {
                 let Some(shard) = self.find(&id).await? else { continue };
                 let stats = self.blocking(move || shard.stats()).await?;
                 statuses.push(ShardStatus {

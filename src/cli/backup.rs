@@ -80,7 +80,7 @@ impl Backup {
         let clock = OsClock::shared();
         let began = clock.now();
         let selection = Selection::of(global)?;
-        let client = global.client().build();
+        let client = global.client()?.build();
         let Copyable { cluster, node, version, mut shards } = client.copyable(selection.org.as_ref()).await?;
         shards.retain(|shard| selection.has(shard));
         if shards.is_empty()

@@ -24,12 +24,14 @@ mod restore;
 mod serve;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use outrigger::client::{self, Client};
 use outrigger::config::ConfigError;
+use outrigger::token::{self, Token};
 
 pub(crate) use serve::parent_gone;
 
@@ -37,9 +39,10 @@ const DEFAULT_SOCKET: &str = "./outrigger.sock";
 const DEFAULT_NAMESPACE: &str = "default";
 /// Options of the client that mean nothing to the commands in [`NOT_CLIENTS`], by their ids.
 /// Beside each, the name that nobody types.
-const CLIENT_OPTIONS: [(&str, &str); 5] = [
+const CLIENT_OPTIONS: [(&str, &str); 6] = [
     ("org", "no-such-option-org"),
     ("ns", "no-such-option-ns"),
+    ("token_file", "no-such-option-token-file"),
     ("consistency", "no-such-option-consistency"),
     ("timeout", "no-such-option-timeout"),
     ("json", "no-such-option-json"),
@@ -105,6 +108,10 @@ struct ClientOptions {
     /// The namespace of the shard [default: `default`; for backup and restore: all]
     #[arg(long, global = true)]
     ns: Option<String>,
+    /// The file with the token to show to the node, where its rules ask for one; the first of several counts
+    /// [also: OUTRIGGER_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Who has to agree [default: local for reads, quorum for writes]
     #[arg(long, global = true, value_enum)]
     consistency: Option<Consistency>,
@@ -207,12 +214,12 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Cas(cas) => cas.run(&global.shard_client()?, global.client.json).await,
             Command::List(list) => list.run(&global.shard_client()?, global.client.json).await,
             Command::Watch(watch) => watch.run(&global.shard_client()?, global.client.json).await,
-            Command::Status(status) => status.run(&global.client().build(), global.client.json).await,
-            Command::Health(health) => health.run(global.client()).await,
+            Command::Status(status) => status.run(&global.client()?.build(), global.client.json).await,
+            Command::Health(health) => health.run(global.client()?).await,
             Command::Shards(shards) => {
-                shards.run(&global.client().build(), global.client.org.as_deref(), global.client.json).await
+                shards.run(&global.client()?.build(), global.client.org.as_deref(), global.client.json).await
             }
-            Command::Cluster(cluster) => cluster.run(&global.client().build(), global.client.json).await,
+            Command::Cluster(cluster) => cluster.run(&global.client()?.build(), global.client.json).await,
             Command::Backup(backup) => backup.run(&global).await,
             Command::Restore(restore) => restore.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
@@ -233,8 +240,20 @@ impl Global {
         matches!(self.client.consistency, Some(Consistency::Local))
     }
 
-    fn client(&self) -> client::Builder {
+    /// The token to show; none where none is named.
+    fn token(&self) -> Result<Option<Token>, Failure> {
+        let environment =
+            || std::env::var_os("OUTRIGGER_TOKEN_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let Some(file) = self.client.token_file.clone().or_else(environment) else { return Ok(None) };
+        let tokens = token::read_file(&file).map_err(|error| Failure::Usage(format!("--token-file: {error}")))?;
+        Ok(tokens.into_iter().next())
+    }
+
+    fn client(&self) -> Result<client::Builder, Failure> {
         let mut builder = Client::builder(self.socket());
+        if let Some(token) = self.token()? {
+            builder = builder.token(token);
+        }
         if let Some(consistency) = self.client.consistency {
             builder = builder.consistency(match consistency {
                 Consistency::Local => client::Consistency::Local,
@@ -244,12 +263,12 @@ impl Global {
         if let Some(timeout) = self.client.timeout {
             builder = builder.timeout(timeout);
         }
-        builder
+        Ok(builder)
     }
 
     fn shard_client(&self) -> Result<Client, Failure> {
         let namespace = self.client.ns.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-        Ok(self.client().shard(self.client.org.as_deref().unwrap_or_default(), namespace)?.build())
+        Ok(self.client()?.shard(self.client.org.as_deref().unwrap_or_default(), namespace)?.build())
     }
 }
 
@@ -320,7 +339,9 @@ impl Failure {
             outrigger::node::Error::Transport(outrigger::transport::quic::Error::Identity(_)) => {
                 Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
             }
-            outrigger::node::Error::ForeignData { .. } => Self::Configuration(message),
+            outrigger::node::Error::Access(_) | outrigger::node::Error::ForeignData { .. } => {
+                Self::Configuration(message)
+            }
             _ => Self::Other(message),
         }
     }
@@ -349,6 +370,9 @@ impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         match &error {
             client::Error::NotReachable { reason, .. } => Self::Unavailable(format!("{error}; {}", what_to_do(reason))),
+            client::Error::Problem(problem) if problem.status == 401 => Self::Other(format!(
+                "{error}; name the file with a token that the node's rules take (--token-file, OUTRIGGER_TOKEN_FILE)"
+            )),
             _ if error.is_unavailable() => Self::Unavailable(error.to_string()),
             _ if error.is_bad_request() => Self::Usage(error.to_string()),
             _ => Self::Other(error.to_string()),

@@ -111,7 +111,7 @@ impl Restore {
         {
             return Err(failure);
         }
-        let cluster = global.client().build().cluster().await?;
+        let cluster = global.client()?.build().cluster().await?;
         self.announce(&manifest, &chosen, &cluster.cluster, cluster.node.as_str());
         self.confirm()?;
 
@@ -203,7 +203,7 @@ impl Restore {
         let chunks = Arc::new(Mutex::new(chunks));
         let mut working: JoinSet<Result<(), Failure>> = JoinSet::new();
         for _ in 0..jobs {
-            let builder = global.client().consistency(Consistency::Quorum);
+            let builder = global.client()?.consistency(Consistency::Quorum);
             let job = Job { builder, if_absent: self.if_absent, retry_for: self.retry_for, counts: counts.clone() };
             let chunks = chunks.clone();
             working.spawn(async move {

@@ -28,13 +28,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::{IF_MATCH, IF_NONE_MATCH};
+use hyper::header::{AUTHORIZATION, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::http::request;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::cluster::status::{ClusterStatus, ShardStatus};
+use crate::token::Token;
 use crate::types::{Ballot, InvalidInput, Namespace, NodeId, Org, ShardId};
 pub use backup::{COPY_BEGINS_WITHIN, Copy, Copyable};
 pub use batch::{BATCH_BYTES_SOFT_MAX, BATCH_OPS_MAX, BatchDone, BatchOp};
@@ -119,9 +121,17 @@ pub struct Builder {
     consistency: Option<Consistency>,
     timeout: Option<Duration>,
     answer_within: Option<Duration>,
+    token: Option<Token>,
 }
 
 impl Builder {
+    /// What to show to a node whose rules ask for a token. [`token::read_file`](crate::token::read_file) reads one from a file.
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
     /// Which shard to work on; an empty org is the sentinel.
     pub fn shard(mut self, org: &str, namespace: &str) -> Result<Self, Error> {
         self.shard = ShardId::parse(org, namespace)?;
@@ -151,6 +161,19 @@ impl Builder {
         self
     }
 
+    /// A request that shows the token.
+    fn begin(&self, method: Method, uri: &str) -> request::Builder {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(token) = &self.token {
+            let mut header = HeaderValue::from_str(&format!("Bearer {}", token.reveal()));
+            if let Ok(header) = &mut header {
+                header.set_sensitive(true);
+            }
+            request = request.header(AUTHORIZATION, header.unwrap_or_else(|_| HeaderValue::from_static("Bearer")));
+        }
+        request
+    }
+
     /// The client. Connects with the first request.
     #[must_use]
     pub fn build(self) -> Client {
@@ -170,7 +193,7 @@ impl Client {
     #[must_use]
     pub fn builder(socket: impl Into<PathBuf>) -> Builder {
         let shard = ShardId { org: Org::sentinel(), namespace: Namespace::default_name() };
-        Builder { socket: socket.into(), shard, consistency: None, timeout: None, answer_within: None }
+        Builder { socket: socket.into(), shard, consistency: None, timeout: None, answer_within: None, token: None }
     }
 
     /// Writes; returns the new version once a majority has it on disk, or this node where the client's writes are local.
@@ -249,7 +272,7 @@ impl Client {
     pub async fn copy(&self, shard: &ShardId) -> Result<Option<Copy>, Error> {
         let (org, namespace) = (escape(shard.org.as_str()), escape(shard.namespace.as_str()));
         let path = format!("/v1/backup/{org}/{namespace}?consistency={}", self.copy_consistency());
-        let request = Request::get(&path).body(Body::default());
+        let request = self.options.begin(Method::GET, &path).body(Body::default());
         backup::start(&self.options.socket, request.map_err(|why| Error::malformed_request(&path, &why))?).await
     }
 
@@ -278,7 +301,7 @@ impl Client {
         let ShardId { org, namespace } = &self.options.shard;
         let (org, namespace) = (escape(org.as_str()), escape(namespace.as_str()));
         let path = format!("/v1/watch/{org}/{namespace}?prefix={}", escape(prefix));
-        Watch::start(self.options.socket.clone(), path, self.answer_within(), since).await
+        Watch::start(self.options.clone(), path, self.answer_within(), since).await
     }
 
     /// The cluster as this node sees it.
@@ -309,7 +332,7 @@ impl Client {
     }
 
     async fn order(&self, tried: &'static str, method: Method, path: &str) -> Result<ClusterStatus, Error> {
-        let request = Request::builder().method(method).uri(path).body(Body::default());
+        let request = self.options.begin(method, path).body(Body::default());
         let request = request.map_err(|why| Error::malformed_request(path, &why))?;
         self.send(tried, request).await?.success()?.json()
     }
@@ -328,7 +351,7 @@ impl Client {
 
     /// Whether this node can serve quorum operations now.
     pub async fn health(&self) -> Result<Health, Error> {
-        let request = Request::get("/v1/cluster/health").body(Body::default());
+        let request = self.options.begin(Method::GET, "/v1/cluster/health").body(Body::default());
         let request = request.map_err(|why| Error::malformed_request("/v1/cluster/health", &why))?;
         let answer = self.send("health", request).await?;
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -339,7 +362,7 @@ impl Client {
     }
 
     async fn show<T: DeserializeOwned>(&self, tried: &'static str, path: &str) -> Result<T, Error> {
-        let request = Request::get(path).body(Body::default());
+        let request = self.options.begin(Method::GET, path).body(Body::default());
         let request = request.map_err(|why| Error::malformed_request(path, &why))?;
         self.send(tried, request).await?.success()?.json()
     }
@@ -371,7 +394,7 @@ impl Client {
             uri.push_str(&format!("&timeout={shown}"));
         }
         let uri = uri.replacen("?&", "?", 1);
-        let mut request = Request::builder().method(method).uri(uri.trim_end_matches('?'));
+        let mut request = self.options.begin(method, uri.trim_end_matches('?'));
         request = match expect {
             None => request,
             Some(Expect::Absent) => request.header(IF_NONE_MATCH, "*"),

@@ -1,19 +1,18 @@
 //! Watching a shard: its changes as they come, and what they add up to.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use hyper::Request;
+use hyper::Method;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::listing::{Item, LINE_BYTES_MAX};
 use super::wire::{self, Body, Sender};
-use super::{Error, Problem, Versioned};
+use super::{Builder, Error, Problem, Versioned};
 use crate::types::Ballot;
 
 /// A node says something every few seconds, if only that nothing happened. One that is silent for this long is not waited
@@ -49,7 +48,7 @@ pub enum Change {
 /// A watch under way, over a connection of its own. Dropping it ends it.
 #[derive(Debug)]
 pub struct Watch {
-    socket: PathBuf,
+    options: Builder,
     path: String,
     within: Duration,
     id: Option<String>,
@@ -66,12 +65,12 @@ struct Connection {
 impl Watch {
     /// Begins; `path` is that of the request, with its query.
     pub(super) async fn start(
-        socket: PathBuf,
+        options: Builder,
         path: String,
         within: Duration,
         since: Option<&str>,
     ) -> Result<Self, Error> {
-        let mut watch = Self { socket, path, within, id: since.map(str::to_owned), connection: None };
+        let mut watch = Self { options, path, within, id: since.map(str::to_owned), connection: None };
         watch.resume().await?;
         Ok(watch)
     }
@@ -87,18 +86,18 @@ impl Watch {
     /// more.
     pub async fn resume(&mut self) -> Result<(), Error> {
         self.connection = None;
-        let mut request = Request::get(&self.path).header(ACCEPT, "text/event-stream");
+        let mut request = self.options.begin(Method::GET, &self.path).header(ACCEPT, "text/event-stream");
         if let Some(id) = &self.id {
             let id = HeaderValue::from_str(id).map_err(|_| Error::Unreadable(format!("{id:?} is no event's id")))?;
             request = request.header(HeaderName::from_static("last-event-id"), id);
         }
         let request = request.body(Body::default()).map_err(|why| Error::malformed_request(&self.path, &why))?;
         let begin = async {
-            let mut sender = wire::connect(&self.socket).await?;
+            let mut sender = wire::connect(&self.options.socket).await?;
             let sent = wire::send(&mut sender, request).await;
             let response = sent.map_err(|(error, _)| self.ended(&error))?;
             if !response.status().is_success() {
-                return Err(Error::Problem(wire::whole(&self.socket, "watch", response).await?.problem()));
+                return Err(Error::Problem(wire::whole(&self.options.socket, "watch", response).await?.problem()));
             }
             Ok(Connection { body: response.into_body(), events: Events::default(), _sender: sender })
         };
@@ -150,7 +149,7 @@ impl Watch {
     }
 
     fn ended(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::WatchEnded { socket: self.socket.clone(), reason: why.to_string() }
+        Error::WatchEnded { socket: self.options.socket.clone(), reason: why.to_string() }
     }
 }
 

@@ -9,23 +9,38 @@ use toml::{Table, Value};
 
 use super::{ConfigError, FILE_BYTES_MAX};
 
+/// What a key of the configuration takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// One text.
+    Text,
+    /// A list of texts.
+    List,
+    /// A list of tables.
+    Tables,
+}
+
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct KeySpec {
     /// Its full name, as in `node.name`.
     pub path: &'static str,
-    /// True where it takes a list.
-    pub list: bool,
+    /// What it takes.
+    pub kind: KeyKind,
     /// The flag of `serve` that sets it.
     pub flag: Option<&'static str>,
 }
 
 const fn text(path: &'static str, flag: Option<&'static str>) -> KeySpec {
-    KeySpec { path, list: false, flag }
+    KeySpec { path, kind: KeyKind::Text, flag }
 }
 
 const fn list(path: &'static str, flag: Option<&'static str>) -> KeySpec {
-    KeySpec { path, list: true, flag }
+    KeySpec { path, kind: KeyKind::List, flag }
+}
+
+const fn tables(path: &'static str) -> KeySpec {
+    KeySpec { path, kind: KeyKind::Tables, flag: None }
 }
 
 /// Every key there is.
@@ -34,6 +49,8 @@ pub const KEYS: &[KeySpec] = &[
     text("node.data_dir", Some("--data-dir")),
     text("socket.path", Some("--socket")),
     text("socket.mode", None),
+    tables("access.rules"),
+    tables("limits.orgs"),
     text("peer.listen", Some("--listen")),
     text("peer.advertise", Some("--advertise")),
     list("peer.seeds", Some("--seed")),
@@ -115,6 +132,7 @@ impl Overrides {
 pub(super) enum Raw {
     Text(String),
     List(Vec<String>),
+    Tables(Vec<Table>),
     /// Whatever else TOML can say, as it is written.
     Other(String),
 }
@@ -125,7 +143,9 @@ impl Raw {
             Value::String(text) => Self::Text(text.clone()),
             Value::Array(items) => {
                 let texts: Option<Vec<_>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
-                texts.map_or_else(|| Self::Other(value.to_string()), Self::List)
+                let tables = || items.iter().map(|item| item.as_table().cloned()).collect::<Option<Vec<_>>>();
+                let other = || Self::Other(value.to_string());
+                texts.map_or_else(|| tables().map_or_else(other, Self::Tables), Self::List)
             }
             other => Self::Other(other.to_string()),
         }
@@ -136,6 +156,7 @@ impl Raw {
         let full = match self {
             Self::Text(text) => format!("{text:?}"),
             Self::List(items) => format!("{items:?}"),
+            Self::Tables(tables) => format!("a list of {} tables", tables.len()),
             Self::Other(toml) => toml.escape_debug().to_string(),
         };
         shortened(full)
@@ -214,7 +235,11 @@ impl Layers {
             // Only upper case is documented; a lower-case twin would make two variables fight over one key.
             let key = spec(&path).filter(|_| *name == name.to_ascii_uppercase());
             let key = key.ok_or_else(|| unknown(&path, &origin))?;
-            let raw = if key.list { Raw::List(split_list(value)) } else { Raw::Text(value.clone()) };
+            let raw = match key.kind {
+                KeyKind::Text => Raw::Text(value.clone()),
+                KeyKind::List => Raw::List(split_list(value)),
+                KeyKind::Tables => inline(value),
+            };
             self.0.insert(key.path, Placed { raw, origin });
         }
         Ok(())
@@ -242,6 +267,13 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
+/// A list of tables in the words of TOML: `[{ uid = 1000, allow = "write" }]`.
+fn inline(value: &str) -> Raw {
+    let table: Option<Table> = format!("inline = {value}").parse().ok();
+    let alone = table.filter(|table| table.len() == 1);
+    alone.and_then(|table| table.get("inline").map(Raw::from_toml)).unwrap_or_else(|| Raw::Text(value.to_owned()))
+}
+
 fn split_list(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
 }
@@ -260,7 +292,7 @@ fn unknown(path: &str, origin: &str) -> ConfigError {
             .map(|key| key.path)
             .collect();
         if known.is_empty() {
-            hint.push_str("; the sections are node, socket, peer, cluster, admin, store, timeouts");
+            hint.push_str("; the sections are node, socket, access, limits, peer, cluster, admin, store, timeouts");
         } else {
             let _ = write!(hint, "; that section has {}", known.join(", "));
         }

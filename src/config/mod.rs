@@ -10,6 +10,7 @@
 //! that names the key, what it got and what it wants. Nothing here is a secret: keys and certificates are named by
 //! their files, and the files are read by those who need them. Relative paths start at the working directory.
 
+mod access;
 mod layers;
 mod render;
 #[cfg(test)]
@@ -22,8 +23,10 @@ use std::time::Duration;
 
 use crate::types::NodeId;
 
-pub use layers::{Environment, KEYS, KeySpec, Overrides};
+pub use layers::{Environment, KEYS, KeyKind, KeySpec, Overrides};
 
+pub use crate::api::access::Rule;
+pub use crate::api::limits::OrgLimit;
 pub use crate::replication::journal::Durability;
 pub use crate::transport::tls::Identity;
 
@@ -41,6 +44,10 @@ pub struct Config {
     pub node: NodeConfig,
     /// `[socket]`
     pub socket: SocketConfig,
+    /// `[access]`: who may do what on the socket; everybody everything where empty.
+    pub access: Vec<Rule>,
+    /// `[limits]`: what an org may use; anything where none means it.
+    pub limits: Vec<OrgLimit>,
     /// `[peer]`
     pub peer: PeerConfig,
     /// `[cluster]`
@@ -161,6 +168,18 @@ pub enum ConfigError {
         origin: String,
         /// The key that was probably meant, or all of the section's.
         hint: String,
+    },
+    /// A table in a list that does not fit.
+    #[error("{origin}: {key}, table {place}: {why}")]
+    InvalidTable {
+        /// Which list.
+        key: &'static str,
+        /// The file or variable that it stands in.
+        origin: String,
+        /// Which of its tables, from 1.
+        place: usize,
+        /// What is wrong with it.
+        why: String,
     },
     /// A value that does not fit its key.
     #[error("{origin}: {key}: got {got}, want {want}")]

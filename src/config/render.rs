@@ -19,6 +19,12 @@ pub(super) fn to_toml(config: &Config) -> String {
     };
     section("node", &[("name", text(&config.node.name)), ("data_dir", path(&config.node.data_dir))]);
     section("socket", &[("path", path(&config.socket.path)), ("mode", text(format!("{:04o}", config.socket.mode)))]);
+    if !config.access.is_empty() {
+        section("access", &[("rules", tables(config.access.iter().map(super::access::show_rule)))]);
+    }
+    if !config.limits.is_empty() {
+        section("limits", &[("orgs", tables(config.limits.iter().map(super::access::show_limit)))]);
+    }
     let mut peer = vec![("listen", text(config.peer.listen)), ("seeds", list(&config.peer.seeds))];
     // Alone, the default for it may be an address that nobody could dial, which no file may say.
     if !config.is_alone() || config.peer.advertise != config.peer.listen.to_string() {
@@ -57,15 +63,20 @@ pub(super) fn to_toml(config: &Config) -> String {
     out
 }
 
-fn text(value: impl Display) -> String {
+fn tables(lines: impl Iterator<Item = String>) -> String {
+    let lines: String = lines.map(|line| format!("    {{ {line} }},\n")).collect();
+    format!("[\n{lines}]")
+}
+
+pub(super) fn text(value: impl Display) -> String {
     toml::Value::String(value.to_string()).to_string()
 }
 
-fn path(value: &Path) -> String {
+pub(super) fn path(value: &Path) -> String {
     text(value.display())
 }
 
-fn list<T: Display>(items: &[T]) -> String {
+pub(super) fn list<T: Display>(items: &[T]) -> String {
     format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(", "))
 }
 

@@ -215,3 +215,75 @@ proptest! {
         }
     }
 }
+
+const ACCESS: &str = r#"
+[access]
+rules = [
+    { uid = 1000, orgs = ["*"], allow = "write" },
+    { gid = [7, 8], token_file = "t \"x", orgs = ["acme", "team-*"], namespaces = "pub", allow = "read" },
+    { anyone = true, orgs = ["_"], allow = "read" },
+    { uid = 0, admin = true },
+]
+[[limits.orgs]]
+org = "acme"
+bytes_max = "1GiB"
+[[limits.orgs]]
+org = "*"
+requests_per_second_max = 100
+"#;
+
+#[test]
+fn rules_and_limits_are_lists_of_tables() {
+    let config = load(ACCESS).unwrap();
+    assert_eq!((config.access.len(), config.limits.len()), (4, 2));
+    assert_eq!((&config.access[1].gids[..], &config.access[3].orgs[..]), (&[7, 8][..], &[][..]));
+    assert_eq!(config.limits[0].bytes_max, Some(1024 * 1024 * 1024));
+    assert_eq!(load(&config.to_toml()).unwrap(), config, "{}", config.to_toml());
+    let environment = [("OUTRIGGER__ACCESS__RULES", "[{ uid = 5, orgs = [\"*\"], allow = \"read\" }]")];
+    let config = load_with(ACCESS, &environment).unwrap();
+    assert_eq!((config.access.len(), &config.access[0].uids[..]), (1, &[5][..]));
+}
+
+/// A rule that says too little must not be taken for one that says "all".
+#[test]
+fn what_a_rule_leaves_out_never_widens_it() {
+    for (rule, why) in [
+        ("uid = 1000, allow = \"write\"", "orgs"),
+        ("uid = 1000, orgs = [\"*\"]", "allows nothing"),
+        ("orgs = [\"*\"], allow = \"read\"", "for whom"),
+        ("uid = [], orgs = [\"*\"], allow = \"read\"", "uid"),
+        ("uid = 1, orgs = [], allow = \"read\"", "orgs"),
+        ("uid = 1, orgs = [\"a\"], namespaces = [], allow = \"read\"", "namespaces"),
+        ("uid = 1, namespaces = [\"a\"], admin = true", "namespaces without orgs"),
+        ("uid = 1, anyone = true, admin = true", "anyone"),
+        ("uid = 1, orgs = [\"a/b\"], allow = \"read\"", "a/b"),
+        ("uid = 1, orgs = [\"outrigger.system\"], allow = \"read\"", "outrigger.system"),
+        ("uid = 1, orgs = [\"a\"], allow = \"all\"", "\"all\\\""),
+        ("uid = -1, admin = true", "uid"),
+        ("uid = \"root\", admin = true", "uid"),
+        ("uid = 1, admin = \"yes\"", "boolean"),
+        ("uid = 1, admim = true", "admim"),
+        ("token_file = \"\", admin = true", "token_file"),
+    ] {
+        let message = refusal(&format!("[access]\nrules = [{{ uid = 1, admin = true }}, {{ {rule} }}]"), &[]);
+        assert!(message.contains("access.rules, table 2"), "{rule}: {message}");
+        assert!(
+            message.contains(why) || rule.starts_with("uid = -1") || rule.contains("\"root\""),
+            "{rule}: {message}"
+        );
+    }
+    for (limits, why) in [
+        ("[{ org = \"a\" }]", "limits nothing"),
+        ("[{ org = \"a\", bytes_max = \"much\" }]", "much"),
+        ("[{ org = \"a\", requests_per_second_max = 0 }]", "1 or more"),
+        ("[{ bytes_max = \"1B\" }]", "org"),
+        ("[\"a\"]", "tables"),
+        ("3", "tables"),
+    ] {
+        let message = refusal(&format!("[limits]\norgs = {limits}"), &[]);
+        assert!(message.contains("limits.orgs") && message.contains(why), "{limits}: {message}");
+    }
+    for text in ["[{ uid = 1 ", "x", "[]\nother = 1", ""] {
+        assert!(refusal("", &[("OUTRIGGER__ACCESS__RULES", text)]).contains("access.rules"), "{text:?}");
+    }
+}

@@ -38,6 +38,8 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
     Ok(Config {
         peer: peer(&fields, pod_ip, seeds, cluster.voters.len() == 1 && !has_seeds)?,
         socket: socket(&fields)?,
+        access: super::access::rules(layers)?,
+        limits: super::access::limits(layers)?,
         admin: AdminConfig { listen: fields.listen("admin.listen", "127.0.0.1:9464")? },
         store: StoreConfig {
             idle_evict_after: fields.duration("store.idle_evict_after", "10m", MILLISECOND..=365 * DAY)?,
@@ -260,7 +262,7 @@ impl Fields<'_> {
         let parsed = match self.0.get(path).map(|placed| &placed.raw) {
             None => default.parse(),
             Some(Raw::Text(text) | Raw::Other(text)) => text.parse(),
-            Some(Raw::List(_)) => return Err(self.wrong(path, want)),
+            Some(Raw::List(_) | Raw::Tables(_)) => return Err(self.wrong(path, want)),
         };
         parsed.ok().filter(|count: &usize| *count <= max).ok_or_else(|| self.wrong(path, want))
     }

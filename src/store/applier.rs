@@ -166,9 +166,10 @@ impl Applier {
             return Next::Nothing;
         }
         let is_full = fault == Fault::Full;
-        let why = if is_full { format!("disk full: {error}") } else { error.to_string() };
+        let why = error.without_path();
+        let why = if is_full { format!("disk full: {why}") } else { why };
         if state.stuck().is_none() {
-            tracing::warn!(shard = %state.id, why, "committed frames wait in memory for their shard file");
+            tracing::warn!(shard = %state.id, %error, is_full, "committed frames wait in memory for their shard file");
         }
         state.set_stuck(Some(Stuck { is_full, why }));
         // Where it stops nobody will try again; what is in the journal is applied after the next start.

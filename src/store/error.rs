@@ -69,3 +69,17 @@ pub enum Error {
     )]
     Stalled(std::time::Duration),
 }
+
+impl Error {
+    /// What happened, without the file that it happened to: for those who are told how a node is, but not whose data it has.
+    #[must_use]
+    pub fn without_path(&self) -> String {
+        let (what, path) = match self {
+            Self::Io { path, .. } | Self::Sqlite { path, .. } => (self.to_string(), path),
+            Self::UnreadableRow { path, .. } | Self::UnusableFile { path, .. } => (self.to_string(), path),
+            other => return other.to_string(),
+        };
+        // The source may repeat it.
+        what.replace(&path.display().to_string(), "a shard's file")
+    }
+}

@@ -145,6 +145,23 @@ impl Manager {
         Ok(shards)
     }
 
+    /// What the shards of an org take up on disk, in bytes, about. Blocking, and cheap: of an open shard the pages in use are
+    /// counted, of another its file. Logs that are not yet written back are left out.
+    pub fn stored_bytes(&self, org: &Org) -> Result<u64, Error> {
+        let mut bytes = 0;
+        for id in files::shards_of(&*self.core.config.disk, self.root_dir(), org)? {
+            // Looking at a shard is no use of it.
+            let open = self.core.known(&id).and_then(|state| state.current.read().clone());
+            bytes += match open.map(|shard| shard.used_bytes()) {
+                Some(Ok(bytes)) => bytes,
+                // Closed, maybe this very moment.
+                None | Some(Err(Error::Closed)) => files::bytes_on_disk(&*self.core.config.disk, &self.shard_path(&id)),
+                Some(Err(error)) => return Err(error),
+            };
+        }
+        Ok(bytes)
+    }
+
     /// What every shard holds, as reads see it. Blocking: it opens those of which that is not known yet, one by one.
     pub fn summaries(&self) -> Result<BTreeMap<ShardId, Summary>, Error> {
         let mut shards = Vec::new();
@@ -234,13 +251,13 @@ impl Manager {
         self.core.is_overloaded()
     }
 
-    /// What is wrong, such as a disk too full to apply; none when all is well.
+    /// What is wrong, such as a disk too full to apply; none when all is well. Says nothing of whose shard it is, which is in
+    /// the log: it is shown at the admin port, and to other clients.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let states = self.core.states();
-        states.iter().find_map(|state| state.poisoned().err().map(|error| format!("{}: {error}", state.id))).or_else(
-            || states.iter().find_map(|state| state.stuck().map(|stuck| format!("{}: {}", state.id, stuck.why))),
-        )
+        let poisoned = || states.iter().find_map(|state| state.poisoned().err().map(|error| error.without_path()));
+        poisoned().or_else(|| states.iter().find_map(|state| state.stuck().map(|stuck| stuck.why)))
     }
 
     /// The first error of a shard that was given up: a write or sync failed, or its file cannot be read. Nothing but

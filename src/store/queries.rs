@@ -167,6 +167,14 @@ pub(super) fn tombstone(conn: &Connection, key: &Key, gc_floor: Ballot) -> rusql
     Ok(upd.map_or_else(Sum::default, |upd| Sum::above(gc_floor, key.as_str(), upd, false)))
 }
 
+/// The bytes of the pages that hold something.
+pub(super) fn used_bytes(conn: &Connection) -> rusqlite::Result<u64> {
+    let one = |pragma: &str| conn.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    let (pages, free) = (one("PRAGMA page_count")?, one("PRAGMA freelist_count")?);
+    let bytes = (pages - free).saturating_mul(one("PRAGMA page_size")?);
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
 /// The stored row of `key`, deletions included.
 pub(super) fn point(conn: &Connection, key: &Key) -> rusqlite::Result<Option<StoredRow>> {
     let mut get = conn.prepare_cached(POINT)?;

@@ -307,6 +307,11 @@ impl Shard {
         Ok(ShardStats { keys, bytes, last_upd, tombstones: self.tombstones()?.count })
     }
 
+    /// The bytes of the file's pages in use. Blocking, and cheap: what deletions left free is not among them.
+    pub(super) fn used_bytes(&self) -> Result<u64, Error> {
+        self.inner.query("sizing", queries::used_bytes)
+    }
+
     /// What is absent and not above this was deleted, and the deletion has been forgotten.
     #[must_use]
     pub fn gc_floor(&self) -> Ballot {

@@ -8,6 +8,7 @@
     reason = "a test's helpers may fail the test"
 )]
 
+mod access;
 mod http;
 mod listening;
 mod outcomes;

@@ -6,10 +6,9 @@
 //! takes this node's copy as it is, which needs no other node.
 
 use std::io;
-use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -23,7 +22,7 @@ use super::request;
 use crate::api::backup::Copied;
 use crate::api::command::Consistency;
 use crate::api::error::ApiError;
-use crate::api::service::Service;
+use crate::api::guest::Guest;
 use crate::blocking;
 use crate::types::Org;
 
@@ -44,23 +43,23 @@ struct CopyOptions {
 }
 
 /// What there is to copy.
-pub(super) async fn list(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn list(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let options: ListOptions = request::query(request.uri())?;
     let consistency = request::consistency(options.consistency.as_deref(), Consistency::Quorum)?;
     let org = options.org.map(|org| Org::parse(&org)).transpose()?;
-    let shards = service.shards_to_copy(org, consistency).await?;
+    let shards = guest.shards_to_copy(org, consistency).await?;
     let shards: Vec<_> = shards.iter().map(|shard| json!({ "org": shard.org, "namespace": shard.namespace })).collect();
-    let about = service.observe().cluster();
+    let about = guest.cluster();
     let (cluster, node, version) = (about.cluster, about.node, about.version);
     Ok(json(&json!({ "cluster": cluster, "node": node, "version": version, "shards": shards })))
 }
 
 /// One copy.
-pub(super) async fn copy(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn copy(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let options: CopyOptions = request::query(request.uri())?;
     let consistency = request::consistency(options.consistency.as_deref(), Consistency::Quorum)?;
     let shard = shard_in(request.uri().path().strip_prefix("/v1/backup/").unwrap_or_default())?;
-    let copied = service.copy(&shard, consistency).await?;
+    let copied = guest.copy(&shard, consistency).await?;
     let copied = copied.ok_or_else(|| ApiError::NotFound(format!("there is no shard {shard}")))?;
     let bytes = copied.copy.bytes();
     let pieces = futures_util::stream::unfold(Some((copied, 0)), |state| async move {

@@ -32,9 +32,7 @@
 //! the current version as `upd` where its condition failed on one. A request with an operation that cannot be read, or
 //! whose key or value is out of bounds, is refused as a whole before anything is done.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -46,9 +44,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::kv::{check, json};
 use super::node::shard_in;
 use super::request::{self, Options};
+use crate::api::access::Want;
 use crate::api::command::{Batch, BatchOp, Consistency};
 use crate::api::error::{ApiError, Problem, Written};
-use crate::api::service::{Service, not_blind};
+use crate::api::guest::Guest;
+use crate::api::service::not_blind;
 use crate::messagepack;
 use crate::store::update::{Change, Condition, Outcome, Update};
 use crate::types::{Ballot, Key, Value};
@@ -176,29 +176,31 @@ impl Format {
 }
 
 /// Carries out one batch.
-pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn handle(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let options: Options = request::query(request.uri())?;
     let (reads, writes) = (options.read_consistency()?, options.write_consistency()?);
-    let timeout = options.timeout(&service)?;
+    let timeout = options.timeout(&guest)?;
     let shard = shard_in(request.uri().path().strip_prefix("/v1/batch/").unwrap_or_default())?;
     let format = Format::of_body(request.headers())?;
     let answer_format = format.of_answer(request.headers());
-    let body = request::body(&service, request.into_body(), BODY_BYTES_MAX, "the batch").await?;
-    let ops = parse(format, &body.bytes, &service)?;
+    // Who may not even read there has no operation to be judged by itself.
+    guest.check(Want::Read(&shard))?;
+    let body = request::body(&guest, request.into_body(), BODY_BYTES_MAX, "the batch").await?;
+    let ops = parse(format, &body.bytes, &guest)?;
     let is_get: Vec<_> = ops.iter().map(|op| matches!(op, BatchOp::Get(_))).collect();
     let is_refused = |op: &BatchOp| matches!(op, BatchOp::Write(_, update) if update.blind().is_none());
     if writes == Consistency::Local && ops.iter().any(is_refused) {
         return Err(not_blind());
     }
-    let results = service.batch(Batch { shard, ops, reads, writes, timeout }).await;
+    let results = guest.batch(Batch { shard, ops, reads, writes, timeout }).await;
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        service.metrics.http.count_error(error.row().label);
+        guest.metrics().http.count_error(error.row().label);
     }
     let results = results.into_iter().zip(is_get).map(|(result, is_get)| result_body(result, is_get)).collect();
     Ok(answer(answer_format, &ResultsBody { results }))
 }
 
-fn parse(format: Format, body: &[u8], service: &Service) -> Result<Vec<BatchOp>, ApiError> {
+fn parse(format: Format, body: &[u8], guest: &Guest) -> Result<Vec<BatchOp>, ApiError> {
     let bad = |why: String| ApiError::Invalid(format!("the batch cannot be read: {why}"));
     let batch: BatchBody = match format {
         Format::Json => serde_json::from_slice(body).map_err(|why| bad(why.to_string()))?,
@@ -208,11 +210,11 @@ fn parse(format: Format, body: &[u8], service: &Service) -> Result<Vec<BatchOp>,
         let count = batch.ops.len();
         return Err(ApiError::TooLarge(format!("the batch has {count} operations, more than {OPS_MAX}")));
     }
-    batch.ops.into_iter().map(|op| checked(op, service)).collect()
+    batch.ops.into_iter().map(|op| checked(op, guest)).collect()
 }
 
-fn checked(op: OpBody, service: &Service) -> Result<BatchOp, ApiError> {
-    let config = service.config();
+fn checked(op: OpBody, guest: &Guest) -> Result<BatchOp, ApiError> {
+    let config = guest.config();
     let parse_key = |key: String| Key::parse_bytes(key.as_bytes(), config.key_bytes_max);
     Ok(match op {
         OpBody::Get(get) => BatchOp::Get(parse_key(get.key)?),

@@ -4,10 +4,9 @@
 //! segments and dots in it mean nothing here.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -18,10 +17,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::request::{self, Options};
+use crate::api::access::Want;
 use crate::api::command::{Address, Consistency, Get, List, Scope, Write};
 use crate::api::error::ApiError;
+use crate::api::guest::Guest;
 use crate::api::list::{Listing, PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX};
-use crate::api::service::{Service, not_blind};
+use crate::api::service::not_blind;
 use crate::store::update::{Change, Condition, Outcome, Row, Update, Verdict};
 use crate::store::{Item, ListQuery};
 use crate::types::{Ballot, Key, Org, ShardId, Value};
@@ -29,41 +30,41 @@ use crate::types::{Ballot, Key, Org, ShardId, Value};
 const NDJSON: &str = "application/x-ndjson";
 
 /// Every request under `/v1/kv`.
-pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn handle(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let mut parts = head.uri.path().strip_prefix("/v1/kv/").unwrap_or_default().splitn(3, '/');
     let org = parts.next().filter(|org| !org.is_empty());
     let org = org.ok_or_else(|| ApiError::NotFound("want /v1/kv/{org}/{namespace}/{key}".to_owned()))?;
     let org = Org::parse(&request::decoded(org)?)?;
     match (parts.next().filter(|namespace| !namespace.is_empty()), parts.next()) {
-        (None, _) => list(&service, Scope::Org(org), &head).await,
+        (None, _) => list(&guest, Scope::Org(org), &head).await,
         (Some(namespace), None) => {
             let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
-            list(&service, Scope::Shard(shard), &head).await
+            list(&guest, Scope::Shard(shard), &head).await
         }
         (Some(namespace), Some(key)) => {
             let shard = ShardId::parse(org.as_str(), &request::decoded(namespace)?)?;
             let key = request::decoded(key)?;
-            let key = Key::parse_bytes(key.as_bytes(), service.config().key_bytes_max)?;
-            one_key(&service, Address { shard, key }, &head, body).await
+            let key = Key::parse_bytes(key.as_bytes(), guest.config().key_bytes_max)?;
+            one_key(&guest, Address { shard, key }, &head, body).await
         }
     }
 }
 
-async fn one_key(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+async fn one_key(guest: &Guest, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
     match head.method {
-        Method::GET | Method::HEAD => get(service, at, head).await,
-        Method::PUT => put(service, at, head, body).await,
-        Method::DELETE => delete(service, at, head).await,
+        Method::GET | Method::HEAD => get(guest, at, head).await,
+        Method::PUT => put(guest, at, head, body).await,
+        Method::DELETE => delete(guest, at, head).await,
         ref method => Err(ApiError::MethodNotAllowed(format!("{method} of a key: want GET, PUT or DELETE"))),
     }
 }
 
-async fn get(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+async fn get(guest: &Guest, at: Address, head: &Parts) -> Result<Response, ApiError> {
     let options: Options = request::query(&head.uri)?;
-    let (consistency, timeout) = (options.read_consistency()?, options.timeout(service)?);
+    let (consistency, timeout) = (options.read_consistency()?, options.timeout(guest)?);
     let not_found = ApiError::NotFound(format!("key {:?} has no value in {}", at.key, at.shard));
-    let row = service.get(Get { at, consistency, timeout }).await?.ok_or(not_found)?;
+    let row = guest.get(Get { at, consistency, timeout }).await?.ok_or(not_found)?;
     let seen = single_etag(&head.headers, &IF_NONE_MATCH)?;
     let mut response = if seen == Some(Tag::Any) || seen == Some(Tag::Version(row.upd)) {
         StatusCode::NOT_MODIFIED.into_response()
@@ -76,27 +77,29 @@ async fn get(service: &Service, at: Address, head: &Parts) -> Result<Response, A
     Ok(response)
 }
 
-async fn put(service: &Service, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
+async fn put(guest: &Guest, at: Address, head: &Parts, body: Body) -> Result<Response, ApiError> {
     let options: Options = request::query(&head.uri)?;
-    let (consistency, timeout) = (options.write_consistency()?, options.timeout(service)?);
+    let (consistency, timeout) = (options.write_consistency()?, options.timeout(guest)?);
     let condition = condition(&head.headers)?;
     check_blind(consistency, &condition)?;
-    let value = request::body(service, body, service.config().value_bytes_max, "the value").await?;
+    // Before the body takes up room.
+    guest.check(Want::Write(&at.shard))?;
+    let value = request::body(guest, body, guest.config().value_bytes_max, "the value").await?;
     let update = Update { condition, change: Change::Put(Value::from(value.bytes.clone())) };
-    let outcome = service.write(Write { at, update, consistency, timeout }).await?;
+    let outcome = guest.write(Write { at, update, consistency, timeout }).await?;
     written(&outcome)
 }
 
-async fn delete(service: &Service, at: Address, head: &Parts) -> Result<Response, ApiError> {
+async fn delete(guest: &Guest, at: Address, head: &Parts) -> Result<Response, ApiError> {
     let options: Options = request::query(&head.uri)?;
-    let (consistency, timeout) = (options.write_consistency()?, options.timeout(service)?);
+    let (consistency, timeout) = (options.write_consistency()?, options.timeout(guest)?);
     let condition = condition(&head.headers)?;
     check_blind(consistency, &condition)?;
     if condition == Condition::Absent {
         return Err(ApiError::Invalid("If-None-Match: * of a DELETE would never delete anything".to_owned()));
     }
     let update = Update { condition, change: Change::Del };
-    let outcome = service.write(Write { at, update, consistency, timeout }).await?;
+    let outcome = guest.write(Write { at, update, consistency, timeout }).await?;
     written(&outcome)
 }
 
@@ -189,7 +192,7 @@ struct ListOptions {
     timeout: Option<String>,
 }
 
-async fn list(service: &Service, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
+async fn list(guest: &Guest, scope: Scope, head: &Parts) -> Result<Response, ApiError> {
     if !matches!(head.method, Method::GET | Method::HEAD) {
         return Err(ApiError::MethodNotAllowed(format!("{} of a list: want GET", head.method)));
     }
@@ -198,7 +201,7 @@ async fn list(service: &Service, scope: Scope, head: &Parts) -> Result<Response,
         let why = "lists are of this node's copy; consistency=quorum is not supported, read the keys one by one";
         return Err(ApiError::NotSupported(why.to_owned()));
     }
-    let timeout = service.timeout(request::timeout(options.timeout.as_deref(), service)?);
+    let timeout = guest.timeout(request::timeout(options.timeout.as_deref(), guest)?);
     let after = options.after.filter(|after| !after.is_empty());
     let list = List {
         scope,
@@ -211,9 +214,9 @@ async fn list(service: &Service, scope: Scope, head: &Parts) -> Result<Response,
         return Err(ApiError::Invalid(format!("limit={} is out of range: want 1 to {PAGE_KEYS_MAX}", list.limit)));
     }
     if wants_ndjson(&head.headers) {
-        return stream(service, list, options.limit).await;
+        return stream(guest, list, options.limit).await;
     }
-    let page = tokio::time::timeout(timeout, service.list(list));
+    let page = tokio::time::timeout(timeout, guest.list(list));
     let listing = page.await.map_err(|_| ApiError::Timeout(crate::api::error::Written::No))??;
     Ok(json(&PageBody::from(listing)))
 }
@@ -266,10 +269,10 @@ pub(super) fn json(body: &impl Serialize) -> Response {
 
 /// Every row as a line of JSON, all of them as they were when it began: in one shard altogether, in an org shard by
 /// shard. A failure after the first rows is a problem as the last line: one that came too slowly to read them, say.
-async fn stream(service: &Service, list: List, rows_max: Option<usize>) -> Result<Response, ApiError> {
+async fn stream(guest: &Guest, list: List, rows_max: Option<usize>) -> Result<Response, ApiError> {
     let rows_max = rows_max.unwrap_or(usize::MAX);
     let query = ListQuery { prefix: list.prefix, after: list.after, keys_only: list.keys_only };
-    let mut whole = service.whole(list.scope, query, rows_max).await?;
+    let mut whole = guest.whole(list.scope, query, rows_max).await?;
     // The first rows decide on the status.
     let first = whole.next().await?;
     let pieces = futures_util::stream::unfold(Some((Ok(first), whole, rows_max)), |state| async {

@@ -9,14 +9,16 @@ mod request;
 mod unread;
 mod watch;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, Method};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post, put};
@@ -27,13 +29,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::heads::{Counting, Tap, Traffic};
 use super::error::{ApiError, RETRY_AFTER_SECONDS};
+use super::guest::Guest;
 use super::metrics::Class;
-use super::service::Service;
+use crate::token::TokenDigest;
 
 /// How long a client may take to send a request's head, and how long a connection without a request stays open.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest head of a request: request line and headers, in bytes. A key of the largest size fits, percent-encoded.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
+/// How a request shows its token.
+const BEARER: &[u8] = b"Bearer ";
 
 /// Why a connection ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,13 +50,13 @@ pub(super) enum Ended {
 }
 
 /// Serves one connection until either side ends it.
-pub(super) async fn serve<S>(stream: &mut S, service: Arc<Service>) -> Ended
+pub(super) async fn serve<S>(stream: &mut S, guest: Guest) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let traffic = Arc::new(Traffic::default());
     let mut tap = Tap::new(stream, Arc::clone(&traffic));
-    let counting = Counting { inner: TowerToHyperService::new(router(Arc::clone(&service))), traffic };
+    let counting = Counting { inner: TowerToHyperService::new(router(guest.clone())), traffic };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -62,12 +67,12 @@ where
         tracing::debug!(%error, "an HTTP connection ended early");
     }
     let Some(refusal) = tap.refusal() else { return Ended::Done };
-    service.metrics.http.requests.increment(1);
-    service.metrics.http.count_error(refusal.row().label);
+    guest.metrics().http.requests.increment(1);
+    guest.metrics().http.count_error(refusal.row().label);
     Ended::Refused
 }
 
-fn router(service: Arc<Service>) -> Router {
+fn router(guest: Guest) -> Router {
     Router::new()
         .route("/v1/kv", any(kv::handle))
         .route("/v1/kv/{*rest}", any(kv::handle))
@@ -86,8 +91,23 @@ fn router(service: Arc<Service>) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(unread::discard))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), measure))
-        .with_state(service)
+        .layer(middleware::from_fn_with_state(guest.clone(), measure))
+        .with_state(guest)
+}
+
+/// Who asks, with the token that the request shows.
+impl FromRequestParts<Self> for Guest {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(head: &mut Parts, connected: &Self) -> Result<Self, Infallible> {
+        Ok(connected.showing(head.headers.get(AUTHORIZATION).and_then(bearer)))
+    }
+}
+
+/// The token of `Authorization: Bearer TOKEN` (RFC 6750); none where another scheme is used.
+fn bearer(header: &HeaderValue) -> Option<TokenDigest> {
+    let (scheme, token) = header.as_bytes().split_at_checked(BEARER.len())?;
+    scheme.eq_ignore_ascii_case(BEARER).then(|| TokenDigest::of(token.trim_ascii()))
 }
 
 async fn no_route(request: Request) -> ApiError {
@@ -100,16 +120,16 @@ async fn no_method(request: Request) -> ApiError {
 
 /// Counts and times every request, and says goodbye where the node drains: a client that is told goes elsewhere before
 /// the connection is closed under it.
-async fn measure(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
-    let metrics = &service.metrics.http;
+async fn measure(State(guest): State<Guest>, request: Request, next: Next) -> Response {
+    let metrics = &guest.metrics().http;
     let class = class_of(request.method(), request.uri().path());
-    let started = service.monotonic();
+    let started = guest.monotonic();
     metrics.requests.increment(1);
     let mut response = next.run(request).await;
-    if service.is_draining() {
+    if guest.is_draining() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    metrics.seconds(class).record(service.monotonic().saturating_sub(started));
+    metrics.seconds(class).record(guest.monotonic().saturating_sub(started));
     if let Some(Label(label)) = response.extensions().get() {
         metrics.count_error(label);
     }
@@ -137,6 +157,9 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(Label(row.label));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if row.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if row.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }

@@ -1,8 +1,6 @@
 //! What is stored, the cluster, and its health.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -11,7 +9,7 @@ use serde_json::json;
 use super::kv::json;
 use super::request;
 use crate::api::error::ApiError;
-use crate::api::service::Service;
+use crate::api::guest::Guest;
 use crate::cluster::change::VoterChange;
 use crate::types::{NodeId, Org, ShardId};
 
@@ -27,22 +25,22 @@ struct ShardsOptions {
 }
 
 /// `GET /v1/orgs`: `{"orgs":[NAME]}`.
-pub(super) async fn orgs(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn orgs(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
-    Ok(json(&json!({ "orgs": service.orgs().await? })))
+    Ok(json(&json!({ "orgs": guest.orgs().await? })))
 }
 
 /// `GET /v1/shards?org=`: `{"shards":[ShardStatus]}`, of every org where none is named.
-pub(super) async fn shards(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn shards(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let options: ShardsOptions = request::query(request.uri())?;
     let org = options.org.map(|org| Org::parse(&org)).transpose()?;
-    Ok(json(&json!({ "shards": service.shard_statuses(org).await? })))
+    Ok(json(&json!({ "shards": guest.shard_statuses(org).await? })))
 }
 
 /// `GET /v1/cluster`.
-pub(super) async fn cluster(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn cluster(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
-    Ok(json(&service.observe().cluster()))
+    Ok(json(&guest.cluster()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,39 +57,39 @@ struct RecoverOptions {
 }
 
 /// `PUT /v1/cluster/voters/{node}`: 202 once it is begun that this node votes, or where it does already.
-pub(super) async fn add(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn add(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
-    change(&service, VoterChange::Add(voter_in(request.uri())?)).await
+    change(&guest, VoterChange::Add(voter_in(request.uri())?)).await
 }
 
 /// `DELETE /v1/cluster/voters/{node}`: 202 once it is begun that it doesn't vote, or where it is struck off already.
-pub(super) async fn remove(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn remove(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
-    change(&service, VoterChange::Remove(voter_in(request.uri())?)).await
+    change(&guest, VoterChange::Remove(voter_in(request.uri())?)).await
 }
 
 /// `POST /v1/cluster/voters/{node}/replace?with=`: 202 once it is begun that the disk that this node came back with, or another
 /// node, votes in its place.
-pub(super) async fn replace(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn replace(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let options: ReplaceOptions = request::query(request.uri())?;
     let with = options.with.map(|with| NodeId::parse(&with)).transpose()?;
-    change(&service, VoterChange::Replace { node: voter_in(request.uri())?, with }).await
+    change(&guest, VoterChange::Replace { node: voter_in(request.uri())?, with }).await
 }
 
 /// `POST /v1/cluster/recover?force=true`: 200 once this node decides alone.
-pub(super) async fn recover(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn recover(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let RecoverOptions { force } = request::query(request.uri())?;
     if !force {
         let why = "recovering may lose acknowledged writes; ask for it with ?force=true";
         return Err(ApiError::Invalid(why.to_owned()));
     }
-    service.govern()?.recover().await?;
-    Ok(json(&service.observe().cluster()))
+    guest.recover().await?;
+    Ok(json(&guest.cluster()))
 }
 
-async fn change(service: &Service, change: VoterChange) -> Result<Response, ApiError> {
-    service.govern()?.change(change).await?;
-    let mut response = json(&service.observe().cluster());
+async fn change(guest: &Guest, change: VoterChange) -> Result<Response, ApiError> {
+    guest.change(change).await?;
+    let mut response = json(&guest.cluster());
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)
 }
@@ -102,17 +100,17 @@ fn voter_in(uri: &Uri) -> Result<NodeId, ApiError> {
 }
 
 /// `GET /v1/cluster/health`: 200, or 503 with the reason.
-pub(super) async fn health(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn health(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
-    service.observe().health().map_err(ApiError::Unhealthy)?;
+    guest.health()?;
     Ok(json(&json!({ "status": "ok" })))
 }
 
 /// `POST /v1/shards/{org}/{ns}/checkpoint`: 204.
-pub(super) async fn checkpoint(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn checkpoint(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let NoOptions {} = request::query(request.uri())?;
     let rest = request.uri().path().strip_prefix("/v1/shards/").unwrap_or_default();
-    service.checkpoint(&shard_in(rest)?).await?;
+    guest.checkpoint(&shard_in(rest)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::command::Consistency;
 use crate::api::error::ApiError;
+use crate::api::guest::Guest;
 use crate::api::room::Share;
-use crate::api::service::Service;
 
 /// How long a client may take to send each further piece of a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,8 +55,8 @@ impl Options {
     }
 
     /// How long to wait.
-    pub(super) fn timeout(&self, service: &Service) -> Result<Option<Duration>, ApiError> {
-        timeout(self.timeout.as_deref(), service)
+    pub(super) fn timeout(&self, guest: &Guest) -> Result<Option<Duration>, ApiError> {
+        timeout(self.timeout.as_deref(), guest)
     }
 }
 
@@ -68,9 +68,9 @@ pub(super) fn consistency(text: Option<&str>, default: Consistency) -> Result<Co
 }
 
 /// Reads a `timeout` parameter, such as `2s` or `500ms`.
-pub(super) fn timeout(text: Option<&str>, service: &Service) -> Result<Option<Duration>, ApiError> {
+pub(super) fn timeout(text: Option<&str>, guest: &Guest) -> Result<Option<Duration>, ApiError> {
     let Some(text) = text else { return Ok(None) };
-    let max = service.config().timeout_max;
+    let max = guest.config().timeout_max;
     let timeout = humantime::parse_duration(text)
         .map_err(|why| ApiError::Invalid(format!("timeout={text:?}: {why}; want a time such as 2s or 500ms")))?;
     if timeout.is_zero() || timeout > max {
@@ -87,8 +87,8 @@ pub(super) struct Received {
 }
 
 /// Reads a whole body of at most `max` bytes; `what` names it in errors. One that is refused is read all the same.
-pub(super) async fn body(service: &Service, mut body: Body, max: usize, what: &str) -> Result<Received, ApiError> {
-    let mut share = service.room.share();
+pub(super) async fn body(guest: &Guest, mut body: Body, max: usize, what: &str) -> Result<Received, ApiError> {
+    let mut share = guest.share();
     match pieces(&mut share, &mut body, max, what).await {
         Ok(bytes) => Ok(Received { bytes, _share: share }),
         Err(refused @ (ApiError::TooLarge(_) | ApiError::Busy(_))) => {

@@ -24,10 +24,9 @@
 //! ```
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
@@ -37,9 +36,10 @@ use serde::{Deserialize, Serialize};
 use super::kv::ItemBody;
 use super::node::shard_in;
 use super::request;
+use crate::api::access::Want;
 use crate::api::command::Consistency;
 use crate::api::error::{ApiError, Written};
-use crate::api::service::Service;
+use crate::api::guest::Guest;
 use crate::api::watch::Told;
 use crate::store::Item;
 use crate::store::feed::EventId;
@@ -60,7 +60,7 @@ struct WatchOptions {
 }
 
 /// Streams until either side ends it. `Last-Event-ID`, which a client sends that comes back, counts for more than `since`.
-pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn handle(guest: Guest, request: Request) -> Result<Response, ApiError> {
     let rest = request.uri().path().strip_prefix("/v1/watch/").unwrap_or_default();
     if rest.split('/').count() != 2 {
         return Err(ApiError::NotFound("want /v1/watch/{org}/{namespace}?prefix=&since=".to_owned()));
@@ -73,17 +73,19 @@ pub(super) async fn handle(State(service): State<Arc<Service>>, request: Request
         let why = "a watch tells what this node commits; consistency=quorum is not supported";
         return Err(ApiError::NotSupported(why.to_owned()));
     }
-    let begin = service.watch(&shard, &options.prefix, since);
-    let watching = match request::timeout(options.timeout.as_deref(), &service)? {
+    let begin = guest.watch(&shard, &options.prefix, since);
+    let watching = match request::timeout(options.timeout.as_deref(), &guest)? {
         Some(timeout) => tokio::time::timeout(timeout, begin).await.map_err(|_| ApiError::Timeout(Written::No))??,
         None => begin.await?,
     };
-    let pieces = futures_util::stream::unfold(watching, |mut watching| async {
-        let piece = match watching.next().await? {
-            Ok(told) => written(told),
-            Err(error) => last_words(&error),
-        };
-        Some((Ok::<_, Infallible>(piece), watching))
+    let pieces = futures_util::stream::unfold(Some((watching, guest, shard)), |state| async {
+        let (mut watching, guest, shard) = state?;
+        let told = watching.next().await?;
+        // A token may have been taken back meanwhile.
+        Some(match told.and_then(|told| guest.check(Want::Read(&shard)).map(|()| told)) {
+            Ok(told) => (Ok::<_, Infallible>(written(told)), Some((watching, guest, shard))),
+            Err(error) => (Ok(last_words(&error)), None),
+        })
     });
     let headers = [(CONTENT_TYPE, EVENT_STREAM), (CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(pieces)).into_response())

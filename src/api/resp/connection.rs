@@ -25,6 +25,8 @@ use super::request::{Args, Limits, Meta, ReadAs, Refusal, Request, check_while_s
 use super::session::Session;
 use crate::api::command::{Address, Consistency};
 use crate::api::error::{ApiError, Written};
+use crate::api::guest::Guest;
+use crate::api::listener::STRANGER_TIMEOUT;
 use crate::api::metrics::{Class, DialectMetrics};
 use crate::api::room::Share;
 use crate::api::service::Service;
@@ -76,7 +78,7 @@ pub(in crate::api) enum Ended {
 }
 
 struct Connection {
-    service: Arc<Service>,
+    guest: Guest,
     shared: Arc<Shared>,
     session: Session,
     limits: Limits,
@@ -129,12 +131,13 @@ enum Run {
 pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     input: BytesMut,
-    service: Arc<Service>,
+    guest: Guest,
     shared: Arc<Shared>,
 ) -> Ended {
-    let mut connection = Connection::new(service, shared, input);
+    let mut connection = Connection::new(guest, shared, input);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut half_sent: Pin<Box<Option<Sleep>>> = Box::pin(None);
+    let mut stranger: Pin<Box<Option<Sleep>>> = Box::pin(None);
     loop {
         let commands_before = connection.session.commands;
         connection.dispatch();
@@ -145,6 +148,14 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         }
         if connection.is_finished() {
             break;
+        }
+        if connection.guest.is_stranger() {
+            // Whatever it sends meanwhile.
+            if stranger.is_none() {
+                stranger.set(Some(tokio::time::sleep(STRANGER_TIMEOUT)));
+            }
+        } else {
+            stranger.set(None);
         }
         if !connection.is_midway() {
             half_sent.set(None);
@@ -174,6 +185,11 @@ pub(in crate::api) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 Err(_) => return Ended::Done,
             },
             () = rung(&connection.subscriptions) => connection.subscriptions.is_rung = true,
+            () = elapsed(stranger.as_mut()) => {
+                connection.refuse(&Refusal::new("NOAUTH no token was shown in time"));
+                connection.session.ended = true;
+                stranger.set(None);
+            }
             () = elapsed(half_sent.as_mut()) => {
                 // Said to whoever still listens; what is left of the command is not waited for.
                 connection.refuse(&Refusal::new("ERR the rest of the command did not arrive in time"));
@@ -203,15 +219,15 @@ async fn elapsed(timer: Pin<&mut Option<Sleep>>) {
 }
 
 impl Connection {
-    fn new(service: Arc<Service>, shared: Arc<Shared>, input: BytesMut) -> Self {
-        let config = service.config();
+    fn new(guest: Guest, shared: Arc<Shared>, input: BytesMut) -> Self {
+        let config = guest.config();
         let (key_bytes_max, value_bytes_max) = (config.key_bytes_max, config.value_bytes_max);
         let bulk_bytes_max = value_bytes_max.max(key_bytes_max);
         let parser = Parser::new(bulk_bytes_max, COMMAND_BYTES_MAX.max(2 * bulk_bytes_max));
         let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
-        let share = service.room.share();
+        let share = guest.share();
         Self {
-            service,
+            guest,
             shared,
             session: Session::new(id),
             limits: Limits { key_bytes_max, value_bytes_max },
@@ -236,7 +252,7 @@ impl Connection {
     }
 
     fn metrics(&self) -> &DialectMetrics {
-        &self.service.metrics.resp
+        &self.guest.metrics().resp
     }
 
     /// True where no more will be answered and all answers are on their way.
@@ -351,13 +367,20 @@ impl Connection {
                 Begun::Yes
             }
             Request::Meta(meta) => {
+                if let Some(login) = meta.login() {
+                    match self.guest.log_in(login.shard.as_ref(), login.token) {
+                        Ok(guest) => self.guest = guest,
+                        Err(error) => return self.fail(&error),
+                    }
+                }
                 self.session.apply(&meta);
                 if matches!(meta, Meta::Reset) {
                     self.subscriptions.clear();
+                    self.guest = self.guest.showing(None);
                 }
-                let (service, session) = (Arc::clone(&self.service), self.session.clone());
+                let (guest, session) = (self.guest.clone(), self.session.clone());
                 let connections = self.shared.connections.load(Ordering::Relaxed);
-                self.answer(|reply| session.answer(&meta, &service, connections, reply));
+                self.answer(|reply| session.answer(&meta, &guest, connections, reply));
                 Begun::Yes
             }
             Request::Read(key, read_as) => self.begin_read(key, read_as, bytes),
@@ -391,9 +414,15 @@ impl Connection {
             Ok(None) => return Begun::NotYet(Request::Read(key, read_as)),
             Err(error) => return self.fail(&error),
         };
-        if self.session.consistency == Consistency::Local
-            && let Some(shard) = self.service.open_shard(&at.shard)
-        {
+        let open = match self.session.consistency {
+            Consistency::Local => self.guest.open_shard(&at.shard),
+            Consistency::Quorum => Ok(None),
+        };
+        let open = match open {
+            Ok(open) => open,
+            Err(error) => return self.fail(&error),
+        };
+        if let Some(shard) = open {
             match shard.reading(|reads| self.read_run(reads, &at.shard, (key, read_as, bytes))) {
                 Ok(Run::Over) => return Begun::Yes,
                 Ok(Run::Failed(error)) => return self.fail(&ApiError::from_store(error, Written::No)),
@@ -416,13 +445,21 @@ impl Connection {
 
     /// Answers a read, and those of the same shard that the input holds right behind it.
     fn read_run(&mut self, reads: &mut Reads<'_>, shard: &ShardId, first: (Key, ReadAs, usize)) -> Run {
-        let started = self.service.monotonic();
+        let started = self.guest.monotonic();
         let (mut key, mut read_as, mut bytes) = first;
         let run = loop {
-            match reads.get(&key, |row| self.answer(|reply| write_value(reply, row.map(|(value, _)| value), read_as))) {
-                Ok(()) => {}
-                Err(StoreError::Unsettled | StoreError::Closed) => break Run::MustWait(key, read_as, bytes),
-                Err(error) => break Run::Failed(error),
+            // One that has to wait is noted again where it does.
+            if let Err(refused) = self.guest.spend(&shard.org) {
+                self.fail(&refused);
+            } else {
+                let got = reads.get(&key, |row| {
+                    self.answer(|reply| write_value(reply, row.map(|(value, _)| value), read_as));
+                });
+                match got {
+                    Ok(()) => {}
+                    Err(StoreError::Unsettled | StoreError::Closed) => break Run::MustWait(key, read_as, bytes),
+                    Err(error) => break Run::Failed(error),
+                }
             }
             if self.is_full() {
                 break Run::Over;
@@ -435,7 +472,7 @@ impl Connection {
                 }
             };
         };
-        let took = self.service.monotonic().saturating_sub(started);
+        let took = self.guest.monotonic().saturating_sub(started);
         self.metrics().seconds(Class::Read).record(took);
         run
     }
@@ -476,12 +513,12 @@ impl Connection {
     }
 
     fn pubsub(&mut self, pubsub: Pubsub) {
-        let (service, shard) = (Arc::clone(&self.service), self.session.shard.clone());
+        let (guest, shard) = (self.guest.clone(), self.session.shard.clone());
         let mut subscriptions = std::mem::take(&mut self.subscriptions);
         let mut refused = Ok(());
         self.answer(|reply| match pubsub {
-            Pubsub::Subscribe(by, names) => refused = subscriptions.subscribe(by, names, &shard, &service, reply),
-            Pubsub::Unsubscribe(by, names) => subscriptions.unsubscribe(by, names, &service, reply),
+            Pubsub::Subscribe(by, names) => refused = subscriptions.subscribe(by, names, &shard, &guest, reply),
+            Pubsub::Unsubscribe(by, names) => subscriptions.unsubscribe(by, names, &guest, reply),
         });
         self.subscriptions = subscriptions;
         if let Err(refusal) = refused {
@@ -494,11 +531,12 @@ impl Connection {
         while self.subscriptions.is_rung && !self.is_full() && !self.session.ended {
             let mut subscriptions = std::mem::take(&mut self.subscriptions);
             let mut cut = Ok(());
-            self.answer(|reply| cut = subscriptions.deliver(reply));
+            let guest = self.guest.clone();
+            self.answer(|reply| cut = subscriptions.deliver(&guest, reply));
             self.subscriptions = subscriptions;
             if let Err(cut) = cut {
                 // What Redis does to a subscriber that it has no room for, with a word more.
-                self.fail(&cut.into());
+                self.fail(&cut);
                 self.subscriptions.clear();
                 self.session.ended = true;
             }
@@ -507,7 +545,7 @@ impl Connection {
 
     fn context(&self) -> Context {
         Context {
-            service: Arc::clone(&self.service),
+            guest: self.guest.clone(),
             shared: Arc::clone(&self.shared),
             shard: self.session.shard.clone(),
             consistency: self.session.consistency,
@@ -530,14 +568,14 @@ impl Connection {
         if let Some(key) = &key {
             self.busy_keys.insert(key.clone());
         }
-        let started = self.service.monotonic();
+        let started = self.guest.monotonic();
         let finished = job.map(move |answered| Finished { slot, key, input_bytes, class, started, answered });
         self.running.push(finished.boxed());
     }
 
     /// Puts a finished reply in its place, and sends on what is now in order.
     fn finish(&mut self, finished: Finished) {
-        let took = self.service.monotonic().saturating_sub(finished.started);
+        let took = self.guest.monotonic().saturating_sub(finished.started);
         self.metrics().seconds(finished.class).record(took);
         if let Some(label) = finished.answered.error {
             self.metrics().count_error(label);

@@ -11,6 +11,7 @@ use super::reply::{Reply, Version};
 use super::request::{Answer, ReadAs, Scan};
 use crate::api::command::{Address, Consistency, Get, List, Scope, Write};
 use crate::api::error::ApiError;
+use crate::api::guest::Guest;
 use crate::api::list::PAGE_KEYS_MAX;
 use crate::api::service::{Service, namespace_in, not_blind};
 use crate::store::update::{Change, Outcome, Row, Update, Verdict};
@@ -24,7 +25,7 @@ const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What a job needs of its connection, as it was when the command was read.
 #[derive(Clone)]
 pub(super) struct Context {
-    pub(super) service: Arc<Service>,
+    pub(super) guest: Guest,
     pub(super) shared: Arc<Shared>,
     pub(super) shard: ShardId,
     pub(super) consistency: Consistency,
@@ -65,17 +66,17 @@ impl Context {
     }
 
     async fn get(&self, key: Key) -> Result<Option<Row>, ApiError> {
-        self.service.get(Get { at: self.at(key)?, consistency: self.consistency, timeout: None }).await
+        self.guest.get(Get { at: self.at(key)?, consistency: self.consistency, timeout: None }).await
     }
 
     async fn write_to(&self, key: Key, update: Update) -> Result<Outcome, ApiError> {
-        self.service.write(Write { at: self.at(key)?, update, consistency: self.writes, timeout: None }).await
+        self.guest.write(Write { at: self.at(key)?, update, consistency: self.writes, timeout: None }).await
     }
 
     /// `GET` and the like, of one key.
     pub(super) async fn read(self, at: Address, read_as: ReadAs) -> Answered {
         let get = Get { at, consistency: self.consistency, timeout: None };
-        let ended = self.service.get(get).await;
+        let ended = self.guest.get(get).await;
         self.reply(ended, |reply, row| write_value(reply, value_of(row.as_ref()), read_as))
     }
 
@@ -84,7 +85,7 @@ impl Context {
         let ended = match (self.writes, answer) {
             // What was there before is for a quorum to say.
             (Consistency::Local, Answer::Before) => Err(not_blind()),
-            (consistency, _) => self.service.write(Write { at, update, consistency, timeout: None }).await,
+            (consistency, _) => self.guest.write(Write { at, update, consistency, timeout: None }).await,
         };
         if let Ok(Outcome { verdict: Verdict::Invalid(why), .. }) = &ended {
             let mut out = BytesMut::new();
@@ -158,7 +159,7 @@ impl Context {
     }
 
     pub(super) async fn dbsize(self) -> Answered {
-        let ended = self.service.count(&self.shard).await;
+        let ended = self.guest.count(&self.shard).await;
         self.reply(ended, |reply, count| reply.count(usize::try_from(count).unwrap_or(usize::MAX)))
     }
 
@@ -170,7 +171,7 @@ impl Context {
     async fn matching(&self, pattern: bytes::Bytes) -> Result<Vec<Key>, ApiError> {
         let (shard, prefix) = self.place_of(&pattern)?;
         let is_wanted = move |key: &Key| glob::matches(&pattern, key.as_str().as_bytes());
-        self.service.keys_where(&shard, prefix, REPLY_BYTES_MAX, is_wanted).await
+        self.guest.keys_where(&shard, prefix, REPLY_BYTES_MAX, is_wanted).await
     }
 
     pub(super) async fn scan(self, scan: Scan) -> Answered {
@@ -196,7 +197,7 @@ impl Context {
         };
         let limit = scan.count.min(PAGE_KEYS_MAX);
         let list = List { scope: Scope::Shard(shard.clone()), prefix, after, limit, keys_only: true };
-        let listing = self.service.list(list).await?;
+        let listing = self.guest.list(list).await?;
         let cursor = match listing.next {
             Some(key) => self.shared.cursors.lock().remember(Address { shard, key }),
             None => 0,

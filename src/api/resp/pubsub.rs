@@ -19,10 +19,12 @@ use super::exec::place_of_keys;
 use super::glob;
 use super::reply::Reply;
 use super::request::Refusal;
+use crate::api::access::Want;
 use crate::api::error::{ApiError, Written};
+use crate::api::guest::Guest;
 use crate::api::service::Service;
 use crate::api::watch::PORTION_BYTES_SOFT_MAX;
-use crate::store::feed::{Cut, Event, Taken, Watch};
+use crate::store::feed::{Event, Taken, Watch};
 use crate::store::replicator::Op;
 use crate::types::{Key, ShardId};
 
@@ -98,7 +100,7 @@ impl Subscriptions {
         by: By,
         names: Vec<Bytes>,
         shard: &ShardId,
-        service: &Service,
+        guest: &Guest,
         reply: &mut Reply<'_>,
     ) -> Result<(), Refusal> {
         let sources: Vec<Source> = names.iter().map(|name| source(by, name, shard)).collect::<Result<_, _>>()?;
@@ -108,12 +110,12 @@ impl Subscriptions {
         let checked = if self.len() > SUBSCRIPTIONS_MAX {
             Err(ApiError::Busy(format!("a connection may have {SUBSCRIPTIONS_MAX} subscriptions; use a pattern")))
         } else {
-            self.watch(service)
+            self.watch(guest)
         };
         if let Err(why) = checked {
             *self.of(by) = before;
             // What there was before fits.
-            let _ = self.watch(service);
+            let _ = self.watch(guest);
             return Err(why.into());
         }
         let mut told: BTreeSet<Bytes> = before.into_keys().collect();
@@ -131,7 +133,7 @@ impl Subscriptions {
     }
 
     /// Ends the subscriptions to `names`, or to all of the kind; each is told of in `reply`.
-    pub(super) fn unsubscribe(&mut self, by: By, names: Vec<Bytes>, service: &Service, reply: &mut Reply<'_>) {
+    pub(super) fn unsubscribe(&mut self, by: By, names: Vec<Bytes>, guest: &Guest, reply: &mut Reply<'_>) {
         let names = if names.is_empty() { self.of(by).keys().cloned().collect() } else { names };
         let word: &[u8] = match by {
             By::Channel => b"unsubscribe",
@@ -151,11 +153,11 @@ impl Subscriptions {
             reply.count(self.len());
         }
         // Fewer than before always fit.
-        let _ = self.watch(service);
+        let _ = self.watch(guest);
     }
 
     /// Watches what is subscribed to, and nothing else.
-    fn watch(&mut self, service: &Service) -> Result<(), ApiError> {
+    fn watch(&mut self, guest: &Guest) -> Result<(), ApiError> {
         let mut wanted: BTreeMap<ShardId, Vec<String>> = BTreeMap::new();
         for source in self.channels.values().chain(self.patterns.values()) {
             wanted.entry(source.shard.clone()).or_default().push(source.prefix.clone());
@@ -168,8 +170,7 @@ impl Subscriptions {
             match self.watches.get(&shard) {
                 Some(watch) => watch.set_prefixes(prefixes).map_err(failed)?,
                 None => {
-                    service.check_not_draining()?;
-                    let watch = service.feed().watch(&shard, prefixes, None, Arc::clone(&self.bell)).map_err(failed)?;
+                    let watch = guest.subscribe(&shard, prefixes, &self.bell)?;
                     self.watches.insert(shard, watch);
                 }
             }
@@ -178,11 +179,13 @@ impl Subscriptions {
     }
 
     /// Writes the messages of some changes. An error is the end of all subscriptions.
-    pub(super) fn deliver(&mut self, reply: &mut Reply<'_>) -> Result<(), Cut> {
+    pub(super) fn deliver(&mut self, guest: &Guest, reply: &mut Reply<'_>) -> Result<(), ApiError> {
         self.is_rung = false;
         // By key and by event, each to its channel and to every pattern.
         let events_max = (PORTION_MESSAGES_SOFT_MAX / (2 * (1 + self.patterns.len()))).max(1);
         for (shard, watch) in &self.watches {
+            // A token may have been taken back meanwhile.
+            guest.check(Want::Read(shard))?;
             let Taken { events, more, .. } = watch.take(events_max, PORTION_BYTES_SOFT_MAX)?;
             self.is_rung |= more;
             for event in events {

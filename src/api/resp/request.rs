@@ -10,6 +10,7 @@ use super::reply::Version;
 use crate::api::command::Consistency;
 use crate::api::error::ApiError;
 use crate::store::update::{Change, Condition, Update};
+use crate::token::TokenDigest;
 use crate::types::{Key, ShardId, Value};
 
 /// The arguments of one command, where they lie in the connection's input.
@@ -110,6 +111,15 @@ pub(super) enum Answer {
     LengthAfter,
 }
 
+/// What `AUTH` says, or `HELLO … AUTH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Login {
+    /// The shard that the user names; none for Redis' user `default`, who stays where he is.
+    pub(super) shard: Option<ShardId>,
+    /// The password.
+    pub(super) token: TokenDigest,
+}
+
 /// Commands about the connection or the server, answered at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Meta {
@@ -117,10 +127,10 @@ pub(super) enum Meta {
     Echo(Bytes),
     Hello {
         version: Option<Version>,
-        shard: Option<ShardId>,
+        login: Option<Login>,
         name: Option<Bytes>,
     },
-    Auth(Option<ShardId>),
+    Auth(Login),
     Select,
     ClientSetName(Bytes),
     ClientGetName,
@@ -142,6 +152,17 @@ pub(super) enum Meta {
     Quit,
     ReadOnly,
     ReadWrite,
+}
+
+impl Meta {
+    /// What it says of who is asking.
+    pub(super) fn login(&self) -> Option<&Login> {
+        match self {
+            Self::Hello { login, .. } => login.as_ref(),
+            Self::Auth(login) => Some(login),
+            _ => None,
+        }
+    }
 }
 
 /// `SCAN`'s arguments.
@@ -397,10 +418,14 @@ fn user(name: &[u8]) -> Result<Option<ShardId>, Refusal> {
     Ok(Some(ShardId::parse(org, namespace).map_err(ApiError::from)?))
 }
 
+fn login(name: &[u8], password: &[u8]) -> Result<Login, Refusal> {
+    Ok(Login { shard: user(name)?, token: TokenDigest::of(password) })
+}
+
 fn auth(args: Args<'_>, _: Limits) -> Result<Request, Refusal> {
     match args.len() {
-        2 => meta(Meta::Auth(None)),
-        3 => meta(Meta::Auth(user(args.at(1))?)),
+        2 => meta(Meta::Auth(Login { shard: None, token: TokenDigest::of(args.at(1)) })),
+        3 => meta(Meta::Auth(login(args.at(1), args.at(2))?)),
         _ => Err(syntax()),
     }
 }
@@ -414,10 +439,10 @@ fn hello(args: Args<'_>, _: Limits) -> Result<Request, Refusal> {
             _ => return Err(Refusal::new("NOPROTO unsupported protocol version")),
         },
     };
-    let (mut shard, mut name, mut place) = (None, None, 2);
+    let (mut login, mut name, mut place) = (None, None, 2);
     while place < args.len() {
         if args.is(place, "AUTH") && place + 2 < args.len() {
-            shard = user(args.at(place + 1))?;
+            login = Some(self::login(args.at(place + 1), args.at(place + 2))?);
             place += 3;
         } else if args.is(place, "SETNAME") && place + 1 < args.len() {
             name = Some(client_name(args.at(place + 1))?);
@@ -427,7 +452,7 @@ fn hello(args: Args<'_>, _: Limits) -> Result<Request, Refusal> {
             return Err(Refusal::new(format!("ERR Syntax error in HELLO option '{option}'")));
         }
     }
-    meta(Meta::Hello { version, shard, name })
+    meta(Meta::Hello { version, login, name })
 }
 
 /// The longest name a connection may give itself, in bytes.

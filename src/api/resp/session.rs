@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::glob;
 use super::reply::{Reply, Version};
-use super::request::{COMMANDS, Meta, Spec};
+use super::request::{COMMANDS, Login, Meta, Spec};
 use crate::api::command::Consistency;
-use crate::api::service::Service;
+use crate::api::guest::Guest;
 use crate::types::{Namespace, Org, ShardId};
 
 /// The Redis version whose commands these are; clients look at it to decide what they may send.
@@ -50,16 +50,16 @@ impl Session {
     /// Makes the change that `meta` asks for; comes before [`Session::answer`], which is in the new version's words.
     pub(super) fn apply(&mut self, meta: &Meta) {
         match meta {
-            Meta::Hello { version, shard, name } => {
+            Meta::Hello { version, login, name } => {
                 self.version = version.unwrap_or(self.version);
-                if let Some(shard) = shard {
+                if let Some(Login { shard: Some(shard), .. }) = login {
                     self.shard = shard.clone();
                 }
                 if let Some(name) = name {
                     self.name = name.clone();
                 }
             }
-            Meta::Auth(Some(shard)) => self.shard = shard.clone(),
+            Meta::Auth(Login { shard: Some(shard), .. }) => self.shard = shard.clone(),
             Meta::ClientSetName(name) => self.name = name.clone(),
             Meta::ClientWrites(consistency) => self.writes = *consistency,
             Meta::ReadOnly => self.consistency = Consistency::Local,
@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// Answers `meta`.
-    pub(super) fn answer(&self, meta: &Meta, service: &Service, connections: usize, reply: &mut Reply<'_>) {
+    pub(super) fn answer(&self, meta: &Meta, guest: &Guest, connections: usize, reply: &mut Reply<'_>) {
         match meta {
             Meta::Ping(None) => reply.simple("PONG"),
             Meta::Ping(Some(text)) | Meta::Echo(text) => reply.bulk(text),
@@ -95,8 +95,8 @@ impl Session {
             Meta::CommandCount => reply.count(COMMANDS.len()),
             Meta::CommandDocs => reply.map(0),
             Meta::CommandInfo(names) => command_info(names, reply),
-            Meta::Info => reply.verbatim(&server_info(service, connections)),
-            Meta::ConfigGet(patterns) => config_get(patterns, service, reply),
+            Meta::Info => reply.verbatim(&server_info(guest, connections)),
+            Meta::ConfigGet(patterns) => config_get(patterns, guest, reply),
             Meta::Reset => reply.simple("RESET"),
         }
     }
@@ -155,8 +155,8 @@ fn command_info(names: &[Bytes], reply: &mut Reply<'_>) {
     }
 }
 
-fn config_get(patterns: &[Bytes], service: &Service, reply: &mut Reply<'_>) {
-    let bulk_bytes_max = service.config().value_bytes_max.to_string();
+fn config_get(patterns: &[Bytes], guest: &Guest, reply: &mut Reply<'_>) {
+    let bulk_bytes_max = guest.config().value_bytes_max.to_string();
     let settings = [
         ("save", ""),
         ("appendonly", "yes"),
@@ -175,8 +175,8 @@ fn config_get(patterns: &[Bytes], service: &Service, reply: &mut Reply<'_>) {
     }
 }
 
-fn server_info(service: &Service, connections: usize) -> String {
-    let cluster = service.observe().cluster();
+fn server_info(guest: &Guest, connections: usize) -> String {
+    let cluster = guest.cluster();
     let live = cluster.nodes.iter().filter(|node| node.live).count();
     let lines = [
         "# Server".to_owned(),

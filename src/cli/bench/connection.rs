@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use outrigger::client::{self, Client};
+use outrigger::token::Token;
 use outrigger::types::ShardId;
 
 use super::Protocol;
@@ -15,6 +16,7 @@ pub(super) struct Target {
     /// For HTTP, with the shard and all options.
     pub(super) builder: client::Builder,
     pub(super) socket: PathBuf,
+    pub(super) token: Option<Token>,
     pub(super) shard: ShardId,
     pub(super) protocol: Protocol,
     pub(super) quorum_reads: bool,
@@ -26,7 +28,9 @@ impl Target {
         match self.protocol {
             // Boxed: it is far larger than the other.
             Protocol::Http => Connection::Http(Box::new(self.builder.clone().build())),
-            Protocol::Resp => Connection::Resp(Resp::new(&self.socket, &self.shard, self.quorum_reads)),
+            Protocol::Resp => {
+                Connection::Resp(Resp::new(&self.socket, &self.shard, self.token.clone(), self.quorum_reads))
+            }
         }
     }
 }

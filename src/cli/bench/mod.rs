@@ -134,7 +134,8 @@ impl Bench {
         let shard = ShardId::parse(org, options.ns.as_deref().unwrap_or(DEFAULT_NAMESPACE))
             .map_err(|why| Failure::Usage(why.to_string()))?;
         let target = Target {
-            builder: global.client().shard(shard.org.as_str(), shard.namespace.as_str())?,
+            token: global.token()?,
+            builder: global.client()?.shard(shard.org.as_str(), shard.namespace.as_str())?,
             socket: global.socket().into(),
             shard,
             protocol: self.protocol,
@@ -211,8 +212,11 @@ struct Keys {
 impl Keys {
     /// Over a client of their own, by quorum whatever is measured.
     fn new(load: &Load, timeout: Option<Duration>) -> Result<Self, Failure> {
-        let Target { socket, shard, .. } = &load.target;
+        let Target { socket, shard, token, .. } = &load.target;
         let mut builder = Client::builder(socket).shard(shard.org.as_str(), shard.namespace.as_str())?;
+        if let Some(token) = token {
+            builder = builder.token(token.clone());
+        }
         if let Some(timeout) = timeout {
             builder = builder.timeout(timeout);
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf as _, BytesMut};
+use outrigger::token::Token;
 use outrigger::types::{ShardId, VALUE_BYTES_LIMIT};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -18,6 +19,7 @@ pub(super) struct Resp {
     socket: PathBuf,
     /// The shard as AUTH names it.
     shard: String,
+    token: Option<Token>,
     reads: &'static str,
     stream: Option<UnixStream>,
     out: Vec<u8>,
@@ -33,10 +35,11 @@ enum Reply {
 }
 
 impl Resp {
-    pub(super) fn new(socket: &Path, shard: &ShardId, quorum_reads: bool) -> Self {
+    pub(super) fn new(socket: &Path, shard: &ShardId, token: Option<Token>, quorum_reads: bool) -> Self {
         Self {
             socket: socket.to_owned(),
             shard: format!("{}/{}", shard.org, shard.namespace),
+            token,
             reads: if quorum_reads { "READWRITE" } else { "READONLY" },
             stream: None,
             out: Vec::new(),
@@ -84,7 +87,10 @@ impl Resp {
             let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.broken(&error))?;
             self.stream = Some(stream);
             let (shard, reads) = (self.shard.clone(), self.reads.as_bytes());
-            for request in [&[b"AUTH", shard.as_bytes(), b"-"] as &[&[u8]], &[reads]] {
+            // Without a token something has to be sent all the same.
+            let token = self.token.clone();
+            let password = token.as_ref().map_or("-", Token::reveal);
+            for request in [&[b"AUTH", shard.as_bytes(), password.as_bytes()] as &[&[u8]], &[reads]] {
                 match self.round_trip(request).await? {
                     Reply::Simple => {}
                     other => {

@@ -57,7 +57,8 @@ fn a_full_disk_loses_nothing_and_is_retried() {
     commit(&manager, &put(&id("other", "b"), "k", "v", 1));
     assert!(matches!(manager.sync_all(), Err(Error::Rejected(Rejection::DiskFull(_)))));
     assert!(matches!(manager.open(&id("other", "c")), Err(Error::Rejected(Rejection::DiskFull(_)))));
-    assert!(manager.trouble().unwrap().contains("disk full"), "{:?}", manager.trouble());
+    let trouble = manager.trouble().unwrap();
+    assert!(trouble.contains("disk full") && !trouble.contains(".db") && !trouble.contains("other"), "{trouble}");
     assert_eq!(value_of(&shard, "k299").unwrap().len(), 1_000);
     assert_eq!(value_of(&shard, "before").unwrap(), b"v");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -91,7 +92,10 @@ async fn a_failed_write_spoils_the_shard_with_its_first_error() {
     assert_eq!(shard.put("k", "v").await.unwrap_err().to_string(), first);
     assert_eq!(shard.get("k").await.unwrap_err().to_string(), first);
     assert_eq!(manager.sync_all().unwrap_err().to_string(), first);
-    assert!(manager.trouble().unwrap().contains("broken"));
+    let trouble = manager.trouble().unwrap();
+    // It is shown at the admin port, and to clients of other shards: it named the shard, and its file.
+    assert!(trouble.contains("broken") && !trouble.contains("a.db") && !trouble.contains("_/a"), "{trouble}");
+    assert!(first.contains("a.db"), "{first}");
     // Neither closing nor opening it again cures it: what the lost frames left undone is not known here.
     assert_eq!(shard.close().await.unwrap_err().to_string(), first);
     assert_eq!(manager.get(&id("", "a")).await.unwrap_err().to_string(), first);

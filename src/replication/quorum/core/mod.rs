@@ -341,7 +341,7 @@ impl Core {
         self.peers.values_mut().for_each(Peer::unblock);
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
-            self.bar(failure.to_string());
+            self.bar(failure.without_path());
         }
         self.metrics.inbox.set(waiting as f64);
         self.metrics.update(self.proposer.counts(), self.acceptor.pending(), self.live());
