@@ -16,7 +16,7 @@ use crate::clock::{Clock, OsClock};
 use crate::cluster::gossip::{self, Gossip};
 use crate::cluster::hello::{Local, PROTOCOL_VERSIONS};
 use crate::cluster::membership::Membership;
-use crate::cluster::status::{Observe, Role};
+use crate::cluster::status::{Govern, Observe, Role};
 use crate::config::Config;
 use crate::disk::{self, Disk, OsDisk};
 use crate::replication::QuorumReplicator;
@@ -191,6 +191,12 @@ impl Member {
     /// What the doors show.
     #[must_use]
     pub fn view(&self) -> Arc<dyn Observe> {
+        self.view.clone()
+    }
+
+    /// Who changes the cluster.
+    #[must_use]
+    pub fn govern(&self) -> Arc<dyn Govern> {
         self.view.clone()
     }
 

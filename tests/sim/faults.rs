@@ -14,6 +14,8 @@ use crate::world::World;
 /// How wrong a clock may be set.
 const CLOCK_OFF_MS_MAX: i64 = 120_000;
 const SKEW_LIMIT_MS: i64 = 10_000;
+/// The same where voters change: so little that it is believed.
+const CLOCK_OFF_BELIEVED_MS_MAX: i64 = 9_000;
 /// Bytes that a full disk has left.
 const ROOM_LEFT_MAX: u64 = 60_000;
 /// A disk may be cut off after so many changes: in the middle of something.
@@ -110,14 +112,15 @@ fn mend(world: &mut World, _: usize) {
 }
 
 fn jump(world: &mut World, machine: usize) {
-    let to = world.random.random_range(-CLOCK_OFF_MS_MAX..=CLOCK_OFF_MS_MAX);
+    let most = if world.is_changing { CLOCK_OFF_BELIEVED_MS_MAX } else { CLOCK_OFF_MS_MAX };
+    let to = world.random.random_range(-most..=most);
     tell!("the clock of {} is set, wrong by {to} ms", world.machines[machine].host.name);
     let before = world.machines[machine].host.wall.set_off(to * 1_000_000);
     sometimes!(to * 1_000_000 < before, "a clock was set back");
     sometimes!(to > SKEW_LIMIT_MS, "a clock ran ahead by more than the limit");
     // A node that numbered something by a wrong clock is of no use until that time has come: of two that differ, with
     // nobody to tell which is right.
-    world.slack = 2 * Duration::from_millis(CLOCK_OFF_MS_MAX as u64);
+    world.slack = 2 * Duration::from_millis(most as u64);
 }
 
 fn fill(world: &mut World, machine: usize) {

@@ -40,6 +40,7 @@ mod report;
 mod sometimes;
 mod story;
 mod time;
+mod voters;
 mod weather;
 mod world;
 

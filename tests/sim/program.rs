@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger::clock::Clock;
-use outrigger::cluster::status::{Observe, Role};
+use outrigger::cluster::change::VoterChange;
+use outrigger::cluster::status::{Govern, Observe, Role};
 use outrigger::config::{Config, Environment, Overrides};
 use outrigger::disk::Disk;
 use outrigger::node::{Member, Network, Surroundings};
@@ -22,6 +23,8 @@ use crate::story::tell;
 /// So small that segments are given up within a world's life.
 const SEGMENT_BYTES: u64 = 24 * 1024;
 const DATA_DIR: &str = "/data";
+/// As the program's own.
+const START_OVER_PAUSE: Duration = Duration::from_secs(2);
 
 /// Through what the world sees a node that runs, and stops it.
 #[derive(Clone)]
@@ -45,7 +48,23 @@ pub(crate) struct Shared {
     pub(crate) ended: Arc<Mutex<Option<String>>>,
     /// Asks the node to leave, as SIGTERM does.
     pub(crate) leave: Arc<Notify>,
+    /// What an administrator asks the node for, until it takes it up.
+    orders: Arc<Mutex<Vec<VoterChange>>>,
+    ordered: Arc<Notify>,
 }
+
+impl Shared {
+    /// Asks the node to change who votes.
+    pub(crate) fn order(&self, change: VoterChange) {
+        self.orders.lock().push(change);
+        self.ordered.notify_one();
+    }
+}
+
+/// Why a process ended that is to be started again at once, as another disk.
+pub(crate) const STARTS_OVER: &str = "starts over";
+/// Why one ended that had been asked to.
+pub(crate) const LEFT: &str = "left";
 
 pub(crate) struct Program {
     pub(crate) name: NodeId,
@@ -90,22 +109,49 @@ impl Program {
         sometimes!(member.view().cluster().outbox.entries > 0, "a restart found local writes");
         *shared.handle.lock() = Some(Handle { view: member.view(), manager: member.manager().clone() });
         let clients = clients::start(&name, boot, &member.service(), member.manager(), &log, random);
-        tokio::select! {
+        let administrator = tokio::spawn(administer(member.govern(), shared.clone()));
+        let why = tokio::select! {
             () = shared.leave.notified() => {
                 tell!("leaves");
                 sometimes!("a node left in good order");
-                member.leave().await;
-                clients.iter().for_each(tokio::task::JoinHandle::abort);
-                *shared.handle.lock() = None;
-                member.close().await;
-                // The journal's last words.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                *shared.ended.lock() = Some("left".to_owned());
+                LEFT
+            }
+            () = member.must_start_over() => {
+                tell!("starts over: its disk must not vote any more");
+                sometimes!("a node started over as another disk");
+                STARTS_OVER
             }
             why = member.failed() => {
                 tell!("ends: {why}");
                 *shared.ended.lock() = Some(why);
+                return;
             }
+        };
+        administrator.abort();
+        member.leave().await;
+        clients.iter().for_each(tokio::task::JoinHandle::abort);
+        *shared.handle.lock() = None;
+        member.close().await;
+        // The journal's last words.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if why == STARTS_OVER {
+            tokio::time::sleep(START_OVER_PAUSE).await;
+        }
+        *shared.ended.lock() = Some(why.to_owned());
+    }
+}
+
+/// Passes on what is asked for, each without waiting for the one before.
+async fn administer(govern: Arc<dyn Govern>, shared: Shared) {
+    loop {
+        shared.ordered.notified().await;
+        for change in std::mem::take(&mut *shared.orders.lock()) {
+            let govern = govern.clone();
+            tokio::spawn(async move {
+                let told = govern.change(change.clone()).await;
+                sometimes!(told.is_err(), "a change of voters was refused");
+                tell!("asked to {change}: {told:?}");
+            });
         }
     }
 }

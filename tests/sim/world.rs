@@ -16,12 +16,13 @@ use crate::disk::{SimDisk, Snapshot, seed_sqlite};
 use crate::faults;
 use crate::host::Host;
 use crate::invariants::{converged, linearizable, progress, votes};
-use crate::program::{Handle, Program, Shared};
+use crate::program::{Handle, Program, STARTS_OVER, Shared};
 use crate::random;
 use crate::report::Report;
 use crate::sometimes::{self, sometimes};
 use crate::story::{self, tell};
 use crate::time::{TICK, Wall};
+use crate::voters::{self, Changes};
 use crate::weather::{IDLE_LIMIT, SeededWeather};
 
 /// One world in so many has five machines, the others three.
@@ -63,7 +64,12 @@ pub(crate) struct Machine {
     boots: u64,
     /// It runs a later version of the program.
     is_later: bool,
-    harmed: bool,
+    pub(crate) harmed: bool,
+    /// Its disk was lost, and is a sound one again once the voters' epoch is this and its node has got back from the others
+    /// what it had.
+    pub(crate) heals_from: Option<u64>,
+    /// Its process is killed then.
+    doomed_at: Option<Duration>,
     /// Its disk forgets without a trace of it: it stays down once it is, until all who may know are there to tell.
     pub(crate) forgets: bool,
     relieved_at: Option<Duration>,
@@ -74,6 +80,12 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) weather: Arc<SeededWeather>,
     pub(crate) faults: u64,
+    /// How many machines vote from the beginning: the first ones.
+    pub(crate) first_voters: usize,
+    /// Others may vote too.
+    pub(crate) is_changing: bool,
+    /// What changes them; none where they stay the voters.
+    pub(crate) changes: Option<Changes>,
     /// Everything was put right, and all sound nodes serve.
     is_well: bool,
     /// Which version the next start is of; none where all are of the same.
@@ -129,8 +141,9 @@ impl World {
         let count = if random.random_ratio(1, FIVE_ONE_IN) { 5 } else { 3 };
         sometimes!(count == 5, "five nodes");
         let has_slow_syncs = random.random_ratio(1, SLOW_SYNCS_ONE_IN);
+        let changes = voters::of(seed);
         let mut machines = Vec::new();
-        for n in 0..count {
+        for n in 0..count + voters::newcomers(changes.as_ref()) {
             let name = NodeId::parse(&format!("n{n}")).expect("a fine name");
             let drift_ppm = random.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX);
             let host = Host::new(name, drift_ppm, Wall::off_by(random.random_range(0..1_000_000)));
@@ -148,6 +161,8 @@ impl World {
                 boots: 0,
                 is_later: false,
                 harmed: false,
+                heals_from: None,
+                doomed_at: None,
                 forgets: false,
                 relieved_at: None,
             });
@@ -166,6 +181,9 @@ impl World {
             machines,
             weather,
             faults: 0,
+            first_voters: count,
+            is_changing: changes.is_some(),
+            changes,
             is_well: false,
             versions,
             grace,
@@ -209,20 +227,46 @@ impl World {
         }
         if machine.harmed {
             let handle = machine.shared.handle.lock().clone();
-            sometimes!(handle.is_some_and(|handle| handle.is_barred()), "a harmed node stopped voting");
+            sometimes!(handle.as_ref().is_some_and(Handle::is_barred), "a harmed node stopped voting");
         } else if self.bug.is_none() {
             votes::hold(machine.host.name.as_str(), &machine.shared);
         }
-        if machine.shared.ended.lock().is_some() {
-            self.kill(place, false, Ending::Reset);
+        if let Some(handle) = machine.shared.handle.lock().as_ref().filter(|_| self.changes.is_some()) {
+            voters::note(&handle.view.cluster(), self.first_voters);
         }
+        let ended = machine.shared.ended.lock().clone();
+        if machine.doomed_at.take_if(|at| *at <= self.now).is_some() {
+            sometimes!("a node died that had been asked for a change of voters");
+            self.kill(place, false, Ending::Silent);
+        } else if let Some(why) = ended {
+            self.kill(place, false, Ending::Reset);
+            if why == STARTS_OVER {
+                self.boot(place);
+            }
+        } else if voters::is_healed(self, place) {
+            self.heal(place);
+        }
+    }
+
+    /// Its process will be killed.
+    pub(crate) fn doom(&mut self, place: usize, within: Duration) {
+        self.machines[place].doomed_at = Some(self.now + within);
+    }
+
+    /// The lost disk was replaced: the new one counts as any other.
+    fn heal(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        tell!("the disk of {} is replaced", machine.host.name);
+        sometimes!("a lost disk was replaced");
+        (machine.heals_from, machine.harmed, machine.snapshot) = (None, false, None);
+        self.log.with(|log| log.shown.healed(&machine.host.name));
     }
 
     pub(crate) fn boot(&mut self, place: usize) {
         if self.machines[place].forgets && !self.is_well {
             return;
         }
-        let voters: Vec<NodeId> = self.machines.iter().map(|machine| machine.host.name.clone()).collect();
+        let voters = voters::first(self);
         self.choose_version(place);
         let machine = &mut self.machines[place];
         machine.boots += 1;
@@ -288,13 +332,14 @@ impl World {
     /// Whether one more disk may lose its vote.
     pub(crate) fn may_harm(&self, place: usize) -> bool {
         let harmed = self.machines.iter().filter(|machine| machine.harmed).count();
-        self.machines[place].harmed || harmed < (self.machines.len() - 1) / 2
+        let most = voters::may_lose(self);
+        self.machines[place].harmed || harmed < most
     }
 
     pub(crate) fn harm(&mut self, place: usize, what: &str) {
         let machine = &mut self.machines[place];
         tell!("the disk of {}: {what}", machine.host.name);
-        machine.harmed = true;
+        (machine.harmed, machine.heals_from) = (true, None);
         self.log.with(|log| log.shown.harmed(&machine.host.name));
     }
 
@@ -318,6 +363,7 @@ impl World {
                     Some(bug) => self.forget_everywhere(bug),
                     None => faults::befall(self, machine),
                 }
+                voters::befall(self, machine);
                 next = self.now + Duration::from_millis(self.random.random_range(1..=EVENT_EVERY_MS_MAX));
             }
             self.step();

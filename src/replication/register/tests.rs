@@ -537,3 +537,37 @@ fn a_write_that_another_overwrote_in_the_same_round_has_a_version_of_its_own() {
     let Decision::Accept(outcome) = &world.decided[&read] else { panic!("{:?}", world.decided[&read]) };
     assert_eq!(outcome.after.as_ref(), Some(&second));
 }
+
+/// What a round had prepared by one epoch's quorum and not yet sent off went out in the next one's name. Two changes later
+/// nothing of what was chosen since would be known to it.
+#[test]
+fn nothing_that_was_to_be_asked_before_a_change_of_voters_is_asked_after_it() {
+    let (_, mut proposer) = node(0, Restored::default(), 3);
+    let at = |ms| Now { wall: 1_000_000, monotonic: Duration::from_millis(ms) };
+    proposer.propose(address(), OpId(1), Update::always(Change::Add(1)), at(1000).monotonic);
+    proposer.take_actions();
+    proposer.start(at(0), &address(), None);
+    proposer.set_quorums(at(1), Quorums::majority_of(0..3));
+    assert_eq!(proposer.take_actions(), []);
+    proposer.on_tick(at(2));
+    let actions = proposer.take_actions();
+    assert!(matches!(&actions[..], [Action::Ask { message, .. }] if matches!(message.body, Body::Prepare { .. })));
+}
+
+/// What an old voter may have promised binds a new one that compared its rows with it: nothing below is voted for any more,
+/// and not after a restart either.
+#[test]
+fn a_raised_floor_is_a_promise_for_every_key() {
+    let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
+    let (mut acceptor, _) = node(0, Restored::default(), 3);
+    let sealed = acceptor.raise_floor(Ballot(8192), now, ());
+    let durable = Durable::synced(acceptor.take_entries().1);
+    acceptor.on_durable(durable);
+    assert!(sealed.open(durable).is_ok() && acceptor.ceiling() >= Ballot(8192));
+    let restarted = Acceptor::new(AcceptorConfig::default(), Restored { ceiling: acceptor.ceiling(), pending: vec![] });
+    for mut acceptor in [acceptor, restarted] {
+        let refused = |sealed: Sealed<Body>| matches!(sealed.open(durable), Ok(Body::Refused { above, .. }) if above >= Ballot(8192));
+        assert!(refused(acceptor.on_prepare(now, &address(), Ballot(8192), None, None).unwrap()));
+        assert!(refused(acceptor.on_accept(now, &address(), record(4096), None, None).unwrap()));
+    }
+}

@@ -31,6 +31,12 @@ impl Shown {
         self.harmed.contains(node)
     }
 
+    /// It has all that it had again, from the others: what it says from now on counts.
+    pub(crate) fn healed(&mut self, node: &NodeId) {
+        self.told.retain(|(of, _), _| of != node);
+        self.harmed.remove(node);
+    }
+
     /// What a local read that begins now must not be behind.
     pub(crate) fn so_far(&self, node: &NodeId, key: &str) -> Option<i64> {
         self.told.get(&(node.clone(), key.to_owned())).filter(|_| !self.harmed.contains(node)).copied()
