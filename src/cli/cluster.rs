@@ -25,19 +25,25 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// Change who votes: add, remove or replace a voter, one at a time, while the cluster serves
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A change runs in steps: a new voter copies what a majority has; old and new voters decide together; the new voters make
-sure that they have what the old ones chose; the new voters decide alone. Any node can be asked, whatever it is, and any
-voter ends what another began. What the `voters` of the configuration file say is the first set only: leave it as it is.
+A change runs in steps: a new voter copies what a majority has; old and new
+voters decide together; the new voters make sure that they have what the old
+ones chose; the new voters decide alone. Any node can be asked, whatever it is,
+and any voter ends what another began. What the `voters` of the configuration
+file say is the first set only: leave it as it is.
 
 EXAMPLES
-  outrigger cluster add d                 d runs already, with a seed and the cluster's key
-  outrigger cluster add d --within 10m    d is being started, or others are being added
-  outrigger cluster remove a              before its machine goes
+  outrigger cluster add d                a node that runs already, with a seed
+                                         and the cluster's key
+  outrigger cluster add d --within 10m   one that is being started, or waits
+                                         for others to be added
+  outrigger cluster remove a             before its machine goes
   outrigger cluster remove app-3 --and-higher
-                                          app-3, app-4 and so on, the highest first
-  outrigger cluster replace c --with d    in one step
-  outrigger cluster replace c             c came back with an empty disk (happens on its own after a moment)
-  outrigger cluster recover --force       a majority is lost for good, and this node is what is left")]
+                                         app-3, app-4 ..., the highest first
+  outrigger cluster replace c --with d   in one step
+  outrigger cluster replace c            c came back with an empty disk
+                                         (done without asking, in a moment)
+  outrigger cluster recover --force      a majority is lost for good, and this
+                                         node is what is left")]
 pub(super) struct Cluster {
     #[command(subcommand)]
     what: What,
