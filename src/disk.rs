@@ -12,7 +12,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -90,6 +90,9 @@ pub trait File: Debug + Send + Sync {
     fn forget_cached(&self);
 }
 
+/// Directories are made for their owner, whom their group may read: whoever else is on the machine has to ask at the socket.
+const DIRECTORY_MODE: u32 = 0o750;
+
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;
@@ -132,7 +135,7 @@ impl Disk for OsDisk {
     }
 
     fn create_directories(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
@@ -223,4 +226,22 @@ pub fn create_directory(disk: &dyn Disk, path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// Others could read the shard files past all rules of access, as the umask lets them.
+    #[test]
+    fn what_is_made_is_not_open_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        OsDisk.create_directories(&dir.path().join("data/org")).unwrap();
+        for made in ["data", "data/org"] {
+            let mode = fs::metadata(dir.path().join(made)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o007, 0, "{made}: {mode:o}");
+        }
+    }
 }

@@ -125,6 +125,10 @@ impl Node {
         let gate = Gate::new(config.access.clone(), config.limits.clone())?;
         let member = Member::start(&config, surroundings).await?;
         let socket = api::Config { mode: config.socket.mode, gate, ..api::Config::at(&config.socket.path) };
+        if socket.gate.rules() > 0 && directory::is_open_to_others(&config.node.data_dir) {
+            let path = config.node.data_dir.display();
+            tracing::warn!(%path, "other users of this machine may look into the data directory, past all rules of [access]; chmod o-rwx it");
+        }
         match socket.gate.rules() {
             0 => tracing::info!(
                 "there are no rules in [access]: whoever can open the socket may read and write everything"

@@ -17,7 +17,10 @@ use crate::api::limits::{LIMITS_MAX, OrgLimit};
 
 /// One value, or several.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "uid and gid take a number from 0 up or a list of them, orgs and namespaces a text or a list"
+)]
 enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
@@ -32,11 +35,33 @@ impl<T> OneOrMany<T> {
     }
 }
 
+/// A whole number. Also one that is written as `1000.0`, as Helm writes all numbers.
+#[derive(Deserialize)]
+#[serde(try_from = "toml::Value")]
+struct Whole(u32);
+
+impl TryFrom<toml::Value> for Whole {
+    type Error = String;
+
+    #[expect(clippy::cast_possible_truncation, reason = "what is cut off shows when it is compared")]
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        let number = match value {
+            toml::Value::Integer(number) => Some(number),
+            toml::Value::Float(number) => {
+                Some(number as i64).filter(|whole| (*whole as f64).total_cmp(&number).is_eq())
+            }
+            _ => None,
+        };
+        let whole = number.and_then(|number| u32::try_from(number).ok());
+        whole.map(Self).ok_or_else(|| format!("want a number from 0 to {}", u32::MAX))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleTable {
-    uid: Option<OneOrMany<u32>>,
-    gid: Option<OneOrMany<u32>>,
+    uid: Option<OneOrMany<Whole>>,
+    gid: Option<OneOrMany<Whole>>,
     token_file: Option<String>,
     #[serde(default)]
     anyone: bool,
@@ -52,7 +77,7 @@ struct RuleTable {
 struct LimitTable {
     org: String,
     bytes_max: Option<String>,
-    requests_per_second_max: Option<u32>,
+    requests_per_second_max: Option<Whole>,
 }
 
 pub(super) fn rules(layers: &Layers) -> Result<Vec<Rule>, ConfigError> {
@@ -127,13 +152,13 @@ fn rule(table: RuleTable) -> Result<Rule, String> {
     }
 }
 
-fn ids(name: &str, ids: Option<OneOrMany<u32>>) -> Result<Vec<u32>, String> {
+fn ids(name: &str, ids: Option<OneOrMany<Whole>>) -> Result<Vec<u32>, String> {
     let Some(ids) = ids.map(OneOrMany::into_vec) else { return Ok(Vec::new()) };
     // An empty list would mean no condition, where its author meant nobody.
     if ids.is_empty() || ids.len() > RULE_ITEMS_MAX {
         return Err(format!("{name}: want 1 to {RULE_ITEMS_MAX} numbers"));
     }
-    Ok(ids)
+    Ok(ids.into_iter().map(|Whole(id)| id).collect())
 }
 
 fn patterns(
@@ -157,7 +182,7 @@ fn limit(table: LimitTable) -> Result<OrgLimit, String> {
         bytes.map_err(|_| format!("bytes_max = {text:?}: want a size, as in \"10GiB\""))
     };
     let bytes_max = table.bytes_max.map(size).transpose()?;
-    let requests_per_second_max = table.requests_per_second_max;
+    let requests_per_second_max = table.requests_per_second_max.map(|Whole(number)| number);
     if requests_per_second_max == Some(0) {
         return Err("requests_per_second_max = 0: want 1 or more".to_owned());
     }

@@ -1,7 +1,7 @@
 //! What a node keeps in its data directory beside journal and shards: whose it is, and the secret of its endpoint.
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -35,6 +35,11 @@ pub(super) fn mark(disk: &dyn Disk, data_dir: &Path, node: &NodeId) {
     if let Err(error) = write() {
         tracing::warn!(path = %path.display(), %error, "cannot mark the data directory as this node's");
     }
+}
+
+/// Whether users that are neither its owner nor of its group get at what is in the data directory.
+pub(super) fn is_open_to_others(data_dir: &Path) -> bool {
+    std::fs::metadata(data_dir).is_ok_and(|directory| directory.mode() & 0o001 != 0)
 }
 
 fn name_file(data_dir: &Path) -> PathBuf {

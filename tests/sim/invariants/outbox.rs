@@ -45,8 +45,12 @@ impl Acknowledged {
                 continue;
             }
             let at = &addresses[key];
-            let stored = one.manager.open(&at.shard).and_then(|shard| shard.stored(&at.key));
-            let stored = stored.ok().flatten().map(|row| (row.upd.0, row.op.value().map(|v| v.as_bytes().to_vec())));
+            let known = one.manager.open(&at.shard).and_then(|shard| shard.known(&at.key)).unwrap_or_default();
+            if known.row.is_none() && known.floor.0 > *upd {
+                // Deleted since, which is forgotten by now.
+                continue;
+            }
+            let stored = known.row.map(|row| (row.upd.0, row.op.value().map(|v| v.as_bytes().to_vec())));
             let held =
                 stored.as_ref().is_some_and(|(there, is)| there > upd || there == upd && is.as_ref() == Some(value));
             if !held {
