@@ -17,7 +17,7 @@ fn unit(metric: &Metric) -> &'static str {
     match name.rsplit('_').next().unwrap_or_default() {
         "seconds" => "seconds",
         "bytes" => "bytes",
-        "ready" => "0 or 1",
+        "ready" | "outdated" => "0 or 1",
         _ => "number",
     }
 }

@@ -271,9 +271,13 @@ impl Talk<'_> {
         if bytes > max {
             return Err(Stop::Malformed(wire::TooLarge { bytes, max }.to_string()));
         }
-        let mut message = vec![0; bytes];
-        self.recv.read_exact(&mut message).await.map_err(|_| Stop::Theirs)?;
-        Ok(message.into())
+        // Room is made for what has arrived, not for what was claimed.
+        let mut message = BytesMut::new();
+        while message.len() < bytes {
+            let chunk = self.recv.read_chunk(bytes - message.len(), true).await.map_err(|_| Stop::Theirs)?;
+            message.put(chunk.ok_or(Stop::Theirs)?.bytes);
+        }
+        Ok(message.freeze())
     }
 }
 
