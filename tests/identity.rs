@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Metrics are the process's, not the node's.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-fn file(path: PathBuf, text: &str) -> String {
-    let file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path);
+fn file(path: &Path, text: &str) -> String {
+    let file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(path);
     file.unwrap().write_all(text.as_bytes()).unwrap();
     path.to_str().unwrap().to_owned()
 }
@@ -42,7 +42,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = file(dir.path().join("ca.pem"), &params.self_signed(&key).unwrap().pem());
+        let ca = file(&dir.path().join("ca.pem"), &params.self_signed(&key).unwrap().pem());
         Self { dir, issuer: Issuer::new(params, key), ca }
     }
 
@@ -54,7 +54,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
         let path = |what: &str| self.dir.path().join(format!("{name}{what}.pem"));
-        (file(path(""), &cert), file(path("-key"), &key.serialize_pem()))
+        (file(&path(""), &cert), file(&path("-key"), &key.serialize_pem()))
     }
 
     fn config(&self, name: &str) -> Config {

@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_line_is_a_key_and_what_is_no_text_is_one() {
         let (first, second) = (b"the first of them".to_vec(), b"the second of them".to_vec());
-        assert_eq!(keys(b"the first of them").unwrap(), [first.clone()]);
+        assert_eq!(keys(b"the first of them").unwrap(), std::slice::from_ref(&first));
         assert_eq!(keys(b"\n the first of them \r\n\n\tthe second of them\n").unwrap(), [first, second]);
         let binary = b"\x01 sixteen bytes\n and a second line of it\xff";
         assert_eq!(keys(binary).unwrap(), [binary.to_vec()]);

@@ -144,7 +144,6 @@ impl Metrics {
     }
 
     /// Unix seconds are far below where floating-point numbers leave gaps.
-    #[allow(clippy::cast_precision_loss, reason = "as the line above says")]
     fn expires(&self, at: i64) {
         self.expiry.set(at as f64);
     }
