@@ -5,6 +5,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that cannot go on should stop")]
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,7 @@ fn pair() -> (Runtime, Node, Node) {
     let dir = tempfile::tempdir().expect("a directory");
     let key = dir.path().join("key");
     std::fs::write(&key, "a secret for two nodes").expect("a key file");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("a key file of one's own");
     let (a, b) = runtime.block_on(async {
         let (mut a, mut b) = (start("a", &key), start("b", &key));
         a.transport.dial(b.transport.local_addr());

@@ -12,11 +12,15 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+/// Of directories that are made: what is in them is their owner's alone.
+const PRIVATE_DIRECTORY: u32 = 0o700;
 
 /// What holds a lock for as long as it is kept.
 pub type Lock = Box<dyn Any + Send + Sync>;
@@ -40,13 +44,17 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Opens a file that is there, to read and write.
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>>;
 
-    /// What is at `path`; none where nothing is. Follows links.
+    /// What is at `path`; none where nothing is. Follows links, see [`Disk::is_link`].
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>>;
+
+    /// Whether `path` itself is a symbolic link, be there something at its end or not. Files are not opened through one.
+    fn is_link(&self, path: &Path) -> io::Result<bool>;
 
     /// The names in a directory, in no order.
     fn names(&self, directory: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a directory and those above it. Says nothing of their durability; see [`create_directory`].
+    /// Makes a directory, into which its owner alone may look, and those above it, as the process makes any. Says
+    /// nothing of their durability; see [`create_directory`].
     fn create_directories(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the entries of a directory durable.
@@ -90,9 +98,6 @@ pub trait File: Debug + Send + Sync {
     fn forget_cached(&self);
 }
 
-/// Directories are made for their owner, whom their group may read: whoever else is on the machine has to ask at the socket.
-const DIRECTORY_MODE: u32 = 0o750;
-
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;
@@ -107,12 +112,13 @@ impl OsDisk {
 
 impl Disk for OsDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(path)?;
-        Ok(Box::new(OsFile(file)))
+        let mut options = fs::File::options();
+        options.create(true).truncate(true).read(true).write(true);
+        Ok(Box::new(OsFile(open_itself(&mut options, path)?)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(OsFile(fs::File::options().read(true).write(true).open(path)?)))
+        Ok(Box::new(OsFile(open_itself(fs::File::options().read(true).write(true), path)?)))
     }
 
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
@@ -122,6 +128,13 @@ impl Disk for OsDisk {
             Ok(_) => Ok(Some(Kind::Other)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        match fs::symlink_metadata(path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+            found => Ok(found?.is_symlink()),
         }
     }
 
@@ -135,7 +148,14 @@ impl Disk for OsDisk {
     }
 
     fn create_directories(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent)?;
+        }
+        match fs::DirBuilder::new().mode(PRIVATE_DIRECTORY).create(path) {
+            // One that was there keeps its mode: it may be a volume's, which is not ours to change.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            done => done,
+        }
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
@@ -151,7 +171,7 @@ impl Disk for OsDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
-        let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
+        let file = open_itself(fs::File::options().create(true).truncate(false).write(true), path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -167,6 +187,17 @@ impl Disk for OsDisk {
     fn sqlite_vfs(&self) -> Option<&str> {
         None
     }
+}
+
+/// Opens what is at `path`, and nothing that it leads to.
+pub fn open_itself(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    options.custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::LOOP.raw_os_error() => {
+            io::Error::other("it is a symbolic link, and none is followed inside the data directory")
+        }
+        _ => error,
+    })
 }
 
 #[derive(Debug)]
@@ -230,18 +261,40 @@ pub fn create_directory(disk: &dyn Disk, path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
-    /// Others could read the shard files past all rules of access, as the umask lets them.
     #[test]
-    fn what_is_made_is_not_open_to_others() {
+    fn directories_are_made_for_their_owner_alone_and_left_as_they_are() {
         let dir = tempfile::tempdir().unwrap();
-        OsDisk.create_directories(&dir.path().join("data/org")).unwrap();
-        for made in ["data", "data/org"] {
-            let mode = fs::metadata(dir.path().join(made)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o007, 0, "{made}: {mode:o}");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (parent, made) = (dir.path().join("lib"), dir.path().join("lib/data"));
+        create_directory(&OsDisk, &made).unwrap();
+        assert_eq!(mode(&made), 0o700);
+        assert_ne!(mode(&parent), 0o700, "others may have to pass through it");
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o750)).unwrap();
+        create_directory(&OsDisk, &made).unwrap();
+        assert_eq!(mode(&made), 0o750);
+        symlink(&made, dir.path().join("link")).unwrap();
+        create_directory(&OsDisk, &dir.path().join("link")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(create_directory(&OsDisk, &dir.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn no_file_is_opened_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, link) = (dir.path().join("there"), dir.path().join("link"));
+        fs::write(&there, "kept").unwrap();
+        symlink(&there, &link).unwrap();
+        assert!(OsDisk.is_link(&link).unwrap() && !OsDisk.is_link(&there).unwrap());
+        assert!(!OsDisk.is_link(&dir.path().join("nothing")).unwrap());
+        let refused = [OsDisk.open(&link).map(drop), OsDisk.create(&link).map(drop), OsDisk.lock(&link).map(drop)];
+        for refused in refused {
+            assert!(refused.unwrap_err().to_string().contains("symbolic link"));
         }
+        assert_eq!(fs::read(&there).unwrap(), b"kept");
+        assert!(OsDisk.open(&there).is_ok());
     }
 }

@@ -57,6 +57,9 @@ metrics_table! {
     CLOCK_SKEW, Gauge, "outrigger_peer_clock_skew_seconds", "How far a peer's clock is ahead of ours, by peer.";
     CLOCK_REFUSED, Counter, "outrigger_clock_refused_total", "Messages refused because their time was more than max_skew ahead.";
     PEERS_REFUSED, Counter, "outrigger_peer_connections_refused_total", "Connections refused, by reason: tls, hello.";
+    CERTIFICATE_EXPIRY, Gauge, "outrigger_certificate_expiry_timestamp_seconds", "When this node's certificate ends, in Unix seconds.";
+    IDENTITY_OUTDATED, Gauge, "outrigger_identity_outdated", "1 while key or certificate files, as they are now, cannot be used and the former ones are.";
+    IDENTITY_CHANGES, Counter, "outrigger_identity_changes_total", "Times that changed key or certificate files were taken into use.";
     MESSAGES_DROPPED, Counter, "outrigger_peer_messages_dropped_total", "Messages dropped because a peer's queue was full.";
     MESSAGES_MALFORMED, Counter, "outrigger_peer_messages_malformed_total", "Messages from peers that could not be read.";
     SYNCED_ROWS, Counter, "outrigger_synced_rows_total", "Rows fetched from peers because this node had missed them.";

@@ -5,6 +5,7 @@
 mod fake;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -17,6 +18,12 @@ fn command(args: &[&str]) -> Command {
     }
     command.args(args).stdin(Stdio::null());
     command
+}
+
+/// A file that only its owner may read.
+fn secret(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn run(fake: &Fake, args: &[&str]) -> Output {
@@ -334,6 +341,16 @@ fn check_config_prints_what_counts_or_the_first_error() {
         fails_with(&bad, 64, &[file, "unknown key node.nane", "did you mean node.name?"]);
         assert_eq!(err(&bad).lines().count(), 1);
     }
+    // The key is on this machine, and open to all: `serve` would refuse it, too.
+    std::fs::write(dir.path().join("k"), "0123456789abcdef").unwrap();
+    let cluster = format!("[cluster]\nvoters = [\"a\", \"node\"]\nkey_file = {:?}\n", dir.path().join("k"));
+    std::fs::write(file, format!("[peer]\nadvertise = \"h:1\"\n{cluster}")).unwrap();
+    for (mode, code) in [(0o640, 0), (0o644, 64), (0o660, 64)] {
+        std::fs::set_permissions(dir.path().join("k"), std::fs::Permissions::from_mode(mode)).unwrap();
+        let checked = command(&["check-config", file]).output().unwrap();
+        exits(&checked, code);
+        assert!(code == 0 || err(&checked).contains(&format!("k has mode {mode:04o}")), "{}", err(&checked));
+    }
     let flag = command(&["serve", "--admin", "here"]).output().unwrap();
     fails_with(&flag, 64, &["flag --admin", "admin.listen", "\"here\""]);
     fails_with(&command(&["serve", "--org", "acme"]).output().unwrap(), 2, &["--org"]);
@@ -347,12 +364,16 @@ fn a_node_that_cannot_start_names_the_key_to_change() {
         serve.args(args).current_dir(dir.path()).output().unwrap()
     };
     let cluster = ["--name", "a", "--voter", "a,b,c", "--key-file"];
-    std::fs::write(dir.path().join("short.key"), "short").unwrap();
-    for key_file in ["no-such.key", ".", "short.key"] {
+    secret(&dir.path().join("short.key"), "short");
+    std::fs::write(dir.path().join("open.key"), "0123456789abcdef0123456789abcdef").unwrap();
+    std::fs::set_permissions(dir.path().join("open.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    for key_file in ["no-such.key", ".", "short.key", "open.key"] {
         let failed = serve(&[&cluster as &[_], &[key_file]].concat());
         fails_with(&failed, 64, &["cluster.key_file", &format!("key file {key_file}")]);
         assert_eq!(err(&failed).lines().filter(|line| line.starts_with("outrigger: ")).count(), 1);
     }
+    let open = serve(&[&cluster as &[_], &["open.key"]].concat());
+    fails_with(&open, 64, &["open.key has mode 0644", "everybody may read it", "chmod 600"]);
     fails_with(&serve(&["--socket", "no/such/dir/s.sock"]), 1, &["no/such/dir/s.sock", "[socket] path"]);
 }
 
@@ -384,7 +405,7 @@ fn dev_shows_the_log_of_a_node_that_does_not_start() {
     let dev = dir.path().join("dev");
     let node = "name = \"a\"\npeer = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:1\"\n";
     std::fs::write(dev.join("dev.toml"), format!("[[node]]\n{node}")).unwrap();
-    std::fs::write(dev.join("cluster.key"), "0123456789abcdef0123456789abcdef").unwrap();
+    secret(&dev.join("cluster.key"), "0123456789abcdef0123456789abcdef");
     std::fs::write(dev.join("a/data"), "not a directory").unwrap();
     let failed = command(&["dev", "--dir", dev.to_str().unwrap()]).output().unwrap();
     fails_with(&failed, 1, &["node a", "ended with status 1", dev.join("a/log").to_str().unwrap(), "outrigger: "]);

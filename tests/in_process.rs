@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -19,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn config(dir: &Path, name: &str, seeds: &[String]) -> Config {
     let home = dir.join(name);
     std::fs::create_dir_all(&home).unwrap();
-    std::fs::write(dir.join("key"), "a secret of the whole cluster").unwrap();
+    let key = std::fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(dir.join("key"));
+    key.unwrap().write_all(b"a secret of the whole cluster").unwrap();
     let path = |path: &Path| Some(path.to_str().unwrap().to_owned());
     let overrides = Overrides::default()
         .text("node.name", Some(name.to_owned()))

@@ -17,7 +17,7 @@ fn unit(metric: &Metric) -> &'static str {
     match name.rsplit('_').next().unwrap_or_default() {
         "seconds" => "seconds",
         "bytes" => "bytes",
-        "ready" | "joint" | "votes" => "0 or 1",
+        "ready" | "joint" | "votes" | "outdated" => "0 or 1",
         _ => "number",
     }
 }

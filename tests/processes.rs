@@ -237,7 +237,7 @@ async fn an_absent_node_is_fine_and_a_stranger_is_refused() {
     // The third comes with another secret.
     let config = std::fs::read_to_string(cluster.nodes[2].config()).unwrap();
     let wrong = cluster.dir.path().join("wrong.key");
-    std::fs::write(&wrong, "another secret, just as long as the first\n").unwrap();
+    common::secret(&wrong, "another secret, just as long as the first\n");
     let right = cluster.dir.path().join("cluster.key");
     let changed = config.replace(&*right.to_string_lossy(), &wrong.to_string_lossy());
     assert_ne!(changed, config);
@@ -265,7 +265,7 @@ async fn status_says_who_refused_whom_and_why() {
     let mut cluster = Cluster::start(3).await;
     cluster.nodes[2].kill();
     let config = std::fs::read_to_string(cluster.nodes[2].config()).unwrap();
-    std::fs::write(cluster.dir.path().join("other.key"), "f".repeat(64)).unwrap();
+    common::secret(&cluster.dir.path().join("other.key"), &"f".repeat(64));
     let other = cluster.dir.path().join("other.key").display().to_string();
     let changed: String = config
         .lines()

@@ -45,7 +45,10 @@ pub(super) struct Shards {}
 EXAMPLES
   outrigger check-config /etc/outrigger.toml
   OUTRIGGER__NODE__NAME=b outrigger check-config /etc/outrigger.toml
-                                        the environment counts, as in `serve`")]
+                                        the environment counts, as in `serve`
+
+Of the file with the key, where it is there, only the mode is looked at: one that
+everybody may read, or that its group may change, is refused.")]
 pub(super) struct CheckConfig {
     /// The configuration file, TOML
     file: PathBuf,
@@ -199,6 +202,10 @@ fn render_shards(shards: &[ShardStatus]) -> String {
 impl CheckConfig {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let config = Config::load(Some(&self.file), &Environment::of_process(), Overrides::default())?;
+        // Alone, a node does not look at them either.
+        if let Some(identity) = config.cluster.identity.as_ref().filter(|_| !config.is_alone()) {
+            identity.check_permissions().map_err(|error| Failure::identity(&error.to_string()))?;
+        }
         Ok(output::print(&config.to_toml())?)
     }
 }

@@ -337,13 +337,18 @@ impl Failure {
         match failed {
             // Files that the configuration names: where they cannot be used, it is at fault.
             outrigger::node::Error::Transport(outrigger::transport::quic::Error::Identity(_)) => {
-                Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
+                Self::identity(&message)
             }
             outrigger::node::Error::Access(_) | outrigger::node::Error::ForeignData { .. } => {
                 Self::Configuration(message)
             }
             _ => Self::Other(message),
         }
+    }
+
+    /// Files of keys or certificates that cannot be used.
+    pub(crate) fn identity(message: &str) -> Self {
+        Self::Configuration(format!("cluster.key_file or cluster.tls: {message}"))
     }
 
     /// Says it on standard error.

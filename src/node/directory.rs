@@ -1,6 +1,6 @@
 //! What a node keeps in its data directory beside journal and shards: whose it is, and the secret of its endpoint.
 
-use std::io::Write;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,13 +50,15 @@ fn name_file(data_dir: &Path) -> PathBuf {
 /// their old connection is gone.
 pub(super) fn reset_key(data_dir: &Path) -> Result<[u8; 32], Error> {
     let path = data_dir.join(journal::DIRECTORY).join("reset-key");
-    if let Some(key) = std::fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok()) {
+    let mut key = [0; 32];
+    let mut read = disk::open_itself(std::fs::File::options().read(true), &path);
+    if read.as_mut().is_ok_and(|file| file.read_exact(&mut key).is_ok()) {
         return Ok(key);
     }
     let key: [u8; 32] = rand::random();
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);
-    let written = options.open(&path).and_then(|mut file| file.write_all(&key));
+    let written = disk::open_itself(&mut options, &path).and_then(|mut file| file.write_all(&key));
     written.map_err(|source| Error::ResetKey { path, source })?;
     Ok(key)
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
-use crate::messagepack;
+use crate::messagepack::{self, at_most};
 use crate::store::digest::{Buckets, Digest, Summary};
 use crate::types::{Ballot, Key, ShardId, StorageId};
 
@@ -97,13 +97,13 @@ pub struct Refused {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
     /// Some shards.
-    Shards(Vec<(ShardId, Summary)>),
+    Shards(#[serde(deserialize_with = "at_most::<_, _, SHARDS_PER_ANSWER_MAX>")] Vec<(ShardId, Summary)>),
     /// A shard's digest; that of no rows where there is no such shard.
     Digest(Digest),
     /// Some keys with their versions, deleted ones included.
-    Pairs(Vec<(Key, Ballot)>),
+    Pairs(#[serde(deserialize_with = "at_most::<_, _, PAIRS_PER_ANSWER_MAX>")] Vec<(Key, Ballot)>),
     /// Some rows, all of them chosen.
-    Rows(Vec<(Key, Record)>),
+    Rows(#[serde(deserialize_with = "at_most::<_, _, ROWS_PER_ANSWER_MAX>")] Vec<(Key, Record)>),
     /// The joint epoch, and the slots of the old voters.
     Scanned(u64, BTreeSet<usize>),
     /// It refuses what it was asked to.
@@ -138,4 +138,76 @@ pub fn encode(message: &impl Serialize) -> Result<Bytes, Malformed> {
 /// Decodes anything of this file. Names and keys are checked as they are read.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
     messagepack::decode(bytes).map_err(|error| Malformed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::hello::Hello;
+
+    /// The address space that this process has ever taken, in KiB: also what was only reserved. Nothing else in these tests
+    /// reserves what a bomb would.
+    fn peak_kib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Everything that a peer may say, with each of its lists, maps, texts and blobs in turn claiming four billion entries.
+    #[test]
+    fn claimed_lengths_take_no_memory() {
+        const CLAIMS: [&[u8]; 4] =
+            [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"];
+        const GIB_IN_KIB: u64 = 1 << 20;
+        let key = || Key::parse("k").unwrap();
+        let shard = || ShardId::parse("acme", "a").unwrap();
+        let mut digest = Digest::new(Ballot::ZERO);
+        digest.add(7, crate::store::digest::Sum { live: 1, dead: 1 });
+        let record = || Record {
+            ballot: Ballot(1),
+            upd: Ballot(1),
+            op: crate::store::replicator::Op::Put("v".into()),
+            lineage: crate::replication::register::Lineage::default(),
+        };
+        let address = crate::replication::register::Address { shard: shard(), key: key() };
+        let body = crate::replication::register::Body::Chosen { record: record() };
+        let messages = vec![Message { address, body }];
+        let seeds = [
+            encode(&Batch { epoch: 1, wall: 1, messages }).unwrap(),
+            encode(&Answer::Shards(vec![(shard(), digest.summary())])).unwrap(),
+            encode(&Answer::Digest(digest)).unwrap(),
+            encode(&Answer::Pairs(vec![(key(), Ballot(1))])).unwrap(),
+            encode(&Answer::Rows(vec![(key(), record())])).unwrap(),
+            encode(&Answer::Failed("why".to_owned())).unwrap(),
+            encode(&Request::Rows(shard(), vec![key()])).unwrap(),
+            encode(&Request::Pairs(shard(), Buckets::all())).unwrap(),
+            encode(&serde_json::json!({ "voters": ["a"], "cluster": "c", "node": "a" })).unwrap(),
+        ];
+        let before = peak_kib();
+        let mut tried = 0;
+        for seed in &seeds {
+            for at in 0..seed.len().min(200) {
+                for claim in CLAIMS {
+                    let bomb = [&seed[..at], claim, &seed[at + 1..]].concat();
+                    let _ = decode::<Batch>(&bomb);
+                    let _ = decode::<Answer>(&bomb);
+                    let _ = decode::<Request>(&bomb);
+                    let _ = Hello::decode(&bomb);
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 1000, "{tried}");
+        assert!(peak_kib() - before < GIB_IN_KIB, "{} KiB were taken", peak_kib() - before);
+    }
+
+    /// A list of what takes five bytes on the wire became one of what takes a hundred in memory, to the size of a message.
+    #[test]
+    fn an_answer_holds_no_more_than_its_sender_may_put_in() {
+        let pairs = |n: usize| encode(&Answer::Pairs(vec![(Key::parse("k").unwrap(), Ballot(1)); n])).unwrap();
+        assert!(
+            matches!(decode(&pairs(PAIRS_PER_ANSWER_MAX)), Ok(Answer::Pairs(read)) if read.len() == PAIRS_PER_ANSWER_MAX)
+        );
+        assert!(decode::<Answer>(&pairs(PAIRS_PER_ANSWER_MAX + 1)).is_err());
+    }
 }

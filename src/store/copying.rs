@@ -55,6 +55,9 @@ impl ShardCopy {
 /// Takes away what copies of a former process left.
 pub(super) fn clear(disk: &dyn Disk, root: &Path) {
     let directory = root.join(DIRECTORY);
+    if disk.is_link(&directory).unwrap_or(true) {
+        return;
+    }
     for name in disk.names(&directory).unwrap_or_default() {
         if name.starts_with(PREFIX)
             && let Err(error) = disk.remove(&directory.join(&name))

@@ -41,12 +41,26 @@ pub(super) fn shards_of(disk: &dyn Disk, root: &Path, org: &Org) -> Result<Vec<S
     let directory = root.join(org.as_str());
     let mut shards: Vec<ShardId> = names_in(disk, &directory)?
         .into_iter()
+        .filter(|name| refuse_links(disk, &directory.join(name)).is_ok())
         .filter(|name| matches!(disk.kind(&directory.join(name)), Ok(Some(Kind::File(_)))))
         .filter_map(|name| Namespace::parse(name.strip_suffix(EXTENSION)?).ok())
         .map(|namespace| ShardId { org: org.clone(), namespace })
         .collect();
     shards.sort();
     Ok(shards)
+}
+
+/// Refuses a shard's file that is a symbolic link, or lies in a directory that is one: whoever could make a link in the data
+/// directory would have this program write wherever it may. The data directory itself may be one, of the operator's.
+pub(super) fn refuse_links(disk: &dyn Disk, db: &Path) -> Result<(), Error> {
+    for path in [db.parent().unwrap_or(db), db] {
+        if disk.is_link(path).map_err(|source| Error::io("looking at", path, source))? {
+            let why =
+                "it is a symbolic link, and none is followed inside the data directory; mount a volume there instead";
+            return Err(Error::UnusableFile { path: path.to_owned(), why: why.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 fn names_in(disk: &dyn Disk, directory: &Path) -> Result<Vec<String>, Error> {

@@ -115,6 +115,7 @@ pub(super) fn save_digest(conn: &Connection, digest: &Digest) -> rusqlite::Resul
 }
 
 fn connect(disk: &dyn Disk, path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    files::refuse_links(disk, path)?;
     let open = || {
         let conn = match disk.sqlite_vfs() {
             Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,

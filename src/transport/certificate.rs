@@ -1,4 +1,4 @@
-//! Certificates: making one from a shared secret, and reading a node's name out of one.
+//! Certificates: making one from a shared secret, and reading a node's name, and the day it ends, out of one.
 //!
 //! Every node that knows the secret derives the same CA key and signs a certificate for itself, with its name in it.
 //! A node's name may hold what DNS names may not (`_`, `@`, upper case), so the certificate carries it in base32:
@@ -28,24 +28,21 @@ const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const ED25519_PKCS8_HEAD: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// A certificate chain, leaf first, the leaf's key, and the CA that signed it.
-pub(super) struct Chain {
-    pub(super) ca: CertificateDer<'static>,
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
+/// The certificate of the CA that `secret` stands for: the same on every node.
+pub(super) fn ca_of(secret: &[u8]) -> Result<CertificateDer<'static>, rcgen::Error> {
+    Ok(ca_params().self_signed(&derive_ca_key(secret)?)?.der().clone())
 }
 
-/// Derives the cluster's CA from `secret` and signs a fresh certificate for `node` with it.
-pub(super) fn from_secret(secret: &[u8], node: &NodeId) -> Result<Chain, rcgen::Error> {
-    let ca_key = derive_ca_key(secret)?;
-    let ca_params = ca_params();
-    let ca = ca_params.self_signed(&ca_key)?.der().clone();
-    let issuer = Issuer::new(ca_params, ca_key);
-
+/// A fresh certificate for `node`, signed by the CA that `secret` stands for, as a chain of one; and its key.
+pub(super) fn signed_by(
+    secret: &[u8],
+    node: &NodeId,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), rcgen::Error> {
+    let issuer = Issuer::new(ca_params(), derive_ca_key(secret)?);
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let leaf = leaf_params(node)?.signed_by(&key, &issuer)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    Ok(Chain { ca, chain: vec![leaf.der().clone()], key })
+    Ok((vec![leaf.der().clone()], key))
 }
 
 fn derive_ca_key(secret: &[u8]) -> Result<KeyPair, rcgen::Error> {
@@ -186,6 +183,10 @@ const DER_SET: u8 = 0x31;
 const DER_OID: u8 = 0x06;
 const DER_UTF8: u8 = 0x0c;
 const DER_PRINTABLE: u8 = 0x13;
+const DER_VERSION: u8 = 0xa0;
+const DER_INTEGER: u8 = 0x02;
+const DER_UTC_TIME: u8 = 0x17;
+const DER_GENERALIZED_TIME: u8 = 0x18;
 const OID_COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
 /// The last CN in `subject`: the content of an RFC 5280 `Name`, that is sets of (type, value) pairs.
@@ -205,6 +206,47 @@ fn common_name(mut subject: &[u8]) -> Option<&str> {
         }
     }
     found
+}
+
+/// When a certificate ends, in Unix seconds: `notAfter` of RFC 5280, section 4.1. None where it cannot be read.
+pub(super) fn expiry_of(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (signed, _) = der(certificate, DER_SEQUENCE)?;
+    let (fields, _) = der(signed, DER_SEQUENCE)?;
+    let (_, fields) = der(fields, DER_VERSION)?;
+    let (_serial, fields) = der(fields, DER_INTEGER)?;
+    let (_algorithm, fields) = der(fields, DER_SEQUENCE)?;
+    let (_issuer, fields) = der(fields, DER_SEQUENCE)?;
+    let (validity, _) = der(fields, DER_SEQUENCE)?;
+    let (_not_before, not_after) = time(validity)?;
+    time(not_after).map(|(seconds, _)| seconds)
+}
+
+/// Splits a point in time off `bytes`: Unix seconds, and what follows. RFC 5280 wants seconds, no fractions, and UTC.
+fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let (text, rest) = der(bytes, DER_UTC_TIME).or_else(|| der(bytes, DER_GENERALIZED_TIME))?;
+    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    let (year, text) = text.split_at_checked(text.len().checked_sub(10)?)?;
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<i64>().ok()).flatten();
+    let year = match (year.len(), number(year)?) {
+        (2, year @ 50..) => 1900 + year,
+        (2, year) => 2000 + year,
+        (4, year) => year,
+        _ => return None,
+    };
+    let part = |n: usize| number(text.get(2 * n..2 * n + 2)?);
+    let (month, day) = (part(0)?, part(1)?);
+    let seconds = (part(2)? * 60 + part(3)?) * 60 + part(4)?;
+    Some((days_since_1970(year, month, day) * 86_400 + seconds, rest))
+}
+
+/// Of the Gregorian calendar, in years that begin with March, so that a leap day is a year's last; 146,097 days make 400
+/// years (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `days_from_civil`).
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 /// Splits the DER element with `tag` off `bytes`: its content, and what follows. A name has no element of 64 KiB.
@@ -236,15 +278,15 @@ mod tests {
         let name = dns_name(&longest);
         assert!(name.len() <= 253, "{} bytes", name.len());
         assert!(name.split('.').all(|label| (1..=63).contains(&label.len())), "{name}");
-        let chain = from_secret(b"a secret of sixteen bytes", &longest).unwrap();
-        assert_eq!(name_of(&chain.chain[0]), Ok(longest));
+        let (chain, _) = signed_by(b"a secret of sixteen bytes", &longest).unwrap();
+        assert_eq!(name_of(&chain[0]), Ok(longest));
     }
 
     #[test]
     fn one_secret_makes_one_ca_and_another_secret_another() {
-        let ca = |secret: &[u8], name: &str| from_secret(secret, &node(name)).unwrap().ca;
-        assert_eq!(ca(b"first secret 1234", "a"), ca(b"first secret 1234", "b"));
-        assert_ne!(ca(b"first secret 1234", "a"), ca(b"other secret 1234", "a"));
+        let ca = |secret: &[u8]| ca_of(secret).unwrap();
+        assert_eq!(ca(b"first secret 1234"), ca(b"first secret 1234"));
+        assert_ne!(ca(b"first secret 1234"), ca(b"other secret 1234"));
     }
 
     fn foreign(common_name: Option<&str>, dns_names: &[&str]) -> Result<NodeId, NoName> {
@@ -271,6 +313,28 @@ mod tests {
         assert_eq!(foreign(None, &["!".replace('!', "1.node.outrigger").as_str()]), Err(NoName::Nameless));
     }
 
+    #[test]
+    fn the_end_of_a_certificate_is_read_in_either_form() {
+        let expiry = |year, month, day| {
+            let mut params = CertificateParams::default();
+            params.not_after = date_time_ymd(year, month, day);
+            let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+            expiry_of(params.self_signed(&key).unwrap().der())
+        };
+        for (year, month, day) in
+            [(1970, 1, 1), (1999, 12, 31), (2000, 2, 29), (2026, 11, 24), (2049, 12, 31), (2050, 1, 1), (4096, 1, 1)]
+        {
+            let wanted = date_time_ymd(year, month, day).unix_timestamp();
+            assert_eq!(expiry(year, month, day), Some(wanted), "{year}-{month}-{day}");
+        }
+        let noon = [b"\x17\x0d261124210750Z".as_slice(), b"rest"].concat();
+        assert_eq!(time(&noon), Some((1_795_554_470, &b"rest"[..])));
+        for bad in [&b"\x17\x0d261124210750+"[..], b"\x17\x0b2611242107Z", b"\x17\x0d26112421075xZ", b"\x17\x01Z", b""]
+        {
+            assert_eq!(time(bad), None, "{bad:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_name_survives_its_certificate(name in "[A-Za-z0-9][A-Za-z0-9._@-]{0,127}") {
@@ -282,6 +346,8 @@ mod tests {
         #[test]
         fn garbage_in_place_of_a_subject_does_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = common_name(&bytes);
+            let _ = time(&bytes);
+            let _ = expiry_of(&CertificateDer::from(bytes.as_slice()));
             let _ = name_of(&CertificateDer::from(bytes));
         }
     }

@@ -13,6 +13,7 @@
 
 mod certificate;
 mod dialer;
+mod identity;
 pub mod memory;
 mod queue;
 pub mod quic;

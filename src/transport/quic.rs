@@ -3,6 +3,7 @@
 //! ```text
 //!   endpoint.rs  socket and limits      opening.rs  hello, verdict: a connection becomes a link
 //!   link.rs      lanes of one link      calls.rs    a stream per call
+//!   doorway.rs   how many may be on their way to a link
 //! ```
 //!
 //! Streams: the first bidirectional one carries the hellos; each lane is a unidirectional stream that begins with the
@@ -10,6 +11,7 @@
 //! the files under `quic/` know quinn's types.
 
 mod calls;
+mod doorway;
 mod ending;
 mod endpoint;
 mod link;
@@ -19,6 +21,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -34,7 +37,9 @@ use super::dialer::{BACKOFF_MAX, Dialer};
 use super::refusal::Refusals;
 use super::registry::Registry;
 use super::{CallError, Greeter, Inbox, InboxSender, Lane, Link, Refusal, SendError, Transport, tls};
-use crate::telemetry::{MESSAGES_DROPPED, MESSAGES_MALFORMED, PEERS_LIVE};
+use crate::telemetry::{
+    CERTIFICATE_EXPIRY, IDENTITY_CHANGES, IDENTITY_OUTDATED, MESSAGES_DROPPED, MESSAGES_MALFORMED, PEERS_LIVE,
+};
 use crate::types::NodeId;
 
 /// How long [`Transport::close`] takes at most.
@@ -52,7 +57,7 @@ pub struct Config {
     /// Random and this node's own, but the same after each restart: lets a restarted node tell its peers that their
     /// connections to its former self are gone, which they would otherwise notice by silence.
     pub reset_key: [u8; 32],
-    /// How often PEM files are compared with what is in use.
+    /// How often key and certificate files are compared with what is in use; a change is used after the second look at it.
     pub reload_every: Duration,
 }
 
@@ -103,13 +108,15 @@ struct Shared {
     run: u64,
     local_addr: SocketAddr,
     endpoint: quinn::Endpoint,
-    /// What the next connection is dialled with; changes with the PEM files.
+    /// What the next connection is dialled with; changes with the identity's files.
     client: RwLock<quinn::ClientConfig>,
     greeter: Arc<dyn Greeter>,
     registry: Registry<QuicLink>,
     dialer: Dialer,
     refusals: Refusals,
-    /// Why changed certificate files are not in use.
+    /// How often changed files were taken into use.
+    changes: AtomicU64,
+    /// Why changed key or certificate files are not in use.
     trouble: Mutex<Option<String>>,
     inbox: InboxSender,
     metrics: Metrics,
@@ -119,6 +126,27 @@ struct Metrics {
     live: metrics::Gauge,
     dropped: metrics::Counter,
     malformed: metrics::Counter,
+    expiry: metrics::Gauge,
+    outdated: metrics::Gauge,
+    changes: metrics::Counter,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        Self {
+            live: metrics::gauge!(PEERS_LIVE),
+            dropped: metrics::counter!(MESSAGES_DROPPED),
+            malformed: metrics::counter!(MESSAGES_MALFORMED),
+            expiry: metrics::gauge!(CERTIFICATE_EXPIRY),
+            outdated: metrics::gauge!(IDENTITY_OUTDATED),
+            changes: metrics::counter!(IDENTITY_CHANGES),
+        }
+    }
+
+    /// Unix seconds are far below where floating-point numbers leave gaps.
+    fn expires(&self, at: i64) {
+        self.expiry.set(at as f64);
+    }
 }
 
 impl QuicTransport {
@@ -139,22 +167,25 @@ impl QuicTransport {
             registry: Registry::new(),
             dialer: Dialer::new(BACKOFF_MAX),
             refusals: Refusals::new(),
+            changes: AtomicU64::new(0),
             trouble: Mutex::default(),
             inbox: to_inbox,
-            metrics: Metrics {
-                live: metrics::gauge!(PEERS_LIVE),
-                dropped: metrics::counter!(MESSAGES_DROPPED),
-                malformed: metrics::counter!(MESSAGES_MALFORMED),
-            },
+            metrics: Metrics::new(),
         });
         tokio::spawn(opening::accept(Arc::clone(&shared)));
-        if matches!(config.identity, tls::Identity::Pem { .. }) {
-            tokio::spawn(endpoint::reload(Arc::downgrade(&shared), config.identity, sources, config.reload_every));
-        }
+        shared.metrics.expires(configs.expires);
+        shared.metrics.outdated.set(0.0);
+        tokio::spawn(endpoint::reload(Arc::downgrade(&shared), config.identity, sources, config.reload_every));
         Ok((Arc::new(Self { shared }), inbox))
     }
 
-    /// Why the certificate files, as they are now, cannot be used; the former ones are. `None` when all is well.
+    /// How often changed key or certificate files were taken into use since the start.
+    #[must_use]
+    pub fn identity_changes(&self) -> u64 {
+        self.shared.changes.load(Ordering::Relaxed)
+    }
+
+    /// Why the key or certificate files, as they are now, cannot be used; the former ones are. `None` when all is well.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.shared.trouble.lock().clone()

@@ -10,7 +10,9 @@
 )]
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +20,13 @@ use std::time::{Duration, Instant};
 use outrigger::client::{Client, Consistency};
 pub(crate) use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
+
+/// Writes a file that only its owner may read, as a key has to be.
+pub(crate) fn secret(path: &Path, text: &str) {
+    let mut options = fs::File::options();
+    let file = options.create(true).truncate(true).write(true).mode(0o600).open(path);
+    file.unwrap().write_all(text.as_bytes()).unwrap();
+}
 
 /// How long anything may take before a test calls it lost.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,7 +77,7 @@ impl Cluster {
     fn prepare_some(places: &[(SocketAddr, u16)], voters: usize) -> Self {
         // Socket paths are short: the system's limit is 107 bytes.
         let dir = tempfile::Builder::new().prefix("og").tempdir_in("/tmp").unwrap();
-        fs::write(dir.path().join("cluster.key"), "0123456789abcdef0123456789abcdef\n").unwrap();
+        secret(&dir.path().join("cluster.key"), "0123456789abcdef0123456789abcdef\n");
         let node = |(n, place): (usize, &(SocketAddr, u16))| Node {
             name: format!("n{n}"),
             dir: dir.path().join(format!("n{n}")),

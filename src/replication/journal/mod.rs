@@ -94,6 +94,12 @@ pub enum JournalError {
     /// Another process has the data directory.
     #[error("{0} is in use by another process; give each node a data directory of its own")]
     Locked(PathBuf),
+    /// The way to the journal leads elsewhere.
+    #[error(
+        "{0} is a symbolic link, and none is followed inside the data directory: let [node] data_dir itself be one, or mount a \
+         volume there"
+    )]
+    Linked(PathBuf),
     /// The disk is full. Nothing of this batch was written.
     #[error("no room for another journal segment in {path}: {source}")]
     Full {
@@ -167,6 +173,9 @@ impl Journal {
     /// Opens the journal of a data directory, or makes it; reads everything back.
     pub fn open(config: JournalConfig, fresh_storage_id: u64) -> Result<(Self, Recovered), JournalError> {
         let directory = config.data_dir.join(DIRECTORY);
+        if config.disk.is_link(&directory).map_err(io("look at", &directory))? {
+            return Err(JournalError::Linked(directory));
+        }
         disk::create_directory(&*config.disk, &directory).map_err(io("create", &directory))?;
         let lock = lock(&*config.disk, &directory, &config.data_dir)?;
         let files = segment::find(&*config.disk, &directory)?;

@@ -564,10 +564,11 @@ fn a_raised_floor_is_a_promise_for_every_key() {
     let durable = Durable::synced(acceptor.take_entries().1);
     acceptor.on_durable(durable);
     assert!(sealed.open(durable).is_ok() && acceptor.ceiling() >= Ballot(8192));
-    let restarted = Acceptor::new(AcceptorConfig::default(), Restored { ceiling: acceptor.ceiling(), pending: vec![] });
+    let restarted =
+        Acceptor::new(AcceptorConfig::default(), Restored { ceiling: acceptor.ceiling(), ..Restored::default() });
     for mut acceptor in [acceptor, restarted] {
         let refused = |sealed: Sealed<Body>| matches!(sealed.open(durable), Ok(Body::Refused { above, .. }) if above >= Ballot(8192));
-        assert!(refused(acceptor.on_prepare(now, &address(), Ballot(8192), None, None).unwrap()));
-        assert!(refused(acceptor.on_accept(now, &address(), record(4096), None, None).unwrap()));
+        assert!(refused(acceptor.on_prepare(now, &address(), Ballot(8192), None, &Stored::default()).unwrap()));
+        assert!(refused(acceptor.on_accept(now, &address(), record(4096), None, &Stored::default()).unwrap()));
     }
 }

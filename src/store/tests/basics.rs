@@ -50,6 +50,37 @@ async fn an_answered_write_is_in_the_file_for_another_program() {
     assert_eq!(left, 0);
 }
 
+/// A link in the place of an org, or of a shard's file, had another directory's files read and written as this store's own.
+#[tokio::test]
+async fn links_inside_the_data_directory_are_not_followed_and_the_directory_may_be_one() {
+    use std::os::unix::fs::symlink;
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let theirs = Manager::new(elsewhere.path()).unwrap();
+    theirs.get(&id("acme", "a")).await.unwrap().put("k", "theirs").await.unwrap();
+    theirs.close().await.unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    symlink(dir.path().join("data"), dir.path().join("volume")).unwrap();
+    let manager = Manager::new(dir.path().join("volume")).unwrap();
+    manager.get(&id("own", "a")).await.unwrap().put("k", "v").await.unwrap();
+    let root = dir.path().join("data");
+    symlink(elsewhere.path().join("acme"), root.join("acme")).unwrap();
+    symlink(elsewhere.path().join("acme/a.db"), root.join("own/b.db")).unwrap();
+    symlink(elsewhere.path().join("new.db"), root.join("own/c.db")).unwrap();
+
+    for linked in [id("acme", "a"), id("acme", "new"), id("own", "b"), id("own", "c")] {
+        let error = manager.get(&linked).await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+    }
+    assert!(!elsewhere.path().join("acme/new.db").exists() && !elsewhere.path().join("new.db").exists());
+    let orgs: Vec<String> = manager.orgs().unwrap().into_iter().map(String::from).collect();
+    assert_eq!(orgs, ["own"]);
+    assert_eq!(manager.shards_of(&Org::parse("own").unwrap()).unwrap(), [id("own", "a")]);
+    manager.close().await.unwrap();
+    // What this store made, its owner alone may look into.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(root.join("own")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700);
+}
+
 #[tokio::test]
 async fn orgs_and_namespaces_are_apart() {
     let dir = tempfile::tempdir().unwrap();

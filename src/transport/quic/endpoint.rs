@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Config, Error, Shared};
 use crate::transport::CALLS_PER_PEER_MAX;
-use crate::transport::tls::{self, Identity, Sources};
+use crate::transport::identity::Sources;
+use crate::transport::tls::Identity;
 use crate::types::NodeId;
 
 /// A peer that was silent for so long is gone.
@@ -44,11 +46,14 @@ const INCOMING_BYTES_TOTAL_MAX: u64 = 1024 * 1024;
 pub(super) struct Configs {
     pub(super) server: quinn::ServerConfig,
     pub(super) client: quinn::ClientConfig,
+    /// When the own certificate ends, in Unix seconds.
+    pub(super) expires: i64,
 }
 
 /// Makes both ends' configuration from what the identity's files hold.
 pub(super) fn configure(sources: &Sources, node: &NodeId) -> Result<Configs, Error> {
     let tls = sources.configure(node)?;
+    let expires = tls.expires;
     let unfit = |error: &dyn std::fmt::Display| Error::Setup(error.to_string());
     let transport = Arc::new(transport());
 
@@ -64,7 +69,7 @@ pub(super) fn configure(sources: &Sources, node: &NodeId) -> Result<Configs, Err
     let crypto = QuicClientConfig::try_from(tls.client).map_err(|error| unfit(&error))?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     client.transport_config(transport);
-    Ok(Configs { server, client })
+    Ok(Configs { server, client, expires })
 }
 
 fn transport() -> quinn::TransportConfig {
@@ -114,39 +119,56 @@ fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Compares the PEM files with what is in use, and uses what is new; connections that stand are left alone. What
-/// cannot be used is said once, and the former certificate stays.
+/// Compares key and certificate files with what is in use, and uses what is new; connections that stand are left alone.
+/// What cannot be used is said once, and what was in use before stays.
+///
+/// A change is taken once it was read twice: files that belong together are written one after the other, and a key that
+/// was read when half of it was written would be a key, but nobody else's.
 pub(super) async fn reload(shared: Weak<Shared>, identity: Identity, mut used: Sources, every: Duration) {
+    let mut seen: Option<Sources> = None;
     loop {
         tokio::time::sleep(every).await;
         let identity = identity.clone();
         let Ok(read) = tokio::task::spawn_blocking(move || identity.read()).await else { continue };
         let Some(shared) = shared.upgrade() else { return };
-        let trouble = match refresh(&shared, read, &used) {
-            Ok(None) => None,
-            Ok(Some(sources)) => {
-                tracing::info!("certificate files changed: new connections use them");
-                used = sources;
-                None
-            }
+        let trouble = match read {
             Err(error) => Some(error.to_string()),
+            Ok(sources) if sources == used => None,
+            Ok(sources) if seen.as_ref() == Some(&sources) => match refresh(&shared, &sources) {
+                Ok(()) => {
+                    used = sources;
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            },
+            Ok(sources) => {
+                seen = Some(sources);
+                continue;
+            }
         };
-        let former = std::mem::replace(&mut *shared.trouble.lock(), trouble.clone());
-        if let Some(trouble) = trouble
-            && former.as_ref() != Some(&trouble)
-        {
-            tracing::error!("changed certificate files cannot be used, the former ones stay: {trouble}");
-        }
+        tell(&shared, trouble);
     }
 }
 
-fn refresh(shared: &Shared, read: Result<Sources, tls::Error>, used: &Sources) -> Result<Option<Sources>, Error> {
-    let sources = read?;
-    if sources == *used {
-        return Ok(None);
-    }
-    let configs = configure(&sources, &shared.node)?;
+fn refresh(shared: &Shared, sources: &Sources) -> Result<(), Error> {
+    let configs = configure(sources, &shared.node)?;
     shared.endpoint.set_server_config(Some(configs.server));
     *shared.client.write() = configs.client;
-    Ok(Some(sources))
+    shared.metrics.expires(configs.expires);
+    shared.metrics.changes.increment(1);
+    shared.changes.fetch_add(1, Ordering::Relaxed);
+    tracing::info!("key or certificate files changed: new connections use {sources}");
+    Ok(())
+}
+
+fn tell(shared: &Shared, trouble: Option<String>) {
+    shared.metrics.outdated.set(if trouble.is_some() { 1.0 } else { 0.0 });
+    let former = std::mem::replace(&mut *shared.trouble.lock(), trouble.clone());
+    match trouble {
+        Some(trouble) if former.as_ref() != Some(&trouble) => {
+            tracing::error!("changed key or certificate files cannot be used, the former ones are: {trouble}");
+        }
+        None if former.is_some() => tracing::info!("key and certificate files can be used again"),
+        _ => {}
+    }
 }

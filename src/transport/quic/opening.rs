@@ -20,9 +20,9 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{Connection, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::doorway::{Doorway, Entry};
 use super::ending::{DUPLICATE, Ending, MALFORMED, MYSELF, REFUSED, TOO_MANY, close};
 use super::link::{self, QuicLink};
 use super::{Shared, canonical};
@@ -33,11 +33,8 @@ use crate::transport::{HELLO_BYTES_MAX, certificate, wire};
 use crate::types::NodeId;
 
 /// How long the TLS handshake may take, and then the hellos.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
-/// Connections of others that are not links yet. From half of them on, strangers must show that they receive at the
-/// address that they send from; at the limit they are ignored.
-pub(super) const HANDSHAKES_MAX: usize = 64;
 /// TLS sends the name only if it is asked to, which it is not; certificates are not checked against it.
 const SERVER_NAME: &str = "node.outrigger";
 /// The process's number before each hello, in bytes.
@@ -47,21 +44,25 @@ const TOKEN_BYTES: usize = 8;
 
 /// Takes what others dial, until the endpoint closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let doorway = Arc::new(Doorway::default());
     while let Some(incoming) = shared.endpoint.accept().await {
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.ignore();
-            continue;
+        let from = canonical(incoming.remote_address()).ip();
+        let visit = match doorway.enter(from, !incoming.may_retry()) {
+            Entry::Comes(visit) => visit,
+            Entry::MustProve => {
+                // Fails only for those that may not be asked again.
+                let _ = incoming.retry();
+                continue;
+            }
+            Entry::Ignored => {
+                incoming.ignore();
+                continue;
+            }
         };
-        if handshakes.available_permits() < HANDSHAKES_MAX / 2 && incoming.may_retry() {
-            // Fails only for those that may not be asked again.
-            let _ = incoming.retry();
-            continue;
-        }
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             shared.answer(incoming).await;
-            drop(permit);
+            drop(visit);
         });
     }
 }
@@ -270,9 +271,13 @@ impl Talk<'_> {
         if bytes > max {
             return Err(Stop::Malformed(wire::TooLarge { bytes, max }.to_string()));
         }
-        let mut message = vec![0; bytes];
-        self.recv.read_exact(&mut message).await.map_err(|_| Stop::Theirs)?;
-        Ok(message.into())
+        // Room is made for what has arrived, not for what was claimed.
+        let mut message = BytesMut::new();
+        while message.len() < bytes {
+            let chunk = self.recv.read_chunk(bytes - message.len(), true).await.map_err(|_| Stop::Theirs)?;
+            message.put(chunk.ok_or(Stop::Theirs)?.bytes);
+        }
+        Ok(message.freeze())
     }
 }
 

@@ -5,7 +5,9 @@ mod weather;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,16 +155,18 @@ pub(in crate::transport) struct OverQuic {
 
 impl Default for OverQuic {
     fn default() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("key"), "the secret of these tests\n").unwrap();
-        Self { dir, ports: Mutex::default() }
+        let made = Self { dir: tempfile::tempdir().unwrap(), ports: Mutex::default() };
+        made.file("key", "the secret of these tests\n");
+        made
     }
 }
 
 impl OverQuic {
     pub(in crate::transport) fn file(&self, name: &str, held: impl AsRef<[u8]>) -> PathBuf {
         let path = self.dir.path().join(name);
-        std::fs::write(&path, held).unwrap();
+        let mut options = std::fs::File::options();
+        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&path);
+        file.unwrap().write_all(held.as_ref()).unwrap();
         path
     }
 

@@ -196,6 +196,11 @@ impl Disk for Mount {
         self.0.kind(path)
     }
 
+    /// Nobody makes one here.
+    fn is_link(&self, _: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn names(&self, directory: &Path) -> io::Result<Vec<String>> {
         self.0.with(Doing::Look, |state| {
             let ino = state.find(directory)?;

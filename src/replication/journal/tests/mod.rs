@@ -98,6 +98,28 @@ fn one_process_at_a_time() {
 }
 
 #[test]
+fn a_journal_that_is_a_link_to_elsewhere_is_refused_and_a_data_directory_that_is_one_is_not() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let link = |to: &Path, at: &Path| std::os::unix::fs::symlink(to, at).unwrap();
+    link(elsewhere.path(), &dir.path().join(DIRECTORY));
+    let refused = Journal::open(config(dir.path()), 1).unwrap_err();
+    assert!(matches!(&refused, JournalError::Linked(at) if at.ends_with(DIRECTORY)), "{refused}");
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+
+    fs::remove_file(dir.path().join(DIRECTORY)).unwrap();
+    link(elsewhere.path(), &dir.path().join("data"));
+    let data = dir.path().join("data");
+    open(&data).0.append(&[accepted("a", 10)], Lsn(1)).unwrap();
+    assert_eq!(open(&data).1.restored.pending.len(), 1);
+    // Nor is a file of it followed: what it leads to is neither read nor written.
+    let header = data.join(DIRECTORY).join(Header::NAME);
+    fs::rename(&header, dir.path().join("header")).unwrap();
+    link(&dir.path().join("header"), &header);
+    let refused = Journal::open(config(&data), 1).unwrap_err().to_string();
+    assert!(refused.contains("symbolic link"), "{refused}");
+}
+
+#[test]
 fn a_tail_cut_at_any_byte_loses_only_the_batch_that_was_never_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = open(dir.path());

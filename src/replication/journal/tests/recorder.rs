@@ -73,6 +73,9 @@ impl Disk for Recorder {
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
         OsDisk.kind(path)
     }
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        OsDisk.is_link(path)
+    }
     fn names(&self, directory: &Path) -> io::Result<Vec<String>> {
         OsDisk.names(directory)
     }
