@@ -80,9 +80,12 @@ struct Wait {
     no_wait: bool,
 }
 
+/// What a node says of its cluster once a change has ended.
+type IsDone = Box<dyn Fn(&ClusterStatus) -> bool>;
+
 impl Cluster {
     pub(super) async fn run(self, client: &Client, json: bool) -> Result<(), Failure> {
-        let (begun, wait, is_done): (_, _, Box<dyn Fn(&ClusterStatus) -> bool>) = match self.what {
+        let (begun, wait, is_done): (_, _, IsDone) = match self.what {
             What::Add { node, wait } => {
                 let begun = client.add_voter(&node).await?;
                 (begun, wait, Box::new(move |now| now.voters.contains(&node)))

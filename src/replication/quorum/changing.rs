@@ -19,6 +19,7 @@ use super::installed::configuration_address;
 use super::level::Voters;
 use super::scan;
 use super::{Input, Rooms};
+use crate::clock::Clock as _;
 use crate::cluster::change::{ChangeError, Refused, VoterChange};
 use crate::cluster::membership::{FIRST_EPOCH, Member, Membership, Quorums};
 use crate::cluster::status::ChangeStatus;
@@ -97,7 +98,7 @@ pub(super) async fn serve(mut orders: mpsc::Receiver<Order>, rooms: Rooms) {
 
 /// Since when something has been waiting to be done by somebody.
 #[derive(Debug, Default)]
-struct Due(Option<(Task, tokio::time::Instant)>);
+struct Due(Option<(Task, Duration)>);
 
 /// What a node does without being asked to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,11 +125,12 @@ impl Due {
             self.0 = None;
             return;
         };
+        let now = rooms.clock.now().monotonic;
         let since = match &self.0 {
             Some((same, since)) if *same == task => *since,
             _ => {
-                self.0 = Some((task.clone(), tokio::time::Instant::now()));
-                tokio::time::Instant::now()
+                self.0 = Some((task.clone(), now));
+                now
             }
         };
         let rank =
@@ -139,7 +141,7 @@ impl Due {
             Task::Strike(_) => ABSENT_FOR,
         };
         let is_mine = membership.is_voter(me)
-            && since.elapsed() >= patience + PRECEDENCE * u32::try_from(rank).unwrap_or(u32::MAX);
+            && now.saturating_sub(since) >= patience + PRECEDENCE * u32::try_from(rank).unwrap_or(u32::MAX);
         if !is_mine {
             return;
         }
@@ -255,7 +257,7 @@ async fn begin(rooms: Rooms, change: VoterChange) {
     }
     match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
         Ok(next) if next.is_joint() => {
-            say(format!("epoch {}: old and new voters decide together", next.epoch()), false)
+            say(format!("epoch {}: old and new voters decide together", next.epoch()), false);
         }
         Ok(next) => say(format!("done: epoch {}", next.epoch()), false),
         Err(error) => say(format!("it could not be begun: {error}"), true),
@@ -316,7 +318,7 @@ async fn recover(rooms: &Rooms) -> Result<(), ChangeError> {
         Some(open) => open.stored(&address.key).map_err(unavailable)?.map_or(Ballot::ZERO, |row| row.ballot),
         None => Ballot::ZERO,
     };
-    let wall = crate::clock::Clock::now(&*rooms.clock).wall;
+    let wall = rooms.clock.now().wall;
     let ballot = Ballot::at(wall.max(known.nanos().saturating_add(1 << crate::types::SLOT_BITS)), slot);
     let epoch = alone.epoch();
     let op = Op::Put(Value::from(alone.encode()));

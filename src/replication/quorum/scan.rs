@@ -79,7 +79,7 @@ async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize 
         match compared {
             Ok(()) => return old.replica(),
             Err(error) => {
-                tracing::debug!(peer = %old.node, epoch, %error, "comparing for a change of voters failed; it is tried again")
+                tracing::debug!(peer = %old.node, epoch, %error, "comparing for a change of voters failed; it is tried again");
             }
         }
         tokio::time::sleep(RETRY).await;

@@ -45,7 +45,7 @@ impl Load {
     }
 
     /// Stops; every acknowledged write must be on this node.
-    async fn is_on(self, node: &Node) {
+    async fn arrives_on(self, node: &Node) {
         self.stop.store(true, Ordering::Relaxed);
         for name in self.task.await.unwrap() {
             node.has(&name, &name).await;
@@ -126,7 +126,7 @@ async fn a_node_joins_gets_a_vote_and_is_removed_again_under_load() {
     load.goes_on().await;
     cluster.network.heal(&node("a"), &node("b"));
     cluster.network.heal(&node("a"), &node("c"));
-    load.is_on(&cluster.nodes[d]).await;
+    load.arrives_on(&cluster.nodes[d]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +165,7 @@ async fn a_lost_disk_is_replaced_without_anybody_asking_again_and_again() {
     cluster.network.cut(&node("a"), &node("b"));
     load.goes_on().await;
     cluster.network.heal(&node("a"), &node("b"));
-    load.is_on(&cluster.nodes[2]).await;
+    load.arrives_on(&cluster.nodes[2]).await;
 }
 
 fn copy(from: &Path, to: &Path) {
