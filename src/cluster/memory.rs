@@ -150,6 +150,17 @@ impl PeerMemory {
         }
     }
 
+    /// Learns that `node` has voted from this disk at this ballot, which its ceiling is not below then: a disk that goes back to
+    /// a moment ago is noticed too, before its node had told how far it was.
+    pub fn voted(&mut self, node: &NodeId, disk: StorageId, at: Ballot) {
+        if let Some(memory) = self.peers.get_mut(node)
+            && memory.forgot.is_none()
+            && memory.storage_id == disk
+        {
+            memory.ceiling = memory.ceiling.max(at);
+        }
+    }
+
     /// How `node` stands; a node never seen stands well.
     #[must_use]
     pub fn standing(&self, node: &NodeId) -> Standing {
@@ -196,6 +207,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// A copy of a second ago was put back, and voted: nobody had heard since then how far the disk was.
+    #[test]
+    fn a_disk_that_went_back_behind_its_votes_is_noticed() {
+        let (mut memory, node) = (PeerMemory::default(), NodeId::parse("v").unwrap());
+        let figures = |run, ceiling| Figures { storage_id: StorageId(1), run, ceiling: Ballot(ceiling), position: 4 };
+        assert_eq!(memory.observe(&node, &figures(1, 100)).standing, Standing::Good);
+        memory.voted(&node, StorageId(2), Ballot(900));
+        assert_eq!(memory.observe(&node, &figures(2, 100)).standing, Standing::Good, "another disk's vote");
+        memory.voted(&node, StorageId(1), Ballot(150));
+        assert_eq!(memory.observe(&node, &figures(3, 150)).standing, Standing::Good);
+        assert!(matches!(memory.observe(&node, &figures(4, 149)).standing, Standing::Forgot { .. }));
+    }
 
     fn b() -> NodeId {
         NodeId::parse("b").unwrap()

@@ -136,6 +136,11 @@ impl Greeter {
         self.state.lock().memory.standing(peer)
     }
 
+    /// `peer` has voted from this disk, up to this ballot.
+    pub(super) fn voted(&self, peer: &NodeId, disk: StorageId, at: Ballot) {
+        self.state.lock().memory.voted(peer, disk, at);
+    }
+
     /// Figures that `peer` spread by gossip.
     pub fn heard(&self, peer: &NodeId, figures: &Figures) {
         self.state.lock().memory.raise(peer, figures);

@@ -10,7 +10,7 @@ use crate::replication::repair::Doubt;
 use crate::replication::wire::{self, Batch};
 use crate::telemetry;
 use crate::transport::Transport;
-use crate::types::{NodeId, StorageId};
+use crate::types::{Ballot, NodeId, StorageId};
 
 /// Bytes of keys and values after which a batch is closed and another begun.
 const BATCH_BYTES: usize = 1 << 20;
@@ -30,6 +30,8 @@ pub(super) struct Peer {
     /// What its root and ours say since.
     pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
+    /// The highest ballot at which it voted, where that was not noted yet.
+    pub(super) voted: Option<Ballot>,
     /// The comparison of rows with it that is under way, or was last.
     pub(super) comparing: Option<AbortHandle>,
     /// How far its clock is ahead of ours, in nanoseconds.
@@ -69,6 +71,7 @@ impl Peer {
             in_step: false,
             doubt: Doubt::default(),
             storage_id: None,
+            voted: None,
             comparing: None,
             skew: None,
             is_leaving: false,

@@ -28,8 +28,8 @@ pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
         sometimes!(status.outbox.superseded > 0, "a local write was overtaken");
         // Two that have no vote need not be connected.
         let is_observer = status.nodes.iter().any(|node| node.me && node.role == Role::Observer);
-        let compared = |other: &NodeStatus| !other.me && !(is_observer && other.role == Role::Observer);
-        let others = status.nodes.iter().filter(|other| compared(other) && nodes.contains_key(other.node.as_str()));
+        let is_apart = |other: &NodeStatus| other.me || (is_observer && other.role == Role::Observer);
+        let others = status.nodes.iter().filter(|other| !is_apart(other) && nodes.contains_key(other.node.as_str()));
         if let Some(other) = others.into_iter().find(|other| !other.in_step) {
             return Err(format!("{name} does not say that {} holds the same rows", other.node));
         }

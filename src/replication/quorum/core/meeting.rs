@@ -19,6 +19,8 @@ impl Core {
         if self.me.is_some() && self.rooms.greeter.slot().is_none() {
             self.displaced();
         }
+        // Of the disk that was there, if another is now.
+        self.note_votes();
         // The transport has decoded it before it said that the peer is there.
         let Ok(hello) = Hello::decode(hello) else { return };
         self.connected.insert(node.clone(), hello.storage_id);
@@ -59,6 +61,15 @@ impl Core {
         }
         self.correct_time();
         self.update_reachable();
+    }
+
+    /// Remembers how far the disks of those must be that have voted.
+    pub(super) fn note_votes(&mut self) {
+        for peer in self.peers.values_mut() {
+            if let (Some(at), Some(disk)) = (peer.voted.take(), peer.storage_id) {
+                self.rooms.greeter.voted(&peer.node, disk, at);
+            }
+        }
     }
 
     /// This disk is not the one that its node's name stands for: it votes for nothing and proposes nothing until it has got

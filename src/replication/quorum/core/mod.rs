@@ -260,6 +260,7 @@ impl Core {
                 self.connected.remove(&node);
                 tracing::debug!(peer = %node, reason, "peer lost");
                 let Some(index) = index else { return };
+                self.note_votes();
                 if let Some(peer) = self.peers.get_mut(&index) {
                     peer.down();
                 }
@@ -339,6 +340,7 @@ impl Core {
             self.compare_anew();
         }
         self.peers.values_mut().for_each(Peer::unblock);
+        self.note_votes();
         self.store_trouble = self.rooms.manager.trouble();
         if let Some(failure) = self.rooms.manager.failure() {
             self.bar(failure.without_path());
@@ -549,7 +551,13 @@ impl Core {
         }
         match message.body {
             Body::Promised { .. } | Body::Held { .. } | Body::Accepted { .. } | Body::Refused { .. } => {
-                if self.me == Some(from) || self.peers.get(&from).is_some_and(Peer::votes) {
+                let peer = self.peers.get_mut(&from).filter(|peer| peer.votes());
+                if self.me == Some(from) || peer.is_some() {
+                    if let (Some(peer), Body::Promised { ballot, .. } | Body::Accepted { ballot, .. }) =
+                        (peer, &message.body)
+                    {
+                        peer.voted = peer.voted.max(Some(*ballot));
+                    }
                     self.proposer.on_message(now, from, message);
                 }
             }
