@@ -438,3 +438,65 @@ fn a_node_alone_serves_until_told_whoever_reads_its_log() {
     assert_eq!(node.wait().unwrap().code(), Some(0));
     fails_with(&client(&["get", "k"]), 69, &["./outrigger.sock"]);
 }
+
+#[test]
+fn a_node_with_rules_wants_tokens_which_clients_read_from_files() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode: u32| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let (app, operator) = ("the-token-of-the-app", "the-token-of-the-operator");
+    write("app", app, 0o600);
+    write("operator", operator, 0o644);
+    write("wrong", "not-a-token-of-anybody", 0o600);
+    let rules = "[access]\nrules = [{ token_file = \"app\", orgs = [\"acme\"], allow = \"write\" },\n\
+                 { token_file = \"operator\", admin = true }]\n";
+    write("node.toml", rules, 0o600);
+    let run = |args: &[&str]| command(args).current_dir(dir.path()).output().unwrap();
+
+    let shown = out(&run(&["check-config", "node.toml"]));
+    assert!(shown.contains("token_file = \"app\"") && !shown.contains(app), "{shown}");
+    let serve = ["serve", "--config", "node.toml", "--admin", "127.0.0.1:0"];
+    fails_with(&run(&serve), 64, &["access.rules", "operator", "0644", "chmod"]);
+
+    write("operator", operator, 0o600);
+    // It ends with this process, whose assertions may fail.
+    let mut node = command(&serve);
+    node.arg("--exit-with-parent").current_dir(dir.path()).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut node = node.spawn().unwrap();
+    let mut log = BufReader::new(node.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("what no rule of [access] allows is denied")), "the start does not say so");
+    assert!(log.any(|line| line.contains("ready")), "never ready");
+    let acme = |args: &[&str]| {
+        let mut client = command(args);
+        client.env("OUTRIGGER_TOKEN_FILE", "app").args(["--org", "acme"]).current_dir(dir.path());
+        client.output().unwrap()
+    };
+    fails_with(&run(&["--org", "acme", "put", "k", "v"]), 1, &["401", "--token-file"]);
+    fails_with(&run(&["--org", "acme", "--token-file", "wrong", "get", "k"]), 1, &["401", "--token-file"]);
+    fails_with(&run(&["--token-file", "app", "put", "k", "v"]), 1, &["403"]);
+    fails_with(&run(&["--token-file", "missing", "get", "k"]), 2, &["--token-file", "missing"]);
+    fails_with(&run(&["--token-file", "node.toml", "get", "k"]), 2, &["--token-file", "line 1"]);
+    exits(&acme(&["put", "k", "v"]), 0);
+    assert_eq!(out(&acme(&["get", "k"])), "v");
+    assert_eq!(out(&acme(&["list", "--keys-only"])), "k\n");
+    assert!(out(&acme(&["shards"])).contains("acme"), "{}", out(&acme(&["shards"])));
+    for protocol in ["http", "resp"] {
+        let bench = ["bench", "--protocol", protocol, "--seconds", "1", "--clients", "1", "--keys", "2", "--json"];
+        let bench = acme(&bench);
+        // It shows its progress on standard error.
+        assert_eq!(bench.status.code(), Some(0), "{}", err(&bench));
+    }
+    fails_with(&acme(&["backup", "copy"]), 1, &["403"]);
+    exits(&run(&["--token-file", "operator", "backup", "copy"]), 0);
+    assert!(dir.path().join("copy/acme/default.db").exists());
+    exits(&run(&["health"]), 0);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::TERM).unwrap();
+    let log: String = log.collect();
+    assert!(!log.contains(app) && !log.contains(operator), "{log}");
+    assert!(log.contains("refused by the rules of [access]"), "{log}");
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+}

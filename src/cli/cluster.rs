@@ -106,9 +106,6 @@ struct Wait {
     within: Duration,
 }
 
-/// What a node says of its cluster once a change has ended.
-type IsDone = Box<dyn Fn(&ClusterStatus) -> bool>;
-
 impl Cluster {
     pub(super) async fn run(self, client: &Client, json: bool) -> Result<(), Failure> {
         let done = match self.what {

@@ -18,6 +18,7 @@ use crate::support::{Answer, Client, Node, command};
 const ACME: &str = "the-token-of-acme";
 const READER: &str = "the-token-of-a-reader";
 const OPERATOR: &str = "the-token-of-an-operator";
+const KEEPER: &str = "the-token-of-a-keeper-of-beta";
 const WRONG: &str = "a-token-that-is-none";
 /// Longer than a change of a file of tokens takes to be noticed, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +57,13 @@ impl Tenants {
             Rule { token_file: file("acme", ACME), ..rule(&["acme"], &["pay"], Grant::Write) },
             Rule { token_file: file("reader", READER), ..rule(&["acme"], &["*"], Grant::Read) },
             Rule { token_file: file("operator", OPERATOR), admin: true, ..Rule::default() },
+            Rule {
+                token_file: file("keeper", KEEPER),
+                orgs: patterns(&["beta"]),
+                namespaces: patterns(&["*"]),
+                admin: true,
+                ..Rule::default()
+            },
         ];
         let node = guarded(rules, Vec::new()).await;
         for (shard, key) in [("acme/pay", "ns/a"), ("acme/pay", "k"), ("acme/mail", "ns/b"), ("beta/x", "ns/c")] {
@@ -288,6 +296,12 @@ async fn administration_takes_a_rule_of_its_own() {
     }
     let shards = tenants.json(OPERATOR, "GET /v1/backup").await["shards"].as_array().unwrap().len();
     assert_eq!(shards, 3);
+    // Whose rule names orgs keeps those alone.
+    let kept = tenants.json(KEEPER, "GET /v1/backup").await["shards"].clone();
+    assert_eq!(kept, json!([{"org": "beta", "namespace": "x"}]));
+    assert_eq!(tenants.problem(Some(KEEPER), "GET /v1/backup/acme/pay").await, forbidden());
+    assert_eq!(tenants.problem(Some(KEEPER), "POST /v1/shards/acme/pay/checkpoint").await, forbidden());
+    assert_eq!(tenants.ask(Some(KEEPER), "GET /v1/backup/beta/x", b"").await.status, 200);
 }
 
 #[tokio::test]
@@ -590,7 +604,7 @@ async fn strangers_leave_places_to_those_who_are_known() {
 #[tokio::test]
 async fn a_stranger_is_not_waited_for_for_ever() {
     let tenants = Tenants::start().await;
-    // Not before: writes wait for a thread, and time would run away from them.
+    // Only now: what is written at the start would time out.
     tokio::time::pause();
     let mut silent = tenants.node.connect().await;
     assert_eq!(silent.rest().await, b"");
