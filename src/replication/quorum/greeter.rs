@@ -33,6 +33,15 @@ struct State {
 }
 
 impl State {
+    fn go_by(&mut self, membership: Membership) {
+        for member in membership.members() {
+            if let Some(disk) = membership.newest_disk(&member.node).filter(|_| member.node != self.local.node) {
+                self.unsaved |= self.memory.expect(&member.node, disk);
+            }
+        }
+        self.local.membership = membership;
+    }
+
     fn slot(&self) -> Option<Slot> {
         let Local { node, membership, .. } = &self.local;
         let slot = membership.slot_of(node, self.mine.storage_id);
@@ -53,7 +62,9 @@ impl Greeter {
     ) -> Self {
         let mine = Figures { storage_id: header.storage_id(), run, ceiling, position: header.position() };
         let displaced = header.displaced().map(str::to_owned);
-        let state = State { local, mine, memory: header.peers().clone(), unsaved: false, accused: None, displaced };
+        let membership = local.membership.clone();
+        let mut state = State { local, mine, memory: header.peers().clone(), unsaved: false, accused: None, displaced };
+        state.go_by(membership);
         Self { boot: header.boot(), clock, state: Mutex::new(state) }
     }
 
@@ -65,13 +76,7 @@ impl Greeter {
 
     /// Goes by this configuration from now on.
     pub(super) fn set_membership(&self, membership: Membership) {
-        let mut state = self.state.lock();
-        for member in membership.members() {
-            if let Some(disk) = membership.newest_disk(&member.node).filter(|_| member.node != state.local.node) {
-                state.unsaved |= state.memory.expect(&member.node, disk);
-            }
-        }
-        state.local.membership = membership;
+        self.state.lock().go_by(membership);
     }
 
     /// The number under which this node proposes; none as long as it is no member.
@@ -191,5 +196,48 @@ impl transport::Greeter for Greeter {
         let observed = state.memory.observe(peer, &theirs.figures());
         state.unsaved |= observed.changed_durably;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::OsClock;
+    use crate::cluster::hello::PROTOCOL_VERSIONS;
+    use crate::replication::journal::{Journal, JournalConfig};
+    use crate::transport::Greeter as _;
+
+    /// A crash between the configuration that names a peer's new disk and the note of it left a node that held that disk for
+    /// one that had forgotten, for good.
+    #[test]
+    fn the_disk_that_the_configuration_names_is_the_one_that_is_expected_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(JournalConfig::at(dir.path()), 1).unwrap();
+        let [a, b] = ["a", "b"].map(|name| NodeId::parse(name).unwrap());
+        let figures = |disk| Figures { storage_id: StorageId(disk), run: disk, ceiling: Ballot(10), position: 10 };
+        let mut memory = PeerMemory::default();
+        let _ = memory.observe(&b, &figures(8));
+        journal.header_mut().set_peers(memory).unwrap();
+        let first = Membership::epoch_one(vec![a.clone(), b.clone()]).unwrap();
+        let membership = first.with_disks(|_| Some(StorageId(8))).register(&b, StorageId(9)).unwrap().unwrap();
+        let hello = Hello {
+            versions: PROTOCOL_VERSIONS,
+            cluster: "x".to_owned(),
+            node: b.clone(),
+            boot: 1,
+            slot: membership.slot_of(&b, StorageId(9)),
+            epoch: membership.epoch(),
+            voters: membership.old_voter_names(),
+            wall: 0,
+            storage_id: StorageId(9),
+            run: 9,
+            ceiling: Ballot(5),
+            position: 5,
+            remembered: None,
+        };
+        let local = Local { versions: PROTOCOL_VERSIONS, cluster: "x".to_owned(), node: a, membership };
+        let greeter = Greeter::new(local, journal.header(), Ballot::ZERO, 1, OsClock::shared());
+        greeter.check(&b, &hello.encode()).unwrap();
+        assert_eq!(greeter.standing(&b), Standing::Good);
     }
 }

@@ -9,6 +9,7 @@
 //! a later, the votes wait until this node has that too.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -26,6 +27,9 @@ use crate::types::{Ballot, NodeId};
 /// Batches of later epochs that wait until this node has installed those. Their senders ask again where one is lost.
 const EARLY_BATCHES_MAX: usize = 256;
 
+/// How long until a node is told the same again.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
+
 /// What this node knows of the configuration.
 pub(super) struct Configuration {
     address: Address,
@@ -34,11 +38,28 @@ pub(super) struct Configuration {
     row: Option<StoredRow>,
     /// What came too early, and from whom.
     early: Vec<(NodeId, Batch)>,
+    /// The row that each was told of last, zero where it was asked for its own, and when.
+    told: BTreeMap<NodeId, (Ballot, Duration)>,
 }
 
 impl Configuration {
     pub(super) fn new(membership: Membership, row: Option<StoredRow>) -> Self {
-        Self { address: configuration_address(), membership, row, early: Vec::new() }
+        Self { address: configuration_address(), membership, row, early: Vec::new(), told: BTreeMap::new() }
+    }
+
+    /// Whether to tell a node now: not the same twice in a row. One that cannot take a configuration in, as its disk is full,
+    /// answers whatever it is told by showing its old epoch.
+    fn is_time(&mut self, now: Duration, node: &NodeId, what: Ballot) -> bool {
+        let is_due = self.told.get(node).is_none_or(|(told, when)| *told != what || *when + TELL_AGAIN <= now);
+        if is_due {
+            self.told.insert(node.clone(), (what, now));
+        }
+        is_due
+    }
+
+    /// The connection is another: what was said may not have arrived.
+    pub(super) fn reconnected(&mut self, node: &NodeId) {
+        self.told.remove(node);
     }
 }
 
@@ -123,7 +144,8 @@ impl Core {
             if disk.is_none() {
                 peer.down();
             }
-            let is_unmet = peer.link == Link::Down;
+            // One that had forgotten is another one by now, where it is a member.
+            let is_unmet = matches!(peer.link, Link::Down | Link::Forgot);
             self.peers.insert(member.replica(), peer);
             if let Some(disk) = disk.filter(|_| is_unmet) {
                 self.connect(now, &member.node, disk, None);
@@ -170,14 +192,17 @@ impl Core {
         let ours = self.membership().epoch();
         if theirs < ours {
             self.tell_configuration(now, node);
-        } else if theirs > ours {
+        } else if theirs > ours && self.configuration.is_time(now.monotonic, node, Ballot::ZERO) {
             self.say(node, &Batch { epoch: ours, wall: now.wall, messages: Vec::new() });
         }
     }
 
     pub(super) fn tell_configuration(&mut self, now: Now, node: &NodeId) {
-        let (Some(row), epoch) = (&self.configuration.row, self.membership().epoch()) else { return };
-        let message = super::votes::chosen(self.configuration.address.clone(), row);
+        let (Some(row), epoch) = (self.configuration.row.clone(), self.membership().epoch()) else { return };
+        if !self.configuration.is_time(now.monotonic, node, row.ballot) {
+            return;
+        }
+        let message = super::votes::chosen(self.configuration.address.clone(), &row);
         self.say(node, &Batch { epoch, wall: now.wall, messages: vec![message] });
     }
 
@@ -246,5 +271,23 @@ impl Core {
 
     pub(super) fn is_stale(&self, effect: &Effect) -> bool {
         matches!(effect, Effect::Send { epoch, message, .. } if *epoch != self.membership().epoch() && message.body.is_of_epoch())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node whose disk was full, and so could not install what it was told, and its peer told each other which epoch they
+    /// had at the pace of the network.
+    #[test]
+    fn the_same_is_not_told_again_at_once() {
+        let mut configuration = Configuration::new(Membership::unknown(), None);
+        let (b, at) = (NodeId::parse("b").unwrap(), Duration::from_millis);
+        assert!(configuration.is_time(at(0), &b, Ballot(5)));
+        assert!(!configuration.is_time(at(199), &b, Ballot(5)) && configuration.is_time(at(199), &b, Ballot(6)));
+        assert!(configuration.is_time(at(399), &b, Ballot(6)) && !configuration.is_time(at(400), &b, Ballot(6)));
+        configuration.reconnected(&b);
+        assert!(configuration.is_time(at(400), &b, Ballot(6)));
     }
 }
