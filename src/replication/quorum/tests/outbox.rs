@@ -168,6 +168,8 @@ async fn a_full_outbox_is_busy_and_a_key_in_it_can_be_written_again() {
     let refused = alone.own("one-more", Some("v")).await;
     assert!(matches!(refused, Err(Error::Rejected(Rejection::Busy(_)))), "{refused:?}");
     alone.own("k7", Some("again")).await.unwrap();
+    // What is shown is up to a tick old: it must have been full before it can be seen to be empty.
+    alone.status_is("full", |status| status.outbox.entries == OUTBOX.entries_max).await;
     cluster.rejoin(0);
     alone.is_drained().await;
     alone.own("one-more", Some("v")).await.unwrap();
