@@ -22,8 +22,8 @@ EXAMPLES
   outrigger --org acme --ns payments put wf/payments/a/1 started
   outrigger put logo - < logo.png      from standard input, bytes as they are
   date | outrigger put now             the same: no VALUE is standard input
-  outrigger put mood fine --consistency local   on this node alone, and handed on
-                                       once there is a quorum; may lose to others")]
+  outrigger put mood fine --consistency local   on this node alone, handed on
+                                       once there is a quorum; may lose then")]
 pub(super) struct Put {
     /// The key inside the shard
     key: String,
