@@ -55,7 +55,6 @@ pub(crate) const DECLARED: &[&str] = &[
     "a watch went on from an id",
     "a watch outlived its node's process",
     "deletions were forgotten",
-    "deletions were forgotten again",
 ];
 
 static SEEN: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
