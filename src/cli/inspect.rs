@@ -47,8 +47,8 @@ EXAMPLES
   OUTRIGGER__NODE__NAME=b outrigger check-config /etc/outrigger.toml
                                         the environment counts, as in `serve`
 
-Of the file with the key, where it is there, only the mode is looked at: one that
-everybody may read, or that its group may change, is refused.")]
+Of the file with the key, where there is one, only the mode is looked at: one
+that everybody may read, or that its group may change, is refused.")]
 pub(super) struct CheckConfig {
     /// The configuration file, TOML
     file: PathBuf,
