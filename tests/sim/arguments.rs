@@ -5,7 +5,9 @@ use std::ops::Range;
 use crate::children::{CHILD, Until};
 
 /// How many seeds a run without arguments lives through.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 50;
+/// And how many see all that is rare.
+const SEEDS_FOR_THE_RARE: u64 = 150;
 /// How many of them twice.
 const SEEDS_TWICE: u64 = 6;
 /// The harness's flags that mean nothing here, and those of them that take a value.
@@ -46,7 +48,7 @@ impl Arguments {
 
     /// Whether it is a run that has to see all that is to be seen.
     pub(crate) fn is_whole(&self) -> bool {
-        self.until == Until::End && self.count.is_none_or(|count| count >= SEEDS)
+        self.until == Until::End && self.count.is_some_and(|count| count >= SEEDS_FOR_THE_RARE)
     }
 }
 
