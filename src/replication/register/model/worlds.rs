@@ -166,21 +166,8 @@ pub(super) fn large() -> Vec<Scenario> {
             .scan(0b1010, 0b101)
             .lost(in_two_halves_but_for_two)
             .budget(|left| left.settles = 1),
-        collected("a deletion forgotten, an increment that comes late", 0b111)
-            .client(0, [increment()])
-            .client(1, [del()])
-            .deaf(0b001)
-            .without_grants()
-            .without_commits()
-            .lost(zero_asks_one)
-            .budget(|left| left.repairs = 2),
-        collected("a deletion forgotten that was chosen again", 0b111)
-            .client(0, [del(), take("a"), read()])
-            .ahead(1)
-            .without_grants()
-            .without_commits()
-            .lost(one_settles_with_two)
-            .budget(|left| (left.settles, left.repairs) = (1, 1)),
+        increment_that_comes_late("a deletion forgotten, an increment that comes late"),
+        deletion_chosen_again("a deletion forgotten that was chosen again"),
         collected("a deletion forgotten, put and read meanwhile, a floor adopted", 0b111)
             .client(0, [del(), take("a")])
             .client(2, [read()])
@@ -264,26 +251,13 @@ pub(super) fn of(fault: Fault) -> Scenario {
             .without_commits()
             .lost(two_hears_rows)
             .budget(|left| left.repairs = 3),
-        Fault::AbsentLowest => collected(name, 0b111)
-            .client(0, [increment()])
-            .client(1, [del()])
-            .deaf(0b001)
-            .without_grants()
-            .without_commits()
-            .lost(zero_asks_one)
-            .budget(|left| left.repairs = 2),
+        Fault::AbsentLowest => increment_that_comes_late(name),
         Fault::FloorWhileIncomplete => collected(name, 0b011).client(2, [read()]),
         Fault::NothingRefused => collected(name, 0).client(0, [take("a")]).client(2, [read()]).lost(in_a_row),
         Fault::LookBeforeSettling => {
             collected(name, 0).client(0, [take("a")]).client(2, [read()]).lost(in_a_row).without_commits()
         }
-        Fault::DropByVersion => collected(name, 0b111)
-            .client(0, [del(), take("a"), read()])
-            .ahead(1)
-            .without_grants()
-            .without_commits()
-            .lost(one_settles_with_two)
-            .budget(|left| (left.settles, left.repairs) = (1, 1)),
+        Fault::DropByVersion => deletion_chosen_again(name),
     };
     world.fault(Some(fault))
 }
@@ -291,6 +265,29 @@ pub(super) fn of(fault: Fault) -> Scenario {
 /// A value that these hold, and deletions that are forgotten.
 fn collected(name: &'static str, seeded: u8) -> Scenario {
     Scenario::new(name).seeded(seeded).budget(|left| left.collections = 1)
+}
+
+/// The increment was asked for before the deletion, and its vote comes when that is forgotten.
+fn increment_that_comes_late(name: &'static str) -> Scenario {
+    collected(name, 0b111)
+        .client(0, [increment()])
+        .client(1, [del()])
+        .deaf(0b001)
+        .without_grants()
+        .without_commits()
+        .lost(zero_asks_one)
+        .budget(|left| left.repairs = 2)
+}
+
+/// A deletion that is completed at a ballot above what is forgotten.
+fn deletion_chosen_again(name: &'static str) -> Scenario {
+    collected(name, 0b111)
+        .client(0, [del(), take("a"), read()])
+        .ahead(1)
+        .without_grants()
+        .without_commits()
+        .lost(one_settles_with_two)
+        .budget(|left| (left.settles, left.repairs) = (1, 1))
 }
 
 /// Node 2 takes part in nothing; it is sent rows, and asked by node 0 what it has. Node 1 is asked for votes alone.
