@@ -342,6 +342,12 @@ impl Slot {
     pub fn number(self) -> u16 {
         self.0
     }
+
+    /// The number, as what names a replica among others.
+    #[must_use]
+    pub fn replica(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// Orders the rounds of one key: Unix nanoseconds of the hybrid clock, the low 12 bits (4.096 µs) replaced by the

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A dialect only turns bytes into a typed command and an answer into bytes; what a command means is told once, in
-//! [`service`], and whether it is allowed in `guest`. Absent on purpose: local writes, which are not built yet and say so.
+//! [`service`], and whether it is allowed in `guest`.
 
 pub mod access;
 mod backup;

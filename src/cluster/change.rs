@@ -113,10 +113,10 @@ impl Membership {
         next.members
             .retain(|member| member.node != *node || Some(member.slot) == own_slot || self.is_voter(member.replica()));
         if own_slot.is_none() {
-            let observer =
-                next.members.iter().find(|member| !next.is_voter(member.replica())).map(|oldest| oldest.slot);
-            if next.members.len() >= MEMBERS_MAX {
-                next.members.retain(|member| Some(member.slot) != observer);
+            if next.members.len() >= MEMBERS_MAX
+                && let Some(oldest) = next.members.iter().position(|member| !next.is_voter(member.replica()))
+            {
+                next.members.remove(oldest);
             }
             let slot = next.take_slot().ok_or(Refused::TooMany)?;
             next.members.push(Member { node: node.clone(), slot, storage_id: Some(disk) });

@@ -268,7 +268,7 @@ fn judge_membership(ours: &Local, theirs: &Hello) -> Result<(), Refusal> {
     }
     // Where nobody has written down which disk is meant, it may have got its slot for another since.
     let is_known = ours.membership.newest_disk(&theirs.node).is_some()
-        || theirs.slot.is_some_and(|slot| ours.membership.is_voter(usize::from(slot.number())));
+        || theirs.slot.is_some_and(|slot| ours.membership.is_voter(slot.replica()));
     match (theirs.slot, ours.membership.slot_of(&theirs.node, theirs.storage_id)) {
         (Some(theirs), Some(ours)) if theirs != ours && is_known => {
             Err(Refusal::OtherSlot { node, theirs: theirs.number(), ours: ours.number(), epoch })

@@ -72,7 +72,7 @@ impl Member {
     /// Its slot, as what names it among the replicas.
     #[must_use]
     pub fn replica(&self) -> usize {
-        usize::from(self.slot.number())
+        self.slot.replica()
     }
 
     /// True for this node on this disk.

@@ -58,7 +58,7 @@ impl View {
             live: true,
             role: match (&status.barred, self.greeter.slot()) {
                 (Some(_), _) => Role::Barred,
-                (None, Some(slot)) if membership.is_voter(usize::from(slot.number())) => Role::Voter,
+                (None, Some(slot)) if membership.is_voter(slot.replica()) => Role::Voter,
                 (None, _) => Role::Observer,
             },
             storage_id: Some(self.greeter.figures().storage_id),

@@ -169,10 +169,10 @@ impl<'a> With<'a> {
     }
 
     async fn inherited(&self, epoch: u64, slot: usize) -> Result<Ballot, Error> {
-        let mut answers = self.ask(&Request::Inherited { epoch, slot }).await?;
-        let Some(Answer::Ceiling(ceiling)) = answers.next().await? else { return Err(Error::Incomplete) };
-        answers.end().await?;
-        Ok(ceiling)
+        match self.ask_once(&Request::Inherited { epoch, slot }).await? {
+            Answer::Ceiling(ceiling) => Ok(ceiling),
+            _ => Err(Error::Incomplete),
+        }
     }
 
     async fn fetch_raised(&mut self, shard: &ShardId) -> Result<(), Error> {
@@ -204,10 +204,10 @@ impl<'a> With<'a> {
 
     /// With whom the peer has compared its rows in a joint epoch.
     pub(super) async fn scanned(&self) -> Result<Scanned, Error> {
-        let mut answers = self.ask(&Request::Scanned).await?;
-        let Some(Answer::Scanned(epoch, with)) = answers.next().await? else { return Err(Error::Incomplete) };
-        answers.end().await?;
-        Ok(Scanned { epoch, with })
+        match self.ask_once(&Request::Scanned).await? {
+            Answer::Scanned(epoch, with) => Ok(Scanned { epoch, with }),
+            _ => Err(Error::Incomplete),
+        }
     }
 
     /// Waits until the peer has all that a majority has.
@@ -236,16 +236,15 @@ impl<'a> With<'a> {
 
     /// Has the peer refuse what is below a floor.
     pub(super) async fn refuse(&self, collection: &Collection) -> Result<Refused, Error> {
-        let mut answers = self.ask(&Request::Refuse(collection.clone())).await?;
-        let Some(Answer::Refused(refused)) = answers.next().await? else { return Err(Error::Incomplete) };
-        answers.end().await.map(|()| refused)
+        match self.ask_once(&Request::Refuse(collection.clone())).await? {
+            Answer::Refused(refused) => Ok(refused),
+            _ => Err(Error::Incomplete),
+        }
     }
 
     /// What the peer holds below it.
     pub(super) async fn old(&self, collection: &Collection, above: Ballot) -> Result<Digest, Error> {
-        let mut answers = self.ask(&Request::Old(collection.clone(), above)).await?;
-        let Some(Answer::Digest(digest)) = answers.next().await? else { return Err(Error::Incomplete) };
-        answers.end().await.map(|()| digest)
+        self.ask_digest(&Request::Old(collection.clone(), above)).await
     }
 
     /// Has the peer raise its floor, if its disk is that one.
@@ -329,10 +328,7 @@ impl<'a> With<'a> {
     }
 
     async fn digest(&self, shard: &ShardId) -> Result<Digest, Error> {
-        let mut answers = self.ask(&Request::Digest(shard.clone())).await?;
-        let Some(Answer::Digest(digest)) = answers.next().await? else { return Err(Error::Incomplete) };
-        answers.end().await?;
-        Ok(digest)
+        self.ask_digest(&Request::Digest(shard.clone())).await
     }
 
     async fn fetch_missed(&mut self, open: &Arc<Shard>, shard: &ShardId, buckets: Buckets) -> Result<(), Error> {
@@ -391,6 +387,21 @@ impl<'a> With<'a> {
             durable.await.map_err(|_| Error::NotTakenIn)?;
         }
         Ok(())
+    }
+
+    async fn ask_digest(&self, request: &Request) -> Result<Digest, Error> {
+        match self.ask_once(request).await? {
+            Answer::Digest(digest) => Ok(digest),
+            _ => Err(Error::Incomplete),
+        }
+    }
+
+    /// Asks for what is answered in one part.
+    async fn ask_once(&self, request: &Request) -> Result<Answer, Error> {
+        let mut answers = self.ask(request).await?;
+        let answer = answers.next().await?.ok_or(Error::Incomplete)?;
+        answers.end().await?;
+        Ok(answer)
     }
 
     async fn ask(&self, request: &Request) -> Result<Answers, Error> {

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::catch_up::{Error, With};
 use super::installed::configuration_address;
 use super::level::Voters;
-use super::scan;
+use super::scan::{self, Scanned};
 use super::{Input, Rooms};
 use crate::clock::Clock as _;
 use crate::cluster::change::{ChangeError, Refused, VoterChange};
@@ -26,7 +26,7 @@ use crate::cluster::status::ChangeStatus;
 use crate::replication::register::{Address, Lineage, Record};
 use crate::store::replicator::{Decision, Op, Proposal};
 use crate::store::update::{self, Condition, Update, Verdict};
-use crate::types::{Ballot, NodeId, StorageId, Value};
+use crate::types::{Ballot, NodeId, Slot, StorageId, Value};
 
 /// Orders that wait.
 pub(super) const ORDERS_MAX: usize = 4;
@@ -116,7 +116,7 @@ enum Task {
 impl Due {
     async fn look(&mut self, rooms: &Rooms) {
         let membership = rooms.membership.borrow().clone();
-        let Some(me) = rooms.greeter.slot().map(|slot| usize::from(slot.number())) else {
+        let Some(me) = rooms.greeter.slot().map(Slot::replica) else {
             self.0 = None;
             return have_registered(rooms, &membership).await;
         };
@@ -267,20 +267,9 @@ async fn begin(rooms: Rooms, change: VoterChange) {
 
 /// Ends a joint epoch where its new voters know what the old ones chose.
 async fn finish(rooms: &Rooms, membership: &Membership) -> Result<(), ChangeError> {
-    let mut scanned = BTreeMap::new();
-    for slot in membership.new_voters() {
-        let Some(Member { node, .. }) = membership.member(*slot) else { continue };
-        let of = if rooms.greeter.slot().is_some_and(|me| usize::from(me.number()) == *slot) {
-            Ok(rooms.scanned.lock().clone())
-        } else {
-            let asked = tokio::time::timeout(ASK_TIMEOUT, With::new(node, rooms).scanned()).await;
-            asked.unwrap_or(Err(Error::Unsettled))
-        };
-        match of {
-            Ok(of) => drop(scanned.insert(*slot, of)),
-            Err(error) => tracing::debug!(peer = %node, %error, "asking how far a new voter is"),
-        }
-    }
+    let new = membership.new_voters().iter().filter_map(|slot| membership.member(*slot));
+    let asked = futures_util::future::join_all(new.map(|new| how_far(rooms, new))).await;
+    let scanned: BTreeMap<usize, Scanned> = asked.into_iter().flatten().collect();
     let level = scan::level(membership, &scanned);
     let enough = Quorums::majority_of(membership.new_voters().iter().copied()).is_met(|slot| level.contains(&slot));
     let step = format!(
@@ -299,6 +288,21 @@ async fn finish(rooms: &Rooms, membership: &Membership) -> Result<(), ChangeErro
     let done = write(rooms, |now| Ok(if now.epoch() == joint { now.finish() } else { None })).await?;
     say(rooms, &change, format!("done: epoch {}", done.epoch()), false);
     Ok(())
+}
+
+/// With whom a new voter has compared its rows, as far as it says so.
+async fn how_far(rooms: &Rooms, new: &Member) -> Option<(usize, Scanned)> {
+    let slot = new.replica();
+    if rooms.greeter.slot() == Some(new.slot) {
+        return Some((slot, rooms.scanned.lock().clone()));
+    }
+    let asked = tokio::time::timeout(ASK_TIMEOUT, With::new(&new.node, rooms).scanned()).await;
+    let error = match asked.unwrap_or(Err(Error::Unsettled)) {
+        Ok(scanned) => return Some((slot, scanned)),
+        Err(error) => error,
+    };
+    tracing::debug!(peer = %new.node, %error, "asking how far a new voter is");
+    None
 }
 
 /// Decides alone from now on, as the only voter.
@@ -329,28 +333,20 @@ async fn recover(rooms: &Rooms) -> Result<(), ChangeError> {
 }
 
 async fn install(rooms: &Rooms, address: Address, record: Record) -> Result<(), ChangeError> {
-    let stopping = || unavailable("this node is stopping");
-    let (done, durable) = oneshot::channel();
-    let rows = vec![(address, record)];
-    rooms.inputs.send(Input::Install { rows, done }).await.map_err(|_| stopping())?;
-    durable.await.map_err(|_| unavailable("the configuration could not be written to this disk"))
+    let installed =
+        rooms.ask(|done| Input::Install { rows: vec![(address, record)], done }).await.map_err(unavailable)?;
+    installed.ok_or_else(|| unavailable("the configuration could not be written to this disk"))
 }
 
 async fn has_quorum(rooms: &Rooms) -> Result<bool, ChangeError> {
-    let stopping = || unavailable("this node is stopping");
-    let (reply, voters) = oneshot::channel();
-    rooms.inputs.send(Input::Voters { reply }).await.map_err(|_| stopping())?;
-    let Voters { me, peers, quorums } = voters.await.map_err(|_| stopping())?;
+    let voters = rooms.ask(|reply| Input::Voters { reply }).await.map_err(unavailable)?;
+    let Voters { me, peers, quorums } = voters.ok_or_else(|| unavailable(Error::Stopping))?;
     Ok(quorums.is_met(|slot| me == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)))
 }
 
 /// Who is there, this node included, by slots.
 async fn connected(rooms: &Rooms) -> BTreeSet<usize> {
-    let (reply, connected) = oneshot::channel();
-    if rooms.inputs.send(Input::Connected { reply }).await.is_err() {
-        return BTreeSet::new();
-    }
-    connected.await.unwrap_or_default()
+    rooms.ask(|reply| Input::Connected { reply }).await.ok().flatten().unwrap_or_default()
 }
 
 /// What is in the register, or what it begins with.
@@ -398,11 +394,9 @@ fn refused(change: &VoterChange) -> impl Fn(Refused) -> ChangeError {
 
 async fn propose(rooms: &Rooms, update: Update) -> Result<update::Outcome, ChangeError> {
     let Address { shard, key } = configuration_address();
-    let (reply, decision) = oneshot::channel();
     let proposal = Proposal { shard, key, update, timeout: Some(REGISTER_TIMEOUT) };
-    let stopping = || unavailable("this node is stopping");
-    rooms.inputs.send(Input::Propose { proposal, reply }).await.map_err(|_| stopping())?;
-    match decision.await.map_err(|_| stopping())? {
+    let decision = rooms.ask(|reply| Input::Propose { proposal, reply }).await.map_err(unavailable)?;
+    match decision.ok_or_else(|| unavailable(Error::Stopping))? {
         Decision::Accept(outcome) => Ok(outcome),
         Decision::Reject(why) => Err(unavailable(why)),
         Decision::Timeout => Err(unavailable("no answer in time; it may have been written all the same")),

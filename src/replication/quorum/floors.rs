@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::catch_up::{Error, SETTLE_WITHIN, blocking};
+use super::catch_up::{Error, blocking};
 use super::{Input, Rooms};
 use crate::replication::wire::{Collection, Refused};
 use crate::store::Shard;
@@ -47,12 +47,8 @@ pub(super) async fn refuse(rooms: &Rooms, Collection { shard, floor, epoch }: &C
 }
 
 async fn refuse_upto(rooms: &Rooms, shard: &ShardId, floor: Ballot, epoch: Option<u64>) -> Result<(), Error> {
-    let (done, settled) = oneshot::channel();
-    ask(rooms, Floors::Refuse { shard: shard.clone(), floor, epoch, done }).await?;
-    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
-        Ok(settled) => settled.map_err(|_| Error::NotRefused),
-        Err(_) => Err(Error::Unsettled),
-    }
+    let asked = |done| Input::Floors(Floors::Refuse { shard: shard.clone(), floor, epoch, done });
+    rooms.settled(asked, Error::NotRefused).await
 }
 
 /// The digest of what is here up to the floor, but for deletions up to `above`.
@@ -94,9 +90,8 @@ pub(super) async fn adopt(
 }
 
 async fn vouch(rooms: &Rooms, Collection { shard, floor, epoch }: &Collection) -> Result<(), Error> {
-    let (done, vouched) = oneshot::channel();
-    ask(rooms, Floors::Vouch { shard: shard.clone(), floor: *floor, epoch: *epoch, done }).await?;
-    vouched.await.map_err(|_| Error::NotRefused)
+    let asked = |done| Input::Floors(Floors::Vouch { shard: shard.clone(), floor: *floor, epoch: *epoch, done });
+    rooms.ask(asked).await?.ok_or(Error::NotRefused)
 }
 
 async fn raise(
@@ -108,28 +103,26 @@ async fn raise(
 ) -> Result<(), Error> {
     let dropped = blocking(move || open.raise_floor(floor, &forgotten)).await?;
     metrics::counter!(telemetry::TOMBSTONES_DROPPED).increment(dropped);
-    ask(rooms, Floors::Raised { shard: shard.clone(), floor }).await
+    raised(rooms, shard.clone(), floor).await
 }
 
 /// A restart finds refusals in the journal that floors had taken over: these need not be kept any more.
 pub(super) async fn let_go_of_refusals(rooms: &Rooms) -> Result<(), Error> {
-    let (reply, refusals) = oneshot::channel();
-    ask(rooms, Floors::Refusals { reply }).await?;
-    for shard in refusals.await.map_err(|_| Error::Stopping)? {
+    let refusals = rooms.ask(|reply| Input::Floors(Floors::Refusals { reply })).await?;
+    for shard in refusals.ok_or(Error::Stopping)? {
         if let Some(open) = rooms.manager.find(&shard).await? {
-            ask(rooms, Floors::Raised { shard, floor: open.gc_floor() }).await?;
+            raised(rooms, shard, open.gc_floor()).await?;
         }
     }
     Ok(())
 }
 
-async fn ask(rooms: &Rooms, asked: Floors) -> Result<(), Error> {
-    rooms.inputs.send(Input::Floors(asked)).await.map_err(|_| Error::Stopping)
+async fn raised(rooms: &Rooms, shard: ShardId, floor: Ballot) -> Result<(), Error> {
+    rooms.inputs.send(Input::Floors(Floors::Raised { shard, floor })).await.map_err(|_| Error::Stopping)
 }
 
 /// Who all other replicas are, where this node is to see to the shard and all can be asked.
 pub(super) async fn replicas(rooms: &Rooms, shard: &ShardId) -> Result<Option<Replicas>, Error> {
-    let (reply, replicas) = oneshot::channel();
-    ask(rooms, Floors::Replicas { shard: shard.clone(), reply }).await?;
-    replicas.await.map_err(|_| Error::Stopping)
+    let asked = |reply| Input::Floors(Floors::Replicas { shard: shard.clone(), reply });
+    rooms.ask(asked).await?.ok_or(Error::Stopping)
 }

@@ -104,9 +104,8 @@ async fn of_majority<T>(
     each: impl Fn(NodeId) -> BoxFuture<'static, Result<T, Error>>,
 ) -> Result<Vec<T>, Rejection> {
     let stopping = || Rejection::Busy("this node is shutting down".to_owned());
-    let (reply, voters) = oneshot::channel();
-    rooms.inputs.send(Input::Voters { reply }).await.map_err(|_| stopping())?;
-    let Voters { me, peers, quorums } = voters.await.map_err(|_| stopping())?;
+    let voters = rooms.ask(|reply| Input::Voters { reply }).await.ok().flatten();
+    let Voters { me, peers, quorums } = voters.ok_or_else(stopping)?;
     let (mut got, mut answered, mut why) = (Vec::new(), BTreeSet::from_iter(me), String::new());
     let ask = |(slot, peer): (usize, NodeId)| each(peer.clone()).map(move |answer| (slot, peer, answer));
     let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();

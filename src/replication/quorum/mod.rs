@@ -11,7 +11,8 @@
 //! `core` does all that changes anything and never waits; this file does all the waiting. `disk` keeps one append in
 //! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer's, and
 //! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken. Old
-//! deletions are forgotten by `collect`, which asks, and `floors`, which does it.
+//! deletions are forgotten by `collect`, which asks, and `floors`, which does it. Who votes is `installed` when the node
+//! starts, changed by `changing`, and compared for by `scan`.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
@@ -163,6 +164,27 @@ struct Rooms {
     fetches: watch::Sender<usize>,
 }
 
+impl Rooms {
+    /// Asks the driver; none where it lets the question go, as it may not do what was asked, or not now.
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<Option<T>, catch_up::Error> {
+        let (reply, answer) = oneshot::channel();
+        self.inputs.send(input(reply)).await.map_err(|_| catch_up::Error::Stopping)?;
+        Ok(answer.await.ok())
+    }
+
+    /// Asks the driver to say so once something that was accepted before is settled; `let_go` where it does not take that on.
+    async fn settled(
+        &self,
+        input: impl FnOnce(oneshot::Sender<()>) -> Input,
+        let_go: catch_up::Error,
+    ) -> Result<(), catch_up::Error> {
+        match tokio::time::timeout(catch_up::SETTLE_WITHIN, self.ask(input)).await {
+            Ok(asked) => asked?.ok_or(let_go),
+            Err(_) => Err(catch_up::Error::Unsettled),
+        }
+    }
+}
+
 /// What the driver is told by this node itself.
 #[derive(Debug)]
 enum Input {
@@ -176,7 +198,7 @@ enum Input {
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
     Inherited { epoch: u64, slot: usize, done: oneshot::Sender<()> },
-    Floor { ballot: Ballot, done: oneshot::Sender<()> },
+    PromiseAbove { ballot: Ballot, done: oneshot::Sender<()> },
     Connected { reply: oneshot::Sender<BTreeSet<usize>> },
     Floors(floors::Floors),
     Voters { reply: oneshot::Sender<level::Voters> },
@@ -214,7 +236,7 @@ impl QuorumReplicator {
         let (writer_events, written) = mpsc::unbounded_channel();
         let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
         let quorums = installed.membership.quorums();
-        let mut proposing = ProposerConfig::new(usize::from(slot.number()), quorums, config.seed);
+        let mut proposing = ProposerConfig::new(slot.replica(), quorums, config.seed);
         proposing.value_bytes_max = config.value_bytes_max;
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {

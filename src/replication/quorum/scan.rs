@@ -13,13 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::oneshot;
-
-use super::catch_up::{Error, SETTLE_WITHIN, With};
+use super::catch_up::{Error, With};
 use super::{Input, Rooms};
 use crate::cluster::membership::{Member, Membership, Quorums};
-use crate::types::Ballot;
+use crate::types::{Ballot, Slot};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_millis(500);
@@ -51,7 +49,7 @@ pub(super) async fn follow(rooms: Rooms) {
 async fn scan(membership: &Membership, rooms: &Rooms) {
     let epoch = membership.epoch();
     *rooms.scanned.lock() = Scanned { epoch, with: BTreeSet::new() };
-    let me = rooms.greeter.slot().map(|slot| usize::from(slot.number()));
+    let me = rooms.greeter.slot().map(Slot::replica);
     if !membership.is_joint() || !me.is_some_and(|me| membership.new_voters().contains(&me)) {
         return;
     }
@@ -70,11 +68,7 @@ async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize 
         let compared = if is_me {
             settle_inherited(rooms, epoch, old.replica()).await
         } else {
-            let scanned = With::new(&old.node, rooms).scan(epoch, old.replica()).await;
-            match scanned {
-                Ok(ceiling) => promise_above(rooms, ceiling).await,
-                Err(error) => Err(error),
-            }
+            compare_with(old, epoch, rooms).await
         };
         match compared {
             Ok(()) => return old.replica(),
@@ -86,21 +80,19 @@ async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize 
     }
 }
 
+async fn compare_with(old: &Member, epoch: u64, rooms: &Rooms) -> Result<(), Error> {
+    let ceiling = With::new(&old.node, rooms).scan(epoch, old.replica()).await?;
+    promise_above(rooms, ceiling).await
+}
+
 /// Waits until nothing is open here that this node, as the voter of that slot, had voted for before the joint epoch.
 pub(super) async fn settle_inherited(rooms: &Rooms, epoch: u64, slot: usize) -> Result<(), Error> {
-    let (done, settled) = oneshot::channel();
-    rooms.inputs.send(Input::Inherited { epoch, slot, done }).await.map_err(|_| Error::Stopping)?;
-    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
-        Ok(settled) => settled.map_err(|_| Error::OtherEpoch { epoch, slot }),
-        Err(_) => Err(Error::Unsettled),
-    }
+    rooms.settled(|done| Input::Inherited { epoch, slot, done }, Error::OtherEpoch { epoch, slot }).await
 }
 
 /// Promises nothing up to this ballot from now on, also after a restart.
 async fn promise_above(rooms: &Rooms, ballot: Ballot) -> Result<(), Error> {
-    let (done, durable) = oneshot::channel();
-    rooms.inputs.send(Input::Floor { ballot, done }).await.map_err(|_| Error::Stopping)?;
-    durable.await.map_err(|_| Error::Ahead(ballot))
+    rooms.ask(|done| Input::PromiseAbove { ballot, done }).await?.ok_or(Error::Ahead(ballot))
 }
 
 /// Which of the new voters have compared with a majority of the old ones.

@@ -1,8 +1,8 @@
 //! Answering peers that compare their rows with this node's: see `catch_up.rs`, which asks.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::catch_up::{Error, SETTLE_WITHIN, TURN_MAX, blocking};
+use super::catch_up::{Error, TURN_MAX, blocking};
 use super::scan::{Scanned, settle_inherited};
 use super::{Input, Rooms, changing, floors, level};
 use crate::replication::register::{Lineage, Record};
@@ -81,19 +81,12 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
 /// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
 /// then on is told, so that nothing falls between the comparison and that.
 async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
-    let (met, known) = oneshot::channel();
-    rooms.inputs.send(Input::Meet { peer: peer.clone(), met }).await.map_err(|_| Error::Stopping)?;
-    known.await.map_err(|_| Error::Stopping)
+    rooms.ask(|met| Input::Meet { peer: peer.clone(), met }).await?.ok_or(Error::Stopping)
 }
 
 /// Waits until all of `shard` that this node had accepted before is committed here, and visible.
 pub(super) async fn settle(rooms: &Rooms, shard: ShardId) -> Result<(), Error> {
-    let (done, settled) = oneshot::channel();
-    rooms.inputs.send(Input::Settle { shard, done }).await.map_err(|_| Error::Stopping)?;
-    match tokio::time::timeout(SETTLE_WITHIN, settled).await {
-        Ok(settled) => settled.map_err(|_| Error::TurnedAway),
-        Err(_) => Err(Error::Unsettled),
-    }
+    rooms.settled(|done| Input::Settle { shard, done }, Error::TurnedAway).await
 }
 
 /// Waits for rows that are being fetched: what they replace would be listed and compared in vain. The wait ends in any

@@ -189,7 +189,7 @@ impl Proposer {
 
     /// Proposes under another slot from now on. Whatever is in flight goes on under the ballots that it has.
     pub fn set_slot(&mut self, slot: Slot) {
-        self.config.me = usize::from(slot.number());
+        self.config.me = slot.replica();
         self.clock.set_slot(slot);
     }
 

@@ -22,7 +22,7 @@ use crate::replication::quorum::peers::{Link, Peer};
 use crate::replication::register::{Address, Body, Message, Record};
 use crate::replication::wire::{self, Batch};
 use crate::store::StoredRow;
-use crate::types::{Ballot, NodeId};
+use crate::types::{Ballot, NodeId, Slot};
 
 /// Batches of later epochs that wait until this node has installed those. Their senders ask again where one is lost.
 const EARLY_BATCHES_MAX: usize = 256;
@@ -123,7 +123,7 @@ impl Core {
     /// Under which number this node proposes, if any: its disk may be another than the one that is meant.
     pub(super) fn find_own_slot(&mut self) {
         let slot = self.rooms.greeter.slot();
-        self.me = slot.map(|slot| usize::from(slot.number()));
+        self.me = slot.map(Slot::replica);
         match slot {
             Some(slot) => self.proposer.set_slot(slot),
             None => tracing::warn!("this node is no member now; it registers with whoever answers"),
@@ -227,7 +227,7 @@ impl Core {
 
     /// Promises nothing up to this ballot any more, and says so once that is durable. One further ahead than any ballot may be
     /// is of a clock that is wrong: nothing would be promised here for long.
-    pub(super) fn raise_floor(&mut self, now: Now, ballot: Ballot, done: oneshot::Sender<()>) {
+    pub(super) fn promise_above(&mut self, now: Now, ballot: Ballot, done: oneshot::Sender<()>) {
         let bound = self.config.max_skew + self.config.ceiling_lead;
         if ballot.nanos().saturating_sub(now.wall) > i64::try_from(bound.as_nanos()).unwrap_or(i64::MAX) {
             // Dropping it says so.

@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::cluster::hello::Hello;
 use crate::cluster::memory::Standing;
 use crate::replication::quorum::peers::{Link, Stamp};
-use crate::types::{NodeId, StorageId};
+use crate::types::{NodeId, Slot, StorageId};
 
 impl Core {
     pub(super) fn on_up(&mut self, now: Now, node: &NodeId, hello: &[u8]) {
@@ -164,7 +164,6 @@ impl Core {
 
     /// The slot of the member that is connected as `node`.
     pub(super) fn index(&self, node: &NodeId) -> Option<usize> {
-        let slot = self.membership().slot_of(node, *self.connected.get(node)?)?;
-        Some(usize::from(slot.number()))
+        self.membership().slot_of(node, *self.connected.get(node)?).map(Slot::replica)
     }
 }

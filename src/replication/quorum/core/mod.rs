@@ -40,7 +40,7 @@ use crate::replication::register::{
 use crate::replication::wire::{self, Batch};
 use crate::store::replicator::{Decision, Proposal, Rejection};
 use crate::transport::Event;
-use crate::types::{Ballot, NodeId, ShardId, StorageId};
+use crate::types::{Ballot, NodeId, ShardId, Slot, StorageId};
 
 /// Tasks that wait for their shard file to be opened.
 const PARKED_TASKS_MAX: usize = 65_536;
@@ -141,7 +141,7 @@ impl Core {
         let Installed { membership, row } = installed;
         let others = membership.members().iter().filter(|member| member.node != config.node);
         Self {
-            me: rooms.greeter.slot().map(|slot| usize::from(slot.number())),
+            me: rooms.greeter.slot().map(Slot::replica),
             peers: others.map(|member| (member.replica(), Peer::new(member.node.clone()))).collect(),
             replicas: membership.voters().map(Member::replica).collect(),
             connected: BTreeMap::new(),
@@ -232,7 +232,7 @@ impl Core {
             Input::Settle { shard, done } => self.settle_upto(now, &shard, Ballot(i64::MAX), done),
             Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
             Input::Floors(asked) => self.on_floors(now, asked),
-            Input::Floor { ballot, done } => self.raise_floor(now, ballot, done),
+            Input::PromiseAbove { ballot, done } => self.promise_above(now, ballot, done),
             Input::Voters { reply } => {
                 // Whoever asked and has gone needs no answer.
                 let _ = reply.send(self.voters());
