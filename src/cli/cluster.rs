@@ -167,11 +167,12 @@ async fn attempt(client: &Client, change: &VoterChange, wait: &Wait) -> Result<C
         VoterChange::Add(node) => client.add_voter(node).await,
         VoterChange::Remove(node) => client.remove_voter(node).await,
         VoterChange::Replace { node, with } => client.replace_voter(node, with.as_ref()).await,
+        VoterChange::Factor(_) | VoterChange::Move { .. } => client.cluster().await,
     }?;
     let is_done = |now: &ClusterStatus| match change {
         VoterChange::Add(node) => votes(now, node),
         VoterChange::Remove(node) => !now.voters.contains(node),
-        VoterChange::Replace { .. } => now.epoch > before,
+        VoterChange::Replace { .. } | VoterChange::Factor(_) | VoterChange::Move { .. } => now.epoch > before,
     };
     if wait.no_wait { Ok(begun) } else { wait_done(client, begun, is_done).await }
 }

@@ -12,7 +12,8 @@
 use std::collections::BTreeSet;
 
 use super::membership::{MEMBERS_MAX, Member, Membership, VOTERS_MAX};
-use crate::types::{NodeId, Slot, StorageId};
+use super::placement::{PINS_MAX, Placement};
+use crate::types::{NodeId, ShardId, Slot, StorageId};
 
 /// What epochs leave out when somebody decides alone who votes: whoever still goes by the old ones, and by such as follow from
 /// them, has a lower one.
@@ -32,6 +33,15 @@ pub enum VoterChange {
         /// Who votes in its place; none for the same node on its new disk.
         with: Option<NodeId>,
     },
+    /// So many voters replicate each shard; none for all of them.
+    Factor(Option<usize>),
+    /// These voters replicate this shard before all others; none for those that the hash names.
+    Move {
+        /// It.
+        shard: ShardId,
+        /// Their names.
+        to: Vec<NodeId>,
+    },
 }
 
 impl std::fmt::Display for VoterChange {
@@ -41,6 +51,10 @@ impl std::fmt::Display for VoterChange {
             Self::Remove(node) => write!(f, "remove {node}"),
             Self::Replace { node, with: None } => write!(f, "replace the disk of {node}"),
             Self::Replace { node, with: Some(other) } => write!(f, "replace {node} with {other}"),
+            Self::Factor(None) => write!(f, "replicate every shard on all voters"),
+            Self::Factor(Some(factor)) => write!(f, "replicate every shard on {factor} voters"),
+            Self::Move { shard, to } if to.is_empty() => write!(f, "move {shard} back"),
+            Self::Move { shard, to } => write!(f, "move {shard} to {}", names(to)),
         }
     }
 }
@@ -71,6 +85,23 @@ pub enum Refused {
     /// More than [`VOTERS_MAX`].
     #[error("there are {VOTERS_MAX} voters already, as many as there may be")]
     TooMany,
+    /// Every voter has every shard.
+    #[error(
+        "every voter replicates every shard, so none can be moved; see `outrigger cluster replication-factor --help`"
+    )]
+    Everywhere,
+    /// More replicas than each shard has.
+    #[error("{0} nodes are named, and each shard has {1} replicas")]
+    TooManyReplicas(usize, usize),
+    /// More than [`PINS_MAX`](super::placement::PINS_MAX).
+    #[error("{0} shards are pinned already, as many as there may be; move some back (`migrate --back`)")]
+    TooManyPins(usize),
+    /// The cluster's own.
+    #[error("{0} is the cluster's own, which every voter replicates")]
+    OwnShard(ShardId),
+    /// Nobody would hold anything.
+    #[error("each shard needs at least one replica")]
+    NoReplicas,
     /// A node that knows of no configuration has none to change.
     #[error("this node has not heard of the cluster's configuration yet; try again when it has joined")]
     NotJoined,
@@ -143,55 +174,74 @@ impl Membership {
         if self.is_joint() {
             return Err(Refused::UnderWay(self.epoch));
         }
-        let mut voters = self.voters.clone();
+        let mut next = self.now.clone();
         match change {
             VoterChange::Add(node) => {
                 if self.voter_of(node).is_some() {
                     return Ok(None);
                 }
-                if voters.len() >= VOTERS_MAX {
+                if next.voters.len() >= VOTERS_MAX {
                     return Err(Refused::TooMany);
                 }
-                voters.insert(self.observer_of(node).ok_or_else(|| self.unknown_node(node))?);
+                next.voters.insert(self.observer_of(node).ok_or_else(|| self.unknown_node(node))?);
             }
             VoterChange::Remove(node) => {
-                let Some(slot) = self.voter_of(node) else {
-                    let mut left = self.clone();
-                    left.members.retain(|member| member.node != *node);
-                    return if left == *self {
-                        Err(Refused::NoMember(node.clone(), self.member_names()))
-                    } else {
-                        Ok(Some(left))
-                    };
-                };
-                if voters.len() == 1 {
+                let Some(slot) = self.voter_of(node) else { return self.strike(node).map(Some) };
+                if next.voters.len() == 1 {
                     return Err(Refused::LastVoter(node.clone()));
                 }
-                voters.remove(&slot);
+                next.remove(slot);
             }
             VoterChange::Replace { node, with } => {
-                let slot = self.voter_of(node);
-                let slot = slot.ok_or_else(|| Refused::NotAVoter(node.clone(), names(&self.voter_names())))?;
+                let slot = self.known_voter(node)?;
                 let other = match with {
                     None => self.observer_of(node).ok_or_else(|| Refused::NoOtherDisk(node.clone()))?,
                     Some(other) => self.observer_of(other).ok_or_else(|| self.unknown_node(other))?,
                 };
-                voters.remove(&slot);
-                voters.insert(other);
+                next.exchange(slot, other);
             }
+            VoterChange::Factor(Some(0)) => return Err(Refused::NoReplicas),
+            VoterChange::Factor(factor) => next.replication_factor = *factor,
+            VoterChange::Move { shard, to } => self.pin(&mut next, shard, to)?,
         }
-        Ok(Some(Self { epoch: self.epoch + 1, next: Some(voters), ..self.clone() }))
+        Ok((next != self.now).then(|| Self { epoch: self.epoch + 1, next: Some(next), ..self.clone() }))
+    }
+
+    /// What an observer's removal leaves.
+    fn strike(&self, node: &NodeId) -> Result<Self, Refused> {
+        let mut left = self.clone();
+        left.members.retain(|member| member.node != *node);
+        if left == *self { Err(Refused::NoMember(node.clone(), self.member_names())) } else { Ok(left) }
+    }
+
+    fn pin(&self, next: &mut Placement, shard: &ShardId, to: &[NodeId]) -> Result<(), Refused> {
+        if shard.is_system() {
+            return Err(Refused::OwnShard(shard.clone()));
+        }
+        if to.is_empty() {
+            next.pins.remove(shard);
+            return Ok(());
+        }
+        if next.is_everywhere() {
+            return Err(Refused::Everywhere);
+        }
+        let pinned = to.iter().map(|node| self.known_voter(node)).collect::<Result<BTreeSet<_>, _>>()?;
+        if pinned.len() > next.copies() {
+            return Err(Refused::TooManyReplicas(pinned.len(), next.copies()));
+        }
+        next.pins.insert(shard.clone(), pinned);
+        if next.pins.len() > PINS_MAX { Err(Refused::TooManyPins(PINS_MAX)) } else { Ok(()) }
     }
 
     /// What a joint configuration ends in: the new voters alone. Who voted and does so no longer is an observer from now on,
     /// except a disk in whose place its node has another.
     #[must_use]
     pub fn finish(&self) -> Option<Self> {
-        let voters = self.next.clone()?;
-        let mut next = Self { epoch: self.epoch + 1, voters, next: None, ..self.clone() };
+        let now = self.next.clone()?;
+        let mut next = Self { epoch: self.epoch + 1, now, next: None, ..self.clone() };
         let newest =
             |member: &Member| member.storage_id.is_none() || self.newest_disk(&member.node) == member.storage_id;
-        next.members.retain(|member| newest(member) || next.voters.contains(&member.replica()));
+        next.members.retain(|member| newest(member) || next.now.voters.contains(&member.replica()));
         Some(next)
     }
 
@@ -214,7 +264,9 @@ impl Membership {
         alone.epoch += EPOCHS_FORCED;
         alone.members.retain(|member| member.replica() == slot);
         alone.members.iter_mut().for_each(|member| member.storage_id = Some(disk));
-        (alone.voters, alone.next) = (BTreeSet::from([slot]), None);
+        let replication_factor = alone.now.replication_factor;
+        let now = Placement { voters: BTreeSet::from([slot]), replication_factor, ..Placement::default() };
+        (alone.now, alone.next) = (now, None);
         Some(alone)
     }
 
@@ -229,6 +281,10 @@ impl Membership {
 
     fn voter_of(&self, node: &NodeId) -> Option<usize> {
         self.voters().find(|voter| voter.node == *node).map(Member::replica)
+    }
+
+    fn known_voter(&self, node: &NodeId) -> Result<usize, Refused> {
+        self.voter_of(node).ok_or_else(|| Refused::NotAVoter(node.clone(), names(&self.voter_names())))
     }
 
     fn observer_of(&self, node: &NodeId) -> Option<usize> {

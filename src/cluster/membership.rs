@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::placement::{PINS_MAX, Placement};
 use crate::types::{Key, NodeId, ShardId, Slot, StorageId};
 
 /// The most voters in one configuration. More would make every write wait for dozens of disks; it also bounds the
@@ -49,6 +50,15 @@ pub enum InvalidMembership {
     /// A voter that is no member.
     #[error("slot {0} votes and belongs to nobody")]
     NotAMember(usize),
+    /// A shard pinned to nobody, or to somebody without a vote.
+    #[error("{0} is pinned to who does not vote")]
+    Pinned(ShardId),
+    /// More than [`PINS_MAX`].
+    #[error("{0} shards are pinned, more than {PINS_MAX}")]
+    TooManyPins(usize),
+    /// Nobody would hold anything.
+    #[error("a replication factor of 0: each shard needs at least one replica")]
+    NoReplicas,
     /// Epochs start at 1.
     #[error("epoch 0: epochs start at {FIRST_EPOCH}")]
     NoEpoch,
@@ -90,37 +100,38 @@ pub struct Membership {
     pub(super) epoch: u64,
     /// In the order of their slots.
     pub(super) members: Vec<Member>,
-    /// By their slots, those who vote.
-    pub(super) voters: BTreeSet<usize>,
-    /// While it is joint, those who will.
-    pub(super) next: Option<BTreeSet<usize>>,
+    /// Who votes, and on what.
+    pub(super) now: Placement,
+    /// While it is joint, who will.
+    pub(super) next: Option<Placement>,
     /// Where the search for a free slot begins: the longer ago one was in use the better.
     pub(super) next_slot: u16,
 }
 
 /// What a [`Membership`] is written and read as.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Unchecked {
     epoch: u64,
     members: Vec<Member>,
-    voters: BTreeSet<usize>,
+    now: Placement,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    next: Option<BTreeSet<usize>>,
+    next: Option<Placement>,
     next_slot: u16,
 }
 
 impl TryFrom<Unchecked> for Membership {
     type Error = InvalidMembership;
     fn try_from(read: Unchecked) -> Result<Self, Self::Error> {
-        let Unchecked { epoch, members, voters, next, next_slot } = read;
-        Self { epoch, members, voters, next, next_slot }.checked()
+        let Unchecked { epoch, members, now, next, next_slot } = read;
+        Self { epoch, members, now, next, next_slot }.checked()
     }
 }
 
 impl From<Membership> for Unchecked {
     fn from(membership: Membership) -> Self {
-        let Membership { epoch, members, voters, next, next_slot } = membership;
-        Self { epoch, members, voters, next, next_slot }
+        let Membership { epoch, members, now, next, next_slot } = membership;
+        Self { epoch, members, now, next, next_slot }
     }
 }
 
@@ -176,7 +187,7 @@ impl Membership {
     /// That of a node that has not heard of any: nobody decides.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { epoch: NO_EPOCH, members: Vec::new(), voters: BTreeSet::new(), next: None, next_slot: 0 }
+        Self { epoch: NO_EPOCH, members: Vec::new(), now: Placement::default(), next: None, next_slot: 0 }
     }
 
     /// The configuration that the `voters` list makes, in whatever order it names them. A voter's slot is its place in the
@@ -190,8 +201,8 @@ impl Membership {
         if let Some((twice, _)) = names.find(|(a, b)| a.node == b.node) {
             return Err(InvalidMembership::Twice(twice.node.to_string()));
         }
-        let voters = (0..members.len()).collect();
-        Self { epoch: FIRST_EPOCH, members, voters, next: None, next_slot }.checked()
+        let now = Placement { voters: (0..members.len()).collect(), ..Placement::default() };
+        Self { epoch: FIRST_EPOCH, members, now, next: None, next_slot }.checked()
     }
 
     pub(super) fn checked(mut self) -> Result<Self, InvalidMembership> {
@@ -209,22 +220,42 @@ impl Membership {
         if let Some(unusable) = self.members.iter().find(|member| Slot::new(member.slot.number()).is_none()) {
             return Err(InvalidMembership::Unreadable(format!("slot {}", unusable.replica())));
         }
-        for voters in [Some(&self.voters), self.next.as_ref()].into_iter().flatten() {
-            if voters.is_empty() {
-                return Err(InvalidMembership::NoVoters);
-            }
-            if voters.len() > VOTERS_MAX {
-                return Err(InvalidMembership::TooManyVoters(voters.len()));
-            }
-            let mut names = BTreeSet::new();
-            for slot in voters {
-                let member = self.member(*slot).ok_or(InvalidMembership::NotAMember(*slot))?;
-                if !names.insert(&member.node) {
-                    return Err(InvalidMembership::Twice(member.node.to_string()));
-                }
+        std::iter::once(&self.now).chain(&self.next).try_for_each(|placement| self.check(placement))?;
+        Ok(self)
+    }
+
+    fn check(&self, placement: &Placement) -> Result<(), InvalidMembership> {
+        let Placement { voters, replication_factor, pins } = placement;
+        if voters.is_empty() {
+            return Err(InvalidMembership::NoVoters);
+        }
+        if voters.len() > VOTERS_MAX {
+            return Err(InvalidMembership::TooManyVoters(voters.len()));
+        }
+        let mut names = BTreeSet::new();
+        for slot in voters {
+            let member = self.member(*slot).ok_or(InvalidMembership::NotAMember(*slot))?;
+            if !names.insert(&member.node) {
+                return Err(InvalidMembership::Twice(member.node.to_string()));
             }
         }
-        Ok(self)
+        if *replication_factor == Some(0) {
+            return Err(InvalidMembership::NoReplicas);
+        }
+        if pins.len() > PINS_MAX {
+            return Err(InvalidMembership::TooManyPins(pins.len()));
+        }
+        let is_sound = |pinned: &BTreeSet<usize>| !pinned.is_empty() && pinned.is_subset(voters);
+        match pins.iter().find(|(_, pinned)| !is_sound(pinned)) {
+            Some((shard, _)) => Err(InvalidMembership::Pinned(shard.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, with so many replicas of each shard; none for all voters.
+    pub fn with_replication_factor(mut self, factor: Option<usize>) -> Result<Self, InvalidMembership> {
+        self.now.replication_factor = factor;
+        self.checked()
     }
 
     /// The configuration as the value of the register that holds it.
@@ -277,26 +308,38 @@ impl Membership {
     /// The names of those who voted before a change that is under way, sorted.
     #[must_use]
     pub fn old_voter_names(&self) -> Vec<NodeId> {
-        let old = self.members.iter().filter(|member| self.voters.contains(&member.replica()));
+        let old = self.members.iter().filter(|member| self.now.voters.contains(&member.replica()));
         old.map(|member| member.node.clone()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The slots of those who voted before a change that is under way.
     #[must_use]
     pub fn old_voters(&self) -> &BTreeSet<usize> {
-        &self.voters
+        &self.now.voters
+    }
+
+    /// Who votes, and on what, until a change that is under way is done.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.now
+    }
+
+    /// Who votes, and on what, from now on, or will once the change that is under way is done.
+    #[must_use]
+    pub fn next_placement(&self) -> &Placement {
+        self.next.as_ref().unwrap_or(&self.now)
     }
 
     /// The slots of those who vote from now on, or will once the change that is under way is done.
     #[must_use]
     pub fn new_voters(&self) -> &BTreeSet<usize> {
-        self.next.as_ref().unwrap_or(&self.voters)
+        &self.next_placement().voters
     }
 
     /// True where the vote of this slot counts.
     #[must_use]
     pub fn is_voter(&self, slot: usize) -> bool {
-        self.voters.contains(&slot) || self.next.as_ref().is_some_and(|next| next.contains(&slot))
+        self.now.voters.contains(&slot) || self.next.as_ref().is_some_and(|next| next.voters.contains(&slot))
     }
 
     /// The number under which `node` proposes from this disk. `None` where that is no member, or where the node has come with
@@ -314,7 +357,7 @@ impl Membership {
 
     /// A node has one disk that votes at most, and one that is to, or may, take its place.
     fn newest(&self, node: &NodeId) -> Option<&Member> {
-        let votes_already = |member: &&Member| self.voters.contains(&member.replica());
+        let votes_already = |member: &&Member| self.now.voters.contains(&member.replica());
         let has_vote = |member: &&Member| self.is_voter(member.replica());
         let of_node = self.members.iter().filter(|member| member.node == *node);
         of_node.min_by_key(|member| (has_vote(member), votes_already(member)))
@@ -323,34 +366,34 @@ impl Membership {
     /// Which of them decide, by their slots.
     #[must_use]
     pub fn quorums(&self) -> Quorums {
-        let quorums = Quorums::majority_of(self.voters.iter().copied());
+        let quorums = Quorums::majority_of(self.now.voters.iter().copied());
         match &self.next {
-            Some(next) => quorums.and(Quorums::majority_of(next.iter().copied())),
+            Some(next) => quorums.and(Quorums::majority_of(next.voters.iter().copied())),
             None => quorums,
         }
     }
 
-    /// The voter that proposals for a contended key had best go to, so that they queue there instead of colliding: the
+    /// The replica that proposals for a contended key had best go to, so that they queue there instead of colliding: the
     /// best of those that `is_fit` says can take them. A hint, never needed for safety, and the same on every node that
     /// finds the same ones fit, of every version and on every platform (see `score`). None where none is fit.
     #[must_use]
     pub fn home(&self, shard: &ShardId, key: &Key, is_fit: impl Fn(&Member) -> bool) -> Option<&Member> {
-        let fit = self.voters().filter(|member| is_fit(member));
-        fit.max_by_key(|member| (score(&member.node, shard, key), member.slot))
+        let fit = self.voters().filter(|member| self.is_replica(shard, member.replica()) && is_fit(member));
+        fit.max_by_key(|member| (score(&member.node, shard, key.as_str()), member.slot))
     }
 }
 
 /// The rendezvous hash (Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996) of one replica
-/// for one key: the highest score wins, and a replica that goes or comes moves only the keys it won or wins.
+/// for one key, or for a whole shard where that is empty: the highest score wins, and a replica that goes or comes moves only the keys it won or wins.
 ///
 /// FNV-1a over node, org, namespace and key, each followed by the byte `0xff`, which no UTF-8 text holds, so that no
 /// two different tuples read alike; then the finisher of SplitMix64, as FNV alone leaves the high bits of similar
 /// names similar. All nodes must agree on it: changing it is a change of the wire format.
-fn score(node: &NodeId, shard: &ShardId, key: &Key) -> u64 {
+pub(super) fn score(node: &NodeId, shard: &ShardId, key: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let mut hash = OFFSET;
-    for part in [node.as_str(), shard.org.as_str(), shard.namespace.as_str(), key.as_str()] {
+    for part in [node.as_str(), shard.org.as_str(), shard.namespace.as_str(), key] {
         for byte in part.bytes().chain([0xff]) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(PRIME);
         }
@@ -406,13 +449,16 @@ mod tests {
 
     #[test]
     fn what_is_read_back_is_checked_again() {
-        let good = r#"{"epoch":1,"members":[{"node":"a","slot":0,"storage_id":null},{"node":"b","slot":1,"storage_id":null}],"voters":[0,1],"next_slot":2}"#;
+        let good = r#"{"epoch":1,"members":[{"node":"a","slot":0,"storage_id":null},{"node":"b","slot":1,"storage_id":null}],"now":{"voters":[0,1]},"next_slot":2}"#;
         assert_eq!(String::from_utf8(membership(&["b", "a"]).encode()).unwrap(), good);
         assert_eq!(Membership::decode(good.as_bytes()), Ok(membership(&["a", "b"])));
         for (from, to) in [
             ("\"voters\":[0,1]", "\"voters\":[]"),
             ("\"voters\":[0,1]", "\"voters\":[0,2]"),
-            ("\"voters\":[0,1]", "\"voters\":[0],\"next\":[]"),
+            ("\"next_slot\"", "\"next\":{\"voters\":[]},\"next_slot\""),
+            ("\"voters\":[0,1]", "\"voters\":[0,1],\"replication_factor\":0"),
+            ("\"voters\":[0,1]", "\"voters\":[0,1],\"pins\":[[{\"o\":\"a\",\"n\":\"b\"},[2]]]"),
+            ("\"voters\":[0,1]", "\"voters\":[0,1],\"of_a_later_version\":1"),
             ("\"epoch\":1", "\"epoch\":0"),
             ("\"slot\":1", "\"slot\":0"),
             ("\"slot\":1", "\"slot\":4095"),
@@ -425,8 +471,7 @@ mod tests {
     #[test]
     fn the_score_never_changes() {
         // Pinned: nodes of different versions must name the same home.
-        let key = Key::parse("wf/payments/a/1").unwrap();
-        assert_eq!(score(&node("a"), &shard(), &key), 8_521_506_985_278_308_345);
+        assert_eq!(score(&node("a"), &shard(), "wf/payments/a/1"), 8_521_506_985_278_308_345);
     }
 
     #[test]

@@ -17,4 +17,5 @@ pub mod gossip;
 pub mod hello;
 pub mod membership;
 pub mod memory;
+pub mod placement;
 pub mod status;

@@ -135,6 +135,11 @@ impl Outbox {
         self.counts
     }
 
+    /// The keys whose writes wait.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.waiting.keys()
+    }
+
     /// The key's write.
     #[must_use]
     pub fn get(&self, address: &Address) -> Option<&LocalWrite> {

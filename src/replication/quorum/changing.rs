@@ -236,7 +236,7 @@ async fn begin(rooms: Rooms, change: VoterChange) {
         VoterChange::Add(node)
         | VoterChange::Replace { node, with: None }
         | VoterChange::Replace { with: Some(node), .. } => Some(node),
-        VoterChange::Remove(_) => None,
+        VoterChange::Remove(_) | VoterChange::Factor(_) | VoterChange::Move { .. } => None,
     };
     if let Some(node) = newcomer {
         say(format!("{node} copies what a majority has"), false);

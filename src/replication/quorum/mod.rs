@@ -55,6 +55,7 @@ use super::register::{Acceptor, AcceptorConfig, Address, LocalWrite, Proposer, P
 use crate::clock::{Clock, CorrectedClock, HybridClock, Now};
 use crate::cluster::change::{ChangeError, VoterChange};
 use crate::cluster::membership::{InvalidMembership, Membership};
+use crate::cluster::placement::Electorate;
 use crate::cluster::status::ChangeStatus;
 use crate::store::digest::Root;
 use crate::store::replicator::{Decision, Proposal, Rejection, Replicator, Subscriber};
@@ -235,8 +236,8 @@ impl QuorumReplicator {
         let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
         let (writer_events, written) = mpsc::unbounded_channel();
         let writer = JournalWriter::spawn(journal, clock.clone(), writer_events)?;
-        let quorums = installed.membership.quorums();
-        let mut proposing = ProposerConfig::new(slot.replica(), quorums, config.seed);
+        let electorate = Electorate::of(&installed.membership);
+        let mut proposing = ProposerConfig::new(slot.replica(), electorate, config.seed);
         proposing.value_bytes_max = config.value_bytes_max;
         let proposer = Proposer::new(proposing, HybridClock::new(slot, config.max_skew, ceiling));
         let accepting = AcceptorConfig {

@@ -384,6 +384,20 @@ impl Acceptor {
         }
     }
 
+    /// Lets votes go that count no more, as others decide about the keys of these shards now, who know what became of them.
+    /// Returns the keys, and what was voted for. What is known to be chosen stays until it is applied.
+    pub fn let_go(&mut self, decides: impl Fn(&ShardId) -> bool) -> Vec<(Address, Ballot)> {
+        let is_vain = |address: &Address, pending: &Pending| !pending.chosen && !decides(&address.shard);
+        let mut gone = Vec::new();
+        for (address, state) in &mut self.keys {
+            let Some(pending) = state.pending.take_if(|pending| is_vain(address, pending)) else { continue };
+            self.pending -= 1;
+            self.pending_bytes = self.pending_bytes.saturating_sub(pending.record.op.weight());
+            gone.push((address.clone(), pending.record.ballot));
+        }
+        gone
+    }
+
     /// Some keys whose record has been pending since before `before`, at most `limit` (rule 7).
     pub fn stale(&self, before: Duration, limit: usize) -> Vec<Address> {
         let stale = |state: &KeyState| state.pending.as_ref().is_some_and(|p| !p.chosen && p.since <= before);

@@ -1,16 +1,17 @@
 //! The asking half of a node: at most one round per key, updates that wait folded into one (rules 4-6).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{Address, Body, Message, Refusal};
 use super::record::Record;
 use super::round::{Attempt, Ballotting, Base, Carried, Fate, OpId, Pending, Phase, Round, Tally, Try, fold};
 use crate::clock::{HybridClock, Now};
-use crate::cluster::membership::Quorums;
+use crate::cluster::placement::{Electorate, Electors};
 use crate::store::replicator::{Decision, Rejection};
 use crate::store::update::{Outcome, Update};
-use crate::types::{Ballot, Slot};
+use crate::types::{Ballot, ShardId, Slot};
 
 /// How many tries of one round lose before its key counts as contended.
 const CONTENDED_AFTER_TRIES: u32 = 2;
@@ -21,7 +22,7 @@ pub struct ProposerConfig {
     /// This node's own slot, which names it among the replicas.
     pub me: usize,
     /// Which replicas decide.
-    pub quorums: Quorums,
+    pub electorate: Electorate,
     /// The largest value, in bytes.
     pub value_bytes_max: usize,
     /// A step unanswered for this long is begun anew with a fresh ballot; doubles with every try.
@@ -41,10 +42,10 @@ pub struct ProposerConfig {
 impl ProposerConfig {
     /// Defaults for the replica `me`.
     #[must_use]
-    pub fn new(me: usize, quorums: Quorums, seed: u64) -> Self {
+    pub fn new(me: usize, electorate: impl Into<Electorate>, seed: u64) -> Self {
         Self {
             me,
-            quorums,
+            electorate: electorate.into(),
             value_bytes_max: 1 << 20,
             step_timeout: Duration::from_millis(400),
             token_life: Duration::from_millis(250),
@@ -61,7 +62,7 @@ impl ProposerConfig {
 pub enum Action {
     /// Look up what this node holds for the key and call [`Proposer::start`].
     Start(Address),
-    /// Send to every replica, this node's own included; not before the ballot is under this node's durable ceiling,
+    /// Send to every replica of the key's shard, this node's own included; not before the ballot is under this node's durable ceiling,
     /// except for a Read.
     Ask {
         /// The ballot that the message carries.
@@ -172,18 +173,17 @@ impl Proposer {
     /// has stored nothing yet ends at once.
     pub fn set_reachable(&mut self, replicas: BTreeSet<usize>) {
         self.reachable = replicas;
-        if self.has_quorum() {
-            return;
-        }
-        let why = self.no_quorum();
-        let mut ended = Vec::new();
-        for queue in self.keys.values_mut() {
-            ended.extend(queue.waiting.drain(..).map(|pending| pending.id));
-            if let Some(round) = &mut queue.round {
-                ended.extend(round.updates.drain(..).map(|pending| pending.id));
+        for (address, queue) in &mut self.keys {
+            let electors = self.config.electorate.on(&address.shard);
+            if electors.quorums.is_met(|voter| self.reachable.contains(&voter)) {
+                continue;
             }
+            let why = no_quorum(&electors, &self.reachable);
+            let unwritten = queue.round.iter_mut().flat_map(|round| round.updates.drain(..));
+            let ended = queue.waiting.drain(..).chain(unwritten);
+            let ended = ended.map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
+            self.actions.extend(ended);
         }
-        self.actions.extend(ended.into_iter().map(|id| Action::Decide(id, Decision::Reject(why.clone()))));
         self.drop_idle();
     }
 
@@ -195,22 +195,38 @@ impl Proposer {
 
     /// Others decide from now on: a new epoch. What was granted before is worth nothing any more, and rounds in flight begin
     /// anew, as votes of two epochs don't add up. Whom to ask comes with [`Proposer::set_reachable`].
-    pub fn set_quorums(&mut self, now: Now, quorums: Quorums) {
-        self.config.quorums = quorums;
+    pub fn set_electorate(&mut self, now: Now, electorate: impl Into<Electorate>) {
+        self.config.electorate = electorate.into();
         // Prepared by the former ones: two changes later nothing would be known of what was chosen since.
         self.actions.retain(|action| !matches!(action, Action::Ask { .. }));
         self.tokens.clear();
         self.token_order.clear();
-        for round in self.keys.values_mut().filter_map(|queue| queue.round.as_mut()) {
+        for (address, queue) in &mut self.keys {
+            let Some(round) = &mut queue.round else { continue };
+            round.electors = self.config.electorate.on(&address.shard);
             round.recall();
             round.step_deadline = now.monotonic;
         }
     }
 
+    /// Does `work` as if these decided, and not those that rounds began with: a fault, for the model.
+    #[cfg(test)]
+    pub(super) fn as_if_decided(&mut self, quorums: crate::cluster::membership::Quorums, work: impl FnOnce(&mut Self)) {
+        let electors: Arc<Electors> = Arc::new(quorums.into());
+        let rounds = |proposer: &mut Self, electors: &mut dyn FnMut(&Address) -> Arc<Electors>| {
+            for (address, queue) in &mut proposer.keys {
+                queue.round.iter_mut().for_each(|round| round.electors = electors(address));
+            }
+        };
+        rounds(self, &mut |_| electors.clone());
+        work(self);
+        let electorate = self.config.electorate.clone();
+        rounds(self, &mut |address| electorate.on(&address.shard));
+    }
+
     /// Takes in a client's update; its decision comes as an action, at the latest a tick after `deadline`.
     pub fn propose(&mut self, address: Address, id: OpId, update: Update, deadline: Duration) {
-        if !self.has_quorum() {
-            let why = self.no_quorum();
+        if let Err(why) = self.find_quorum(&address.shard) {
             return self.actions.push(Action::Decide(id, Decision::Reject(why)));
         }
         let queue = self.keys.entry(address.clone()).or_default();
@@ -227,7 +243,7 @@ impl Proposer {
     /// Finds out what became of a record that this node accepted and never heard of again (rule 7). Nobody is told;
     /// where it was chosen, or has to be, it comes out as [`Action::Chosen`].
     pub fn settle(&mut self, address: Address, id: OpId, deadline: Duration) {
-        if !self.has_quorum() || self.keys.contains_key(&address) {
+        if self.find_quorum(&address.shard).is_err() || self.keys.contains_key(&address) {
             return;
         }
         let queue = self.keys.entry(address.clone()).or_default();
@@ -246,6 +262,7 @@ impl Proposer {
         }
         let only_reads = updates.iter().all(|pending| pending.update.is_read());
         let mut round = Round {
+            electors: self.config.electorate.on(&address.shard),
             ballot: Ballot::ZERO,
             phase: Phase::BackingOff,
             updates,
@@ -280,12 +297,15 @@ impl Proposer {
     pub fn on_message(&mut self, now: Now, voter: usize, message: Message) {
         let Message { address, body } = message;
         let Some(mut round) = self.keys.get_mut(&address).and_then(|queue| queue.round.take()) else { return };
-        let required = round.updates.iter().any(|pending| pending.settles).then_some(self.config.me);
+        // Who decides on this key no more has no say in what became of its vote.
+        let is_replica = round.electors.replicas.contains(&self.config.me);
+        let settles = round.updates.iter().any(|pending| pending.settles);
+        let required = (settles && is_replica).then_some(self.config.me);
         let going_on = match body {
             Body::Promised { ballot, vote } if ballot == round.ballot => match &mut round.phase {
                 Phase::Preparing(tally) => {
                     tally.add(voter, vote);
-                    let base = tally.base(&self.config.quorums, required, round.held.as_ref());
+                    let base = tally.base(&round.electors.quorums, required, round.held.as_ref());
                     base.is_none_or(|base| self.build_on(now, &address, &mut round, &base))
                 }
                 _ => true,
@@ -293,7 +313,7 @@ impl Proposer {
             Body::Held { round: asked, vote } if asked == round.ballot => match &mut round.phase {
                 Phase::Reading(tally) => {
                     tally.add(voter, vote);
-                    let base = tally.base(&self.config.quorums, required, round.held.as_ref());
+                    let base = tally.base(&round.electors.quorums, required, round.held.as_ref());
                     base.is_none_or(|base| self.answer_reads(now, &address, &mut round, &base))
                 }
                 _ => true,
@@ -480,11 +500,11 @@ impl Proposer {
     fn on_accepted(&mut self, now: Now, address: &Address, round: &mut Round, voter: usize, granted: bool) -> bool {
         let Phase::Accepting(ballotting) = &mut round.phase else { return true };
         ballotting.votes.insert(voter, granted);
-        if !self.config.quorums.is_met(|voter| ballotting.votes.contains_key(&voter)) {
+        if !round.electors.quorums.is_met(|voter| ballotting.votes.contains_key(&voter)) {
             return true;
         }
         let Phase::Accepting(done) = std::mem::replace(&mut round.phase, Phase::BackingOff) else { return true };
-        let is_granted = self.config.quorums.is_met(|voter| done.votes.get(&voter) == Some(&true));
+        let is_granted = round.electors.quorums.is_met(|voter| done.votes.get(&voter) == Some(&true));
         let outcomes = match done.carried {
             Carried::Write(attempt, took_effect) => attempt.outcomes(took_effect),
             Carried::Answers(outcomes) => outcomes,
@@ -510,7 +530,7 @@ impl Proposer {
         refused.insert(voter, why);
         // As long as those in reach that have not refused can still make a majority, the round goes on.
         let may_agree = |voter| self.reachable.contains(&voter) && !refused.contains_key(&voter);
-        if self.config.quorums.is_met(may_agree) {
+        if round.electors.quorums.is_met(may_agree) {
             return true;
         }
         self.counts.refused += 1;
@@ -567,7 +587,7 @@ impl Proposer {
     }
 
     fn expire(&mut self, now: Now, address: &Address) {
-        let why = Decision::Reject(self.no_majority_answered());
+        let why = Decision::Reject(self.no_majority_answered(&address.shard));
         let Some(queue) = self.keys.get_mut(address) else { return };
         let late = queue.waiting.iter().filter(|pending| pending.deadline <= now.monotonic).map(|pending| pending.id);
         let mut nothing: Vec<OpId> = late.collect();
@@ -609,17 +629,20 @@ impl Proposer {
         });
     }
 
-    /// Whether enough replicas can be asked now.
-    pub fn has_quorum(&self) -> bool {
-        self.config.quorums.is_met(|voter| self.reachable.contains(&voter))
+    /// Whether enough replicas of this shard can be asked now; what is missing, if not.
+    pub fn find_quorum(&self, shard: &ShardId) -> Result<(), Rejection> {
+        let electors = self.config.electorate.on(shard);
+        let is_met = electors.quorums.is_met(|voter| self.reachable.contains(&voter));
+        if is_met { Ok(()) } else { Err(no_quorum(&electors, &self.reachable)) }
     }
 
-    fn no_quorum(&self) -> Rejection {
-        Rejection::NoQuorum(format!("in reach: {}", self.config.quorums.tell(|voter| self.reachable.contains(&voter))))
+    /// Who decides on this shard.
+    pub fn electors(&self, shard: &ShardId) -> Arc<Electors> {
+        self.config.electorate.on(shard)
     }
 
-    fn no_majority_answered(&self) -> Rejection {
-        let needed = self.config.quorums.tell(|voter| self.reachable.contains(&voter));
+    fn no_majority_answered(&self, shard: &ShardId) -> Rejection {
+        let needed = self.electors(shard).quorums.tell(|voter| self.reachable.contains(&voter));
         Rejection::NoQuorum(format!("too few voters answered in time (in reach: {needed}); nothing was stored"))
     }
 
@@ -632,6 +655,10 @@ impl Proposer {
         let top = u32::try_from((z ^ (z >> 31)) >> 32).unwrap_or(u32::MAX);
         f64::from(top) / f64::from(u32::MAX)
     }
+}
+
+fn no_quorum(electors: &Electors, reachable: &BTreeSet<usize>) -> Rejection {
+    Rejection::NoQuorum(format!("in reach: {}", electors.quorums.tell(|voter| reachable.contains(&voter))))
 }
 
 fn decisions(outcomes: Vec<(Pending, Outcome)>) -> Vec<(OpId, Decision)> {

@@ -1,11 +1,13 @@
 //! One round of one key, as values: votes in, verdicts out. [`Proposer`](super::Proposer) drives it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::Refusal;
 use super::record::{Descent, Lineage, Record, Vote};
 use crate::cluster::membership::Quorums;
+use crate::cluster::placement::Electors;
 use crate::store::replicator::Op;
 use crate::store::update::{Outcome, Row, Update, Verdict};
 use crate::types::Ballot;
@@ -258,6 +260,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Round {
+    /// Who decides.
+    pub(super) electors: Arc<Electors>,
     /// Names it in messages.
     pub(super) ballot: Ballot,
     pub(super) phase: Phase,

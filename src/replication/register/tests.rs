@@ -547,7 +547,7 @@ fn nothing_that_was_to_be_asked_before_a_change_of_voters_is_asked_after_it() {
     proposer.propose(address(), OpId(1), Update::always(Change::Add(1)), at(1000).monotonic);
     proposer.take_actions();
     proposer.start(at(0), &address(), None);
-    proposer.set_quorums(at(1), Quorums::majority_of(0..3));
+    proposer.set_electorate(at(1), Quorums::majority_of(0..3));
     assert_eq!(proposer.take_actions(), []);
     proposer.on_tick(at(2));
     let actions = proposer.take_actions();

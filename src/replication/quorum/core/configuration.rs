@@ -16,7 +16,8 @@ use tokio::sync::oneshot;
 use super::tasks::Task;
 use super::{Core, Effect};
 use crate::clock::Now;
-use crate::cluster::membership::{Member, Membership, NO_EPOCH};
+use crate::cluster::membership::{Membership, NO_EPOCH};
+use crate::cluster::placement::Electorate;
 use crate::replication::quorum::installed::configuration_address;
 use crate::replication::quorum::peers::{Link, Peer};
 use crate::replication::register::{Address, Body, Message, Record};
@@ -97,11 +98,11 @@ impl Core {
                 if self.membership().is_joint() { self.acceptor.all_pending().collect() } else { BTreeMap::new() };
             tracing::info!(epoch, voters = ?self.membership().voter_names(), joint = self.membership().is_joint(), "configuration installed");
         }
-        self.replicas = self.membership().voters().map(Member::replica).collect();
         self.meet_members(now);
         self.find_own_slot();
         if epoch != before {
-            self.proposer.set_quorums(now, self.membership().quorums());
+            self.proposer.set_electorate(now, Electorate::of(&self.configuration.membership));
+            self.let_votes_go(now);
         }
         self.update_reachable();
         self.rooms.membership.send_replace(self.membership().clone());
@@ -117,6 +118,16 @@ impl Core {
         // Whoever wrote it may be gone before it has told all.
         for node in self.connected.keys().cloned().collect::<Vec<_>>() {
             self.tell_configuration(now, &node);
+        }
+    }
+
+    /// Votes of this node on shards that it replicates no more are worth nothing: those who do know what became of them.
+    pub(super) fn let_votes_go(&mut self, now: Now) {
+        let (membership, me) = (&self.configuration.membership, self.me);
+        let gone = self.acceptor.let_go(|shard| me.is_some_and(|me| membership.is_replica(shard, me)));
+        for (address, ballot) in gone {
+            self.inherited_settled(&address, ballot);
+            self.settled(now, &address, ballot);
         }
     }
 

@@ -54,7 +54,8 @@ impl Core {
         let home = membership.home(shard, &key, |_| true).map(Member::replica);
         let is_home = home.is_some() && home == self.me;
         // Observers take the floor over when they compare rows.
-        let others = self.replicas.iter().filter(|slot| Some(**slot) != self.me);
+        let electors = self.proposer.electors(shard);
+        let others = electors.replicas.iter().filter(|slot| Some(**slot) != self.me);
         let peers: Option<Vec<&Peer>> = others.map(|slot| self.peers.get(slot).filter(|peer| peer.votes())).collect();
         let is_settled = self.barred.is_none() && !membership.is_joint();
         let is_going = self.closing.is_some() || self.is_retiring;

@@ -31,7 +31,6 @@ use super::peers::{Link, Peer};
 use super::status::{PeerStatus, QuorumStatus};
 use super::{Input, Installed, PENDING_BYTES_MAX, PENDING_FRAMES_MAX, QuorumConfig, Rooms};
 use crate::clock::{Clock, Now};
-use crate::cluster::membership::Member;
 use crate::replication::journal::WriterEvent;
 use crate::replication::outbox::Outbox;
 use crate::replication::register::{
@@ -85,8 +84,6 @@ pub(super) struct Core {
     disk: Disk,
     /// The other members, by their slots.
     peers: BTreeMap<usize, Peer>,
-    /// Whose votes are asked for, this node's own included where it has one.
-    replicas: Vec<usize>,
     /// Who is connected, members and others, with which disk.
     connected: BTreeMap<NodeId, StorageId>,
     /// What was voted for when the joint epoch was installed and is open still.
@@ -143,7 +140,6 @@ impl Core {
         Self {
             me: rooms.greeter.slot().map(Slot::replica),
             peers: others.map(|member| (member.replica(), Peer::new(member.node.clone()))).collect(),
-            replicas: membership.voters().map(Member::replica).collect(),
             connected: BTreeMap::new(),
             inherited: BTreeMap::new(),
             configuration: Configuration::new(membership, row),
@@ -490,7 +486,7 @@ impl Core {
             Action::Start(address) => self.run(now, Task::Start(address)),
             // A question promises nothing and its number never becomes a ballot: it need not wait for the disk.
             Action::Ask { message, .. } if matches!(message.body, Body::Read { .. }) => {
-                for to in self.replicas.clone() {
+                for &to in &self.proposer.electors(&message.address.shard).replicas {
                     self.send(now, to, message.clone());
                 }
             }
@@ -499,7 +495,7 @@ impl Core {
             Action::Ask { ballot, message } => {
                 // The ballot was issued here: it must be under the durable ceiling before anybody hears of it.
                 let epoch = self.membership().epoch();
-                for to in self.replicas.clone() {
+                for &to in &self.proposer.electors(&message.address.shard).replicas {
                     let effect = Effect::Send { epoch, to, message: message.clone() };
                     let sealed = self.acceptor.seal(ballot, now, effect);
                     self.take(now, sealed);

@@ -38,7 +38,7 @@ impl Core {
         let QuorumConfig { max_skew, .. } = &self.config;
         let voters = self.peers.iter().filter(|(slot, _)| self.membership().is_voter(**slot));
         let skews: Vec<i64> = voters.filter_map(|(_, peer)| peer.skew).collect();
-        let quorum = majority(self.replicas.len());
+        let quorum = majority(self.membership().voters().count());
         let corrected = self.rooms.clock.correction();
         if let Some(by) = correction(&skews, quorum, *max_skew) {
             self.shift_time(by);

@@ -42,7 +42,7 @@ impl World {
         let open = node.acceptor.keys.values().filter_map(|key| key.pending.as_ref()).find(|pending| !pending.chosen);
         node.installed = Installed { epoch, inherited: open.map(|pending| pending.record.ballot) };
         let now = node.now();
-        node.proposer.set_quorums(now, quorums);
+        node.proposer.set_electorate(now, quorums);
         node.proposer.on_tick(now);
     }
 

@@ -23,7 +23,7 @@ impl World {
         let open = node.disk.pending.values().map(|record| record.ballot).max();
         let installed = Installed { inherited: open, ..node.installed };
         node.installed = installed;
-        node.proposer.set_quorums(node.now(), change::quorums(&scenario, installed.epoch));
+        node.proposer.set_electorate(node.now(), change::quorums(&scenario, installed.epoch));
         node.stored = recovered.chosen.into_iter().map(|(address, record)| (address, row(record))).collect();
         let floor = node.gc_floor;
         node.stored.retain(|_, row| row.op != Op::Del || row.ballot > floor);

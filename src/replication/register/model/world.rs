@@ -556,10 +556,9 @@ impl World {
                 let is_joint = node.installed.epoch == JOINT && matches!(message.body, Body::Held { .. });
                 let proposer = &mut node.proposer;
                 if is_joint && fault == Some(Fault::ReadsOnTheOldMajority) {
-                    let joint = std::mem::replace(&mut proposer.config.quorums, change::old_majority(&scenario));
-                    proposer.on_message(now, from, message);
-                    proposer.config.quorums = joint;
-                    return;
+                    return proposer.as_if_decided(change::old_majority(&scenario), |proposer| {
+                        proposer.on_message(now, from, message);
+                    });
                 }
                 return faults::answer(fault, proposer, now, from, message);
             }
