@@ -199,7 +199,7 @@ impl Service {
 
     /// The shard, if it can be read without waiting for it to be opened.
     pub(super) fn open_shard(&self, shard: &ShardId) -> Option<Arc<Shard>> {
-        self.manager.cached(shard)
+        if self.has_copy(shard) { self.manager.cached(shard) } else { None }
     }
 
     /// Reads one key. A local read of a shard that is not stored here finds nothing and creates nothing.
@@ -222,6 +222,7 @@ impl Service {
     async fn read_local(&self, at: &Address) -> Result<Option<Row>, StoreError> {
         let mut attempts = 0;
         loop {
+            self.fetch_copy(&at.shard).await?;
             let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
             match shard.read(&at.key) {
                 Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
@@ -327,9 +328,26 @@ impl Service {
         }
     }
 
-    /// The shard if it is stored here. Never creates it.
+    /// The shard if anything is stored in it. Never creates it; where this node has no copy of it yet, that is waited for.
     pub(super) async fn find(&self, shard: &ShardId) -> Result<Option<Arc<Shard>>, ApiError> {
+        self.fetch_copy(shard).await.map_err(|error| ApiError::from_store(error, Written::No))?;
+        self.find_here(shard).await
+    }
+
+    /// The shard if it is stored here.
+    async fn find_here(&self, shard: &ShardId) -> Result<Option<Arc<Shard>>, ApiError> {
         self.manager.find(shard).await.map_err(|error| ApiError::from_store(error, Written::No))
+    }
+
+    fn has_copy(&self, shard: &ShardId) -> bool {
+        self.manager.replicator().is_none_or(|replicator| replicator.has_copy(shard))
+    }
+
+    async fn fetch_copy(&self, shard: &ShardId) -> Result<(), StoreError> {
+        match self.manager.replicator().filter(|replicator| !replicator.has_copy(shard)) {
+            Some(replicator) => Ok(replicator.fetch_copy(shard).await?),
+            None => Ok(()),
+        }
     }
 
     /// Runs a blocking job of the store's where it may block, with a bound on how many do at once.
@@ -376,7 +394,7 @@ impl Service {
     /// a shard that is open, room that deletions left does not count.
     pub(super) async fn stored_bytes(&self, shard: &ShardId) -> Result<u64, ApiError> {
         let (manager, org) = (Arc::clone(&self.manager), shard.org.clone());
-        let _held_open = self.find(shard).await?;
+        let _held_open = self.find_here(shard).await?;
         self.blocking(move || manager.stored_bytes(&org)).await
     }
 
@@ -394,7 +412,7 @@ impl Service {
         let mut statuses = Vec::new();
         for org in orgs {
             for id in self.shards_of(org).await?.into_iter().filter(shows) {
-                let Some(shard) = self.find(&id).await? else { continue };
+                let Some(shard) = self.find_here(&id).await? else { continue };
                 let stats = self.blocking(move || shard.stats()).await?;
                 statuses.push(ShardStatus {
                     org: id.org.to_string(),
@@ -419,7 +437,7 @@ impl Service {
     /// Writes a shard's WAL back into its file and truncates it.
     pub async fn checkpoint(&self, shard: &ShardId) -> Result<(), ApiError> {
         let _token = self.begin();
-        let Some(found) = self.find(shard).await? else {
+        let Some(found) = self.find_here(shard).await? else {
             return Err(ApiError::NotFound(format!("there is no shard {shard} on this node")));
         };
         found.checkpoint().await.map_err(|error| ApiError::from_store(error, Written::No))

@@ -44,6 +44,20 @@ pub enum VoterChange {
     },
 }
 
+impl VoterChange {
+    /// True where this node is to replicate what it did not, by the wish of who asked for the change.
+    #[must_use]
+    pub fn needs(&self, newcomer: &NodeId) -> bool {
+        match self {
+            Self::Add(node) | Self::Replace { node, with: None } | Self::Replace { with: Some(node), .. } => {
+                node == newcomer
+            }
+            Self::Move { to, .. } => to.contains(newcomer),
+            Self::Remove(_) | Self::Factor(_) => false,
+        }
+    }
+}
+
 impl std::fmt::Display for VoterChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

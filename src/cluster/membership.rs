@@ -282,6 +282,13 @@ impl Membership {
         self.next.is_some()
     }
 
+    /// True where a change of voters, from its beginning to its end, leads from that configuration to this: nothing was
+    /// missed.
+    #[must_use]
+    pub fn follows_on(&self, before: &Self) -> bool {
+        self.epoch == before.epoch || (self.epoch == before.epoch + 1 && self.is_joint() != before.is_joint())
+    }
+
     /// Everybody, in the order of their slots.
     #[must_use]
     pub fn members(&self) -> &[Member] {
@@ -334,6 +341,12 @@ impl Membership {
     #[must_use]
     pub fn new_voters(&self) -> &BTreeSet<usize> {
         &self.next_placement().voters
+    }
+
+    /// True where the vote of this slot counts from now on, or will once the change that is under way is done.
+    #[must_use]
+    pub fn will_vote(&self, slot: usize) -> bool {
+        self.new_voters().contains(&slot)
     }
 
     /// True where the vote of this slot counts.

@@ -163,10 +163,53 @@ impl Membership {
                 Quorums::majority_of(new).is_met(|new| old.is_met(|old| has_compared(new, old)))
             });
         }
-        let (now, next) = (self.placement(), self.next_placement());
-        let is_level =
-            |new: &&usize| now.voters.iter().filter(|old| !has_compared(**new, **old)).count() <= now.spare();
-        next.voters.iter().filter(|new| !is_level(new)).count() <= next.spare()
+        let next = self.next_placement();
+        next.voters.iter().filter(|new| !self.is_level(**new, &has_compared)).count() <= next.spare()
+    }
+
+    /// True where a new voter has compared its rows with so many of the old ones that they include a majority of the old
+    /// replicas of any shard.
+    #[must_use]
+    pub fn is_level(&self, new: usize, has_compared: impl Fn(usize, usize) -> bool) -> bool {
+        let now = self.placement();
+        now.voters.iter().filter(|old| !has_compared(new, **old)).count() <= now.spare()
+    }
+
+    /// True where this new voter may have to replicate what it has not replicated before.
+    #[must_use]
+    pub fn may_gain(&self, slot: usize) -> bool {
+        let gains =
+            |shard: &ShardId| self.new_replicas(shard).contains(&slot) && !self.old_replicas(shard).contains(&slot);
+        match self.moved_pins() {
+            Some(moved) => self.is_joint() && moved.into_iter().any(gains),
+            None if self.is_everywhere() => self.will_vote(slot) && !self.old_voters().contains(&slot),
+            None => self.will_vote(slot),
+        }
+    }
+
+    /// What is missing, if those that are there could not decide on every shard that a change moves, whichever those are, and
+    /// on the configuration.
+    #[must_use]
+    pub fn cannot_decide(&self, is_there: impl Fn(usize) -> bool) -> Option<String> {
+        let quorums = self.quorums();
+        if !quorums.is_met(&is_there) {
+            return Some(quorums.tell(is_there));
+        }
+        if let Some(moved) = self.moved_pins() {
+            let on = moved.into_iter().map(|shard| (shard, self.quorums_on(shard)));
+            let mut stuck = on.filter(|(_, quorums)| !quorums.is_met(&is_there));
+            return stuck.next().map(|(shard, quorums)| format!("of {shard} {}", quorums.tell(&is_there)));
+        }
+        [self.placement(), self.next_placement()].into_iter().find_map(|placement| {
+            let away = placement.voters.iter().filter(|slot| !is_there(**slot)).count();
+            let (copies, all, spare) = (placement.copies(), placement.voters.len(), placement.spare());
+            let there = all - away;
+            (away > spare).then(|| {
+                format!(
+                    "{there} of {all} voters; with {copies} replicas of each shard no more than {spare} may be away"
+                )
+            })
+        })
     }
 }
 

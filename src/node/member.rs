@@ -34,6 +34,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
 /// How long the driver may take to end.
 const DRAIN_DRIVER: Duration = Duration::from_secs(3);
+/// How long after its last use a copy of a shard is kept that this node does not replicate.
+const UNUSED_AFTER: Duration = Duration::from_secs(60 * 60);
 /// How often the card is renewed and idle shards are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -120,6 +122,7 @@ impl Member {
                 bytes_max: config.store.outbox_size_max,
             },
             tombstone_grace: config.store.tombstone_grace,
+            unused_after: UNUSED_AFTER,
             seed: rand::random(),
             is_alone: config.is_alone(),
         };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
+use crate::cluster::membership::Membership;
 use crate::messagepack::{self, at_most};
 use crate::store::digest::{Buckets, Digest, Summary};
 use crate::types::{Ballot, Key, ShardId, StorageId};
@@ -53,10 +54,16 @@ pub enum Request {
     Raised(ShardId),
     /// With whom have you compared rows in the joint epoch? Answered by [`Answer::Scanned`].
     Scanned,
-    /// Say [`Answer::Done`] once you have all rows that a majority has: you are to vote.
-    Level,
+    /// Say [`Answer::Done`] once you have all rows that a majority has of the shards that you are to replicate by this configuration,
+    /// and do not yet.
+    Level(Box<Membership>),
     /// Give me, on this disk, a slot. [`Answer::Done`] says that it is chosen.
     Register(StorageId),
+    /// Tell me of what is chosen in these shards from now on. [`Answer::Done`] once all that was chosen before is visible where
+    /// you are.
+    Follow(#[serde(deserialize_with = "at_most::<_, _, SHARDS_PER_ANSWER_MAX>")] Vec<ShardId>),
+    /// What are all the shards in one number that both of us hold? Answered by one [`Answer::Root`].
+    Root,
     /// Refuse every ballot up to the floor from now on, and say [`Answer::Refused`] once that is on your disk and nothing up
     /// to there is open.
     Refuse(Collection),
@@ -108,6 +115,8 @@ pub enum Answer {
     Scanned(u64, BTreeSet<usize>),
     /// It refuses what it was asked to.
     Refused(Refused),
+    /// Shards in one number.
+    Root(u64),
     /// No ballot above this was promised by the node that answers.
     Ceiling(Ballot),
     /// The last part: nothing is missing.

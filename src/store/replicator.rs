@@ -130,6 +130,16 @@ pub trait Replicator: Send + Sync + 'static {
     /// makes its own file durable before it answers.
     fn is_durable(&self) -> bool;
 
+    /// Whether this node's copy of `shard` can be read as it is; counts as a use of it.
+    fn has_copy(&self, _shard: &ShardId) -> bool {
+        true
+    }
+
+    /// Waits until this node has a copy of `shard` to read. A rejection says why there is none.
+    async fn fetch_copy(&self, _shard: &ShardId) -> Result<(), Rejection> {
+        Ok(())
+    }
+
     /// Waits until this node's copy of `shard` has every write that any node acknowledged before the call. At once
     /// where there is no other node.
     async fn catch_up(&self, _shard: &ShardId) -> Result<(), Rejection> {

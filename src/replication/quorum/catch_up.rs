@@ -15,11 +15,12 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use super::scan::Scanned;
 use super::{Input, Rooms, floors};
 use crate::clock::Clock as _;
+use crate::cluster::membership::Membership;
 use crate::replication::register::{Address, Record};
 use crate::replication::repair::{Comparison, KEYS_PER_REQUEST_MAX, Next, is_forgotten, is_missed, portions};
-use crate::replication::wire::{self, Answer, Collection, Malformed, Refused, Request};
+use crate::replication::wire::{self, Answer, Collection, Malformed, Refused, Request, SHARDS_PER_ANSWER_MAX};
 use crate::store::compare::{PAIRS_PER_SCAN_MAX, Place, Versions};
-use crate::store::digest::{Buckets, Digest, Summary};
+use crate::store::digest::{Buckets, Digest, Root, Summary};
 use crate::store::replicator::Op;
 use crate::store::{self, Shard};
 use crate::telemetry;
@@ -138,8 +139,13 @@ impl<'a> With<'a> {
     /// True where both turn out to hold the same. `caught_up` is told how many rows were fetched once nothing is missing
     /// here that was there in the beginning.
     async fn compare(&mut self, caught_up: impl AsyncFnOnce(u64)) -> Result<bool, Error> {
+        self.follow(&self.rooms.followed()).await?;
         let mut comparison = Comparison::default();
-        let mut next = self.look(&mut comparison, self.differing_shards().await?).await?;
+        let differing = {
+            let holding = self.rooms.holding();
+            self.differing_shards(|shard| holding.is_mine(shard) && holding.is_of(self.node, shard)).await?
+        };
+        let mut next = self.look(&mut comparison, differing).await?;
         caught_up(self.rows).await;
         while next == Next::Again {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -152,16 +158,22 @@ impl<'a> With<'a> {
     /// Fetches all rows of `shard` that are newer there, with what the peer had only accepted before.
     pub(super) async fn level(&mut self, shard: &ShardId) -> Result<(), Error> {
         self.ask(&Request::Settle(shard.clone())).await?.end().await?;
+        let _turn = self.turn().await;
         self.fetch_newer(&mut Comparison::default(), shard).await
     }
 
-    /// Fetches all rows that the peer had or had voted for, as the voter of this slot, when it installed this joint epoch.
-    /// Returns the highest ballot that it may have promised before.
-    pub(super) async fn scan(&mut self, epoch: u64, slot: usize) -> Result<Ballot, Error> {
+    /// Fetches all rows of these shards that the peer had or had voted for, as the voter of this slot, when it installed this
+    /// joint epoch. Returns the highest ballot that it may have promised before.
+    pub(super) async fn scan(
+        &mut self,
+        epoch: u64,
+        slot: usize,
+        is_meant: impl Fn(&ShardId) -> bool,
+    ) -> Result<Ballot, Error> {
         self.inherited(epoch, slot).await?;
-        self.fetch_all().await?;
+        self.fetch_all(&is_meant).await?;
         // A record that was voted for again is above any vote between, which may yet be open here.
-        for shard in self.shards().await?.into_keys() {
+        for shard in self.shards().await?.into_keys().filter(is_meant) {
             self.fetch_raised(&shard).await?;
         }
         // The same disk still: one that has come in its place meanwhile has nothing to show.
@@ -196,9 +208,9 @@ impl<'a> With<'a> {
         self.wait_installed(0).await
     }
 
-    /// Fetches all rows that are newer there.
-    pub(super) async fn fetch_all(&mut self) -> Result<(), Error> {
-        let shards = self.differing_shards().await?;
+    /// Fetches all rows of these shards that are newer there.
+    pub(super) async fn fetch_all(&mut self, is_meant: impl Fn(&ShardId) -> bool) -> Result<(), Error> {
+        let shards = self.differing_shards(is_meant).await?;
         self.look(&mut Comparison::default(), shards).await.map(drop)
     }
 
@@ -210,9 +222,30 @@ impl<'a> With<'a> {
         }
     }
 
-    /// Waits until the peer has all that a majority has.
-    pub(super) async fn wait_level(&self) -> Result<(), Error> {
-        self.ask(&Request::Level).await?.end().await
+    /// Has the peer tell of what is chosen in these shards from now on.
+    pub(super) async fn follow(&self, shards: &[ShardId]) -> Result<(), Error> {
+        for some in shards.chunks(SHARDS_PER_ANSWER_MAX) {
+            self.ask(&Request::Follow(some.to_vec())).await?.end().await?;
+        }
+        Ok(())
+    }
+
+    /// Fetches all rows of `shard` that are newer there, not waiting for comparisons of everything.
+    pub(super) async fn first_copy(&mut self, shard: &ShardId) -> Result<(), Error> {
+        self.fetch_newer(&mut Comparison::default(), shard).await
+    }
+
+    /// The shards that both hold, in one number, as the peer sees it.
+    pub(super) async fn root(&self) -> Result<Root, Error> {
+        match self.ask_once(&Request::Root).await? {
+            Answer::Root(root) => Ok(Root(root)),
+            _ => Err(Error::Incomplete),
+        }
+    }
+
+    /// Waits until the peer has all that a majority has of what it is to replicate by `next`.
+    pub(super) async fn wait_level(&self, next: &Membership) -> Result<(), Error> {
+        self.ask(&Request::Level(Box::new(next.clone()))).await?.end().await
     }
 
     /// Has the peer give this disk a slot.
@@ -252,22 +285,24 @@ impl<'a> With<'a> {
         self.ask(&Request::Forget(collection.clone(), storage_id)).await?.end().await
     }
 
-    async fn differing_shards(&self) -> Result<Vec<ShardId>, Error> {
-        let theirs = self.shards().await?;
+    async fn differing_shards(&self, is_meant: impl Fn(&ShardId) -> bool) -> Result<Vec<ShardId>, Error> {
+        let mut theirs = self.shards().await?;
         let manager = self.rooms.manager.clone();
-        let mine = blocking(move || manager.summaries()).await?;
+        let mut mine = blocking(move || manager.summaries()).await?;
+        theirs.retain(|shard, _| is_meant(shard));
+        mine.retain(|shard, _| is_meant(shard));
         Ok(Comparison::begin(&mine, &theirs))
     }
 
     async fn look(&mut self, comparison: &mut Comparison, shards: Vec<ShardId>) -> Result<Next, Error> {
         for shard in shards {
+            let _turn = self.turn().await;
             self.fetch_newer(comparison, &shard).await?;
         }
         Ok(comparison.end_look())
     }
 
     async fn fetch_newer(&mut self, comparison: &mut Comparison, shard: &ShardId) -> Result<(), Error> {
-        let _turn = self.turn().await;
         let theirs = self.digest(shard).await?;
         let mine = match self.rooms.manager.find(shard).await? {
             Some(open) => blocking(move || open.digest()).await?,

@@ -21,7 +21,7 @@ use super::scan::{self, Scanned};
 use super::{Input, Rooms};
 use crate::clock::Clock as _;
 use crate::cluster::change::{ChangeError, Refused, VoterChange};
-use crate::cluster::membership::{FIRST_EPOCH, Member, Membership, Quorums};
+use crate::cluster::membership::{FIRST_EPOCH, Member, Membership};
 use crate::cluster::status::ChangeStatus;
 use crate::replication::register::{Address, Lineage, Record};
 use crate::store::replicator::{Decision, Op, Proposal};
@@ -204,12 +204,8 @@ async fn check(rooms: &Rooms, change: &VoterChange) -> Result<bool, ChangeError>
 
 /// Whether those who are to decide from then on are there: once the joint epoch has begun there is no way back.
 async fn decides(rooms: &Rooms, next: &Membership) -> Result<(), ChangeError> {
-    let (connected, quorums) = (connected(rooms).await, next.quorums());
-    let is_there = |slot: usize| connected.contains(&slot);
-    if quorums.is_met(is_there) {
-        return Ok(());
-    }
-    let told = quorums.tell(is_there);
+    let connected = connected(rooms).await;
+    let Some(told) = next.cannot_decide(|slot| connected.contains(&slot)) else { return Ok(()) };
     Err(unavailable(format!(
         "old and new voters could not decide together now, and nothing could be written: in reach {told}; \
          nothing was changed, try again when more of them are up"
@@ -232,28 +228,11 @@ fn say(rooms: &Rooms, change: &str, step: String, failed: bool) {
 /// Lets the new voter get level, then begins.
 async fn begin(rooms: Rooms, change: VoterChange) {
     let say = |step: String, failed: bool| say(&rooms, &change.to_string(), step, failed);
-    let newcomer = match &change {
-        VoterChange::Add(node)
-        | VoterChange::Replace { node, with: None }
-        | VoterChange::Replace { with: Some(node), .. } => Some(node),
-        VoterChange::Remove(_) | VoterChange::Factor(_) | VoterChange::Move { .. } => None,
-    };
-    if let Some(node) = newcomer {
-        say(format!("{node} copies what a majority has"), false);
-        let level = if rooms.greeter.node() == *node {
-            super::level::all(&rooms).await.map_err(|why| why.to_string())
-        } else {
-            With::new(node, &rooms).wait_level().await.map_err(|error| error.to_string())
-        };
-        if let Err(error) = level {
-            return say(format!("{node} could not copy what a majority has: {error}; nothing was changed"), true);
-        }
-    }
     let next = rooms.membership.borrow().begin(&change);
     if let Ok(Some(next)) = next
-        && let Err(why) = decides(&rooms, &next).await
+        && let Err(why) = prepare(&rooms, &change, &next, &say).await
     {
-        return say(why.to_string(), true);
+        return say(why, true);
     }
     match write(&rooms, |now| now.begin(&change).map_err(refused(&change))).await {
         Ok(next) if next.is_joint() => {
@@ -265,23 +244,59 @@ async fn begin(rooms: Rooms, change: VoterChange) {
     }
 }
 
+/// Has those who are to replicate more than they do copy it, so that the joint epoch is short, and looks whether it can be
+/// left again.
+async fn prepare(
+    rooms: &Rooms,
+    change: &VoterChange,
+    next: &Membership,
+    say: &impl Fn(String, bool),
+) -> Result<(), String> {
+    let gaining: Vec<&NodeId> =
+        next.members().iter().filter(|member| next.may_gain(member.replica())).map(|member| &member.node).collect();
+    if !gaining.is_empty() {
+        let names = gaining.iter().map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
+        say(format!("copying what a majority has, on {names}"), false);
+    }
+    let levelled = gaining.iter().map(async |node| (*node, level(rooms, next, node).await));
+    for (node, levelled) in futures_util::future::join_all(levelled).await {
+        match levelled {
+            Err(error) if change.needs(node) => {
+                return Err(format!("{node} could not copy what a majority has: {error}; nothing was changed"));
+            }
+            // It will have to copy the more when it compares.
+            Err(error) => tracing::info!(%node, error, "copying what it is to replicate"),
+            Ok(()) => {}
+        }
+    }
+    decides(rooms, next).await.map_err(|why| why.to_string())
+}
+
+/// Waits until a node has all that a majority has of what it is to replicate and does not yet.
+async fn level(rooms: &Rooms, next: &Membership, node: &NodeId) -> Result<(), String> {
+    if rooms.greeter.node() == *node {
+        return super::level::all(rooms, next).await.map_err(|why| why.to_string());
+    }
+    With::new(node, rooms).wait_level(next).await.map_err(|error| error.to_string())
+}
+
 /// Ends a joint epoch where its new voters know what the old ones chose.
 async fn finish(rooms: &Rooms, membership: &Membership) -> Result<(), ChangeError> {
     let new = membership.new_voters().iter().filter_map(|slot| membership.member(*slot));
     let asked = futures_util::future::join_all(new.map(|new| how_far(rooms, new))).await;
     let scanned: BTreeMap<usize, Scanned> = asked.into_iter().flatten().collect();
-    let level = scan::level(membership, &scanned);
-    let enough = Quorums::majority_of(membership.new_voters().iter().copied()).is_met(|slot| level.contains(&slot));
+    let has_compared = |new, old| scan::has_compared(&scanned, membership.epoch(), new, old);
+    let new = membership.new_voters();
     let step = format!(
         "epoch {}: {} of {} new voters have compared their rows with a majority of the old ones",
         membership.epoch(),
-        level.len(),
-        membership.new_voters().len()
+        new.iter().filter(|new| membership.is_level(**new, has_compared)).count(),
+        new.len()
     );
     let change =
         rooms.progress.borrow().as_ref().map_or_else(|| "change of voters".to_owned(), |known| known.change.clone());
     say(rooms, &change, step, false);
-    if !enough {
+    if !membership.is_scanned(has_compared) {
         return Ok(());
     }
     let joint = membership.epoch();
@@ -340,8 +355,8 @@ async fn install(rooms: &Rooms, address: Address, record: Record) -> Result<(), 
 
 async fn has_quorum(rooms: &Rooms) -> Result<bool, ChangeError> {
     let voters = rooms.ask(|reply| Input::Voters { reply }).await.map_err(unavailable)?;
-    let Voters { me, peers, quorums } = voters.ok_or_else(|| unavailable(Error::Stopping))?;
-    Ok(quorums.is_met(|slot| me == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)))
+    let Voters { me, peers, membership } = voters.ok_or_else(|| unavailable(Error::Stopping))?;
+    Ok(membership.quorums().is_met(|slot| me == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)))
 }
 
 /// Who is there, this node included, by slots.

@@ -7,6 +7,7 @@
 //! what is newer there is fetched. It costs a comparison of digests with each of them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -16,9 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::catch_up::{Error, With};
 use super::serve::settle;
 use super::{Input, Rooms};
-use crate::cluster::membership::Quorums;
+use crate::cluster::membership::{Membership, Quorums};
 use crate::store::replicator::Rejection;
-use crate::types::{NodeId, ShardId};
+use crate::types::{NodeId, ShardId, Slot};
 
 /// Requests that wait; further ones are refused as busy.
 pub(super) const WANTED_MAX: usize = 16;
@@ -41,8 +42,8 @@ pub(super) struct Voters {
     pub(super) me: Option<usize>,
     /// The peers whose votes can be had.
     pub(super) peers: Vec<(usize, NodeId)>,
-    /// Who decides.
-    pub(super) quorums: Quorums,
+    /// The configuration.
+    pub(super) membership: Membership,
 }
 
 /// Asks, and waits for the answer.
@@ -75,16 +76,27 @@ async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
         let (rooms, shard) = (rooms.clone(), shard.clone());
         async move { With::new(&peer, &rooms).level(&shard).await }.boxed()
     };
-    of_majority(rooms, fetch).await.map(drop)
+    let replicas = |membership: &Membership| (membership.quorums_on(shard), None);
+    of_majority(rooms, replicas, fetch).await.map(drop)
 }
 
-/// Fetches all rows that a majority has and that are newer there.
-pub(super) async fn all(rooms: &Rooms) -> Result<(), Rejection> {
+/// Fetches all rows that a majority has of the shards that this node is to replicate by `next` and does not yet.
+pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejection> {
+    let me = rooms.greeter.slot().map(Slot::replica);
+    let next = Arc::new(next.clone());
     let fetch = |peer: NodeId| {
-        let rooms = rooms.clone();
-        async move { With::new(&peer, &rooms).fetch_all().await }.boxed()
+        let (rooms, next) = (rooms.clone(), next.clone());
+        let comes_here = move |shard: &ShardId| {
+            me.is_some_and(|me| next.new_replicas(shard).contains(&me) && !next.old_replicas(shard).contains(&me))
+        };
+        async move { With::new(&peer, &rooms).fetch_all(comes_here).await }.boxed()
     };
-    of_majority(rooms, fetch).await.map(drop)
+    of_majority(rooms, everywhere, fetch).await.map(drop)
+}
+
+/// So many of the voters that they include a majority of the replicas of any shard.
+fn everywhere(membership: &Membership) -> (Quorums, Option<usize>) {
+    (membership.quorums(), Some(membership.placement().spare().min(membership.next_placement().spare())))
 }
 
 async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
@@ -92,24 +104,33 @@ async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
         let rooms = rooms.clone();
         async move { Ok(With::new(&peer, &rooms).shards().await?.into_keys().collect::<Vec<_>>()) }.boxed()
     };
-    let mut shards = of_majority(rooms, of).await?.concat();
+    let mut shards = of_majority(rooms, everywhere, of).await?.concat();
     shards.sort();
     shards.dedup();
     Ok(shards)
 }
 
-/// What `each` gets from as many peers as make a majority with this node.
+/// What `each` gets from as many peers as make a quorum with this node, with no more than so many of the voters missing where
+/// that is said.
 async fn of_majority<T>(
     rooms: &Rooms,
+    enough: impl Fn(&Membership) -> (Quorums, Option<usize>),
     each: impl Fn(NodeId) -> BoxFuture<'static, Result<T, Error>>,
 ) -> Result<Vec<T>, Rejection> {
     let stopping = || Rejection::Busy("this node is shutting down".to_owned());
     let voters = rooms.ask(|reply| Input::Voters { reply }).await.ok().flatten();
-    let Voters { me, peers, quorums } = voters.ok_or_else(stopping)?;
+    let Voters { me, peers, membership } = voters.ok_or_else(stopping)?;
+    let (quorums, missing_max) = enough(&membership);
+    let replicas = quorums.replicas();
+    let peers = peers.into_iter().filter(|(slot, _)| replicas.contains(slot));
     let (mut got, mut answered, mut why) = (Vec::new(), BTreeSet::from_iter(me), String::new());
+    let is_enough = |answered: &BTreeSet<usize>| {
+        quorums.is_met(|slot| answered.contains(&slot))
+            && missing_max.is_none_or(|missing_max| replicas.difference(answered).count() <= missing_max)
+    };
     let ask = |(slot, peer): (usize, NodeId)| each(peer.clone()).map(move |answer| (slot, peer, answer));
-    let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
-    while !quorums.is_met(|slot| answered.contains(&slot)) {
+    let mut asked: FuturesUnordered<_> = peers.map(ask).collect();
+    while !is_enough(&answered) {
         match asked.next().await {
             Some((slot, _, Ok(answer))) => {
                 answered.insert(slot);

@@ -12,7 +12,8 @@
 //! flight, `peers` what is to be sent to whom, `greeter` the hello, `catch_up` the comparison of rows with a peer's, and
 //! `serve` the other side of it; `level` is how a copy gets all that was acknowledged anywhere before it is taken. Old
 //! deletions are forgotten by `collect`, which asks, and `floors`, which does it. Who votes is `installed` when the node
-//! starts, changed by `changing`, and compared for by `scan`.
+//! starts, changed by `changing`, and compared for by `scan`. Which shards this node holds is known to `copies`; `roots` finds
+//! out whether two that hold different ones differ in what both hold.
 //!
 //! Absent on purpose: a leader, and any decision by gossip or by who happens to be alive.
 
@@ -20,6 +21,7 @@ mod catch_up;
 mod changing;
 mod clients;
 mod collect;
+mod copies;
 mod core;
 mod disk;
 mod floors;
@@ -28,13 +30,14 @@ mod installed;
 mod level;
 mod metrics;
 mod peers;
+mod roots;
 mod scan;
 mod serve;
 mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +47,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::changing::Order;
+use self::copies::Copies;
 use self::core::Core;
 pub use self::greeter::Greeter;
 pub use self::installed::Installed;
@@ -97,6 +101,8 @@ pub struct QuorumConfig {
     pub outbox: OutboxBounds,
     /// How long deletions are remembered at least.
     pub tombstone_grace: Duration,
+    /// How long after its last use a copy of a shard is kept that this node does not replicate.
+    pub unused_after: Duration,
     /// Seeds the back-off's randomness.
     pub seed: u64,
     /// There are no others and never will be: there is no clock to mistrust.
@@ -155,6 +161,8 @@ struct Rooms {
     subscribers: Subscribers,
     /// The configuration that is installed.
     membership: watch::Sender<Membership>,
+    /// Which shards are used here, and on the peers.
+    copies: Arc<Copies>,
     /// With whom this node has compared rows in a joint epoch.
     scanned: Arc<Mutex<Scanned>>,
     /// How the change of voters stands that this node drives.
@@ -195,6 +203,8 @@ enum Input {
     Install { rows: Vec<(Address, Record)>, done: oneshot::Sender<()> },
     CaughtUp { peer: usize, task: tokio::task::Id, rows: u64 },
     Compared { peer: usize, task: tokio::task::Id, same: bool },
+    LookAt { peer: NodeId, mine: Root, theirs: Root },
+    Epochs { reply: oneshot::Sender<BTreeMap<usize, u64>> },
     Look { mine: Option<Root>, theirs: Vec<(NodeId, Option<Root>)> },
     Meet { peer: NodeId, met: oneshot::Sender<()> },
     Settle { shard: ShardId, done: oneshot::Sender<()> },
@@ -218,6 +228,8 @@ pub struct QuorumReplicator {
     progress: watch::Receiver<Option<ChangeStatus>>,
     levels: mpsc::Sender<level::Wanted>,
     orders: mpsc::Sender<Order>,
+    copies: Arc<Copies>,
+    first_copies: mpsc::Sender<copies::Wanted>,
 }
 
 impl QuorumReplicator {
@@ -256,6 +268,8 @@ impl QuorumReplicator {
         let membership = watch::Sender::new(installed.membership.clone());
         let progress = watch::Sender::new(None);
         let (orders, ordered) = mpsc::channel(changing::ORDERS_MAX);
+        let (first_copies, wanted_copies) = mpsc::channel(copies::WANTED_MAX);
+        let copies = Arc::<Copies>::default();
         let this = Arc::new(Self {
             inputs: inputs.clone(),
             subscribers: subscribers.clone(),
@@ -264,6 +278,8 @@ impl QuorumReplicator {
             progress: progress.subscribe(),
             levels,
             orders,
+            copies: copies.clone(),
+            first_copies,
         });
         // Before anything is committed: the store subscribes with this.
         manager.with_replicator(this.clone());
@@ -277,13 +293,15 @@ impl QuorumReplicator {
             inputs,
             subscribers,
             membership,
+            copies,
             scanned: Arc::default(),
             progress,
             fetching,
             fetches,
         };
         let helpers = rooms.clone();
-        let grace = config.tombstone_grace;
+        copies::begin(&rooms).await;
+        let (grace, unused_after) = (config.tombstone_grace, config.unused_after);
         let mut core = Core::new(config, installed, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         restore(&mut core, &helpers.manager, outbox).await;
@@ -293,6 +311,8 @@ impl QuorumReplicator {
         helping.spawn(level::serve(wanted, helpers.clone()));
         helping.spawn(scan::follow(helpers.clone()));
         helping.spawn(changing::serve(ordered, helpers.clone()));
+        helping.spawn(copies::serve(wanted_copies, helpers.clone(), unused_after));
+        helping.spawn(roots::ask(helpers.clone()));
         helping.spawn(collect::collect(helpers, grace));
         core.bar_at_start(damage);
         shown.send_replace(core.status());
@@ -393,6 +413,10 @@ impl QuorumReplicator {
 #[async_trait]
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
+        // Who writes will read; a question to the quorum needs no copy.
+        if !proposal.update.is_read() && !self.copies.is_known(&proposal.shard) {
+            copies::prefetch(&self.first_copies, &proposal.shard);
+        }
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Propose { proposal, reply }, decision).await
     }
@@ -412,6 +436,14 @@ impl Replicator for QuorumReplicator {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    fn has_copy(&self, shard: &ShardId) -> bool {
+        self.copies.is_at_hand(shard)
+    }
+
+    async fn fetch_copy(&self, shard: &ShardId) -> Result<(), Rejection> {
+        copies::fetch(&self.first_copies, shard).await
     }
 
     async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {

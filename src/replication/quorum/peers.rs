@@ -27,6 +27,8 @@ pub(super) struct Peer {
     pub(super) caught_up: bool,
     /// The last comparison found the same rows on both.
     pub(super) in_step: bool,
+    /// The epoch that it was last heard to go by.
+    pub(super) epoch: u64,
     /// What its root and ours say since.
     pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
@@ -71,6 +73,7 @@ impl Peer {
             in_step: false,
             doubt: Doubt::default(),
             storage_id: None,
+            epoch: 0,
             voted: None,
             comparing: None,
             skew: None,

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use super::catch_up::{Error, With};
 use super::{Input, Rooms};
-use crate::cluster::membership::{Member, Membership, Quorums};
-use crate::types::{Ballot, Slot};
+use crate::cluster::membership::{Member, Membership};
+use crate::types::{Ballot, ShardId, Slot};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 /// How long after a failed comparison the next is tried.
@@ -54,8 +54,7 @@ async fn scan(membership: &Membership, rooms: &Rooms) {
         return;
     }
     let old = membership.voters().filter(|voter| membership.old_voters().contains(&voter.replica()));
-    let mut comparing: FuturesUnordered<_> =
-        old.map(|old| compare(old, epoch, me == Some(old.replica()), rooms)).collect();
+    let mut comparing: FuturesUnordered<_> = old.map(|old| compare(old, membership, me, rooms)).collect();
     while let Some(slot) = comparing.next().await {
         rooms.scanned.lock().with.insert(slot);
         tracing::info!(epoch, slot, "rows compared with a voter of the old epoch");
@@ -63,12 +62,13 @@ async fn scan(membership: &Membership, rooms: &Rooms) {
 }
 
 /// Tries until it is done; returns the old voter's slot.
-async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize {
+async fn compare(old: &Member, membership: &Membership, me: Option<usize>, rooms: &Rooms) -> usize {
+    let epoch = membership.epoch();
     loop {
-        let compared = if is_me {
+        let compared = if me == Some(old.replica()) {
             settle_inherited(rooms, epoch, old.replica()).await
         } else {
-            compare_with(old, epoch, rooms).await
+            compare_with(old, membership, me, rooms).await
         };
         match compared {
             Ok(()) => return old.replica(),
@@ -80,8 +80,12 @@ async fn compare(old: &Member, epoch: u64, is_me: bool, rooms: &Rooms) -> usize 
     }
 }
 
-async fn compare_with(old: &Member, epoch: u64, rooms: &Rooms) -> Result<(), Error> {
-    let ceiling = With::new(&old.node, rooms).scan(epoch, old.replica()).await?;
+async fn compare_with(old: &Member, membership: &Membership, me: Option<usize>, rooms: &Rooms) -> Result<(), Error> {
+    let comes_here = |shard: &ShardId| {
+        let is_new = || me.is_some_and(|me| membership.new_replicas(shard).contains(&me));
+        membership.moves(shard) && membership.old_replicas(shard).contains(&old.replica()) && is_new()
+    };
+    let ceiling = With::new(&old.node, rooms).scan(membership.epoch(), old.replica(), comes_here).await?;
     promise_above(rooms, ceiling).await
 }
 
@@ -95,14 +99,9 @@ async fn promise_above(rooms: &Rooms, ballot: Ballot) -> Result<(), Error> {
     rooms.ask(|done| Input::PromiseAbove { ballot, done }).await?.ok_or(Error::Ahead(ballot))
 }
 
-/// Which of the new voters have compared with a majority of the old ones.
-pub(super) fn level(membership: &Membership, scanned: &BTreeMap<usize, Scanned>) -> BTreeSet<usize> {
-    let old = Quorums::majority_of(membership.old_voters().iter().copied());
-    let is_level = |new: &usize| {
-        let of_epoch = scanned.get(new).filter(|scanned| scanned.epoch == membership.epoch());
-        of_epoch.is_some_and(|scanned| old.is_met(|slot| scanned.with.contains(&slot)))
-    };
-    membership.new_voters().iter().copied().filter(is_level).collect()
+/// Whether a new voter has compared with an old one.
+pub(super) fn has_compared(scanned: &BTreeMap<usize, Scanned>, epoch: u64, new: usize, old: usize) -> bool {
+    scanned.get(&new).is_some_and(|scanned| scanned.epoch == epoch && scanned.with.contains(&old))
 }
 
 #[cfg(test)]
@@ -125,6 +124,8 @@ mod tests {
             (3, with(2, &[1, 2])),
             (9, with(2, &[0, 1, 2])),
         ]);
-        assert_eq!(level(&joint, &scanned), BTreeSet::from([0, 3]));
+        let has = |new, old| has_compared(&scanned, 2, new, old);
+        let level = joint.new_voters().iter().filter(|new| joint.is_level(**new, has));
+        assert_eq!(level.copied().collect::<Vec<_>>(), [0, 3]);
     }
 }

@@ -14,7 +14,9 @@ impl Core {
     /// Compares rows with a peer's from now on, in place of what was under way with it.
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
         let is_level = self.status().level().is_ok();
-        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let Some(peer) = self.peers.get_mut(&index).filter(|peer| peer.is_live() && peer.link != Link::Forgot) else {
+            return;
+        };
         peer.stop_comparing();
         peer.comparing = Some(tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level)).abort_handle());
     }
@@ -56,26 +58,33 @@ impl Core {
         is_current.then_some(peer)
     }
 
-    /// Looks at the roots of all rows here and there.
+    /// Looks at the roots of all rows here, and on those peers that hold the same shards.
     pub(super) fn look(&mut self, now: Now, mine: Option<Root>, theirs: &[(NodeId, Option<Root>)]) {
-        for index in self.peers.keys().copied().collect::<Vec<_>>() {
-            let Some(peer) = self.peers.get_mut(&index) else { continue };
-            let is_comparing = peer.comparing.as_ref().is_some_and(|task| !task.is_finished());
-            if is_comparing || !peer.caught_up {
-                continue;
+        let even: Vec<NodeId> = {
+            let holding = self.rooms.holding();
+            self.peers.values().map(|peer| peer.node.clone()).filter(|node| holding.is_even(node)).collect()
+        };
+        for node in even {
+            let theirs = theirs.iter().find(|(of, _)| *of == node).and_then(|(_, root)| *root);
+            self.look_at(now, &node, mine, theirs);
+        }
+    }
+
+    /// Looks at the roots of what both this node and that peer hold.
+    pub(super) fn look_at(&mut self, now: Now, node: &NodeId, mine: Option<Root>, theirs: Option<Root>) {
+        let Some(index) = self.index(node) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let is_comparing = peer.comparing.as_ref().is_some_and(|task| !task.is_finished());
+        if is_comparing || !peer.caught_up {
+            return;
+        }
+        match peer.doubt.look(now.monotonic, peer.in_step, mine, theirs) {
+            Seen::Same => {
+                self.has_news |= !peer.in_step;
+                peer.in_step = true;
             }
-            let theirs = theirs.iter().find(|(node, _)| *node == peer.node).and_then(|(_, root)| *root);
-            match peer.doubt.look(now.monotonic, peer.in_step, mine, theirs) {
-                Seen::Same => {
-                    self.has_news |= !peer.in_step;
-                    peer.in_step = true;
-                }
-                Seen::Unsure => {}
-                Seen::Compare => {
-                    let node = peer.node.clone();
-                    self.catch_up(index, node);
-                }
-            }
+            Seen::Unsure => {}
+            Seen::Compare => self.catch_up(index, node.clone()),
         }
     }
 }

@@ -87,9 +87,9 @@ impl Core {
         // What was asked under the old epoch leaves as such.
         let stamp = self.stamp(now);
         self.peers.values_mut().for_each(|peer| peer.flush(stamp, &*self.rooms.transport));
-        let before = self.membership().epoch();
         let epoch = membership.epoch();
-        self.configuration.membership = membership;
+        let former = std::mem::replace(&mut self.configuration.membership, membership);
+        let before = former.epoch();
         self.rooms.greeter.set_membership(self.membership().clone());
         if epoch != before {
             self.peers.values_mut().for_each(Peer::forget_votes);
@@ -106,6 +106,9 @@ impl Core {
         }
         self.update_reachable();
         self.rooms.membership.send_replace(self.membership().clone());
+        if epoch != before {
+            self.compare_what_came(&former);
+        }
         let (due, early): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.configuration.early).into_iter().partition(|(_, batch)| batch.epoch <= epoch);
         self.configuration.early = early;
@@ -118,6 +121,19 @@ impl Core {
         // Whoever wrote it may be gone before it has told all.
         for node in self.connected.keys().cloned().collect::<Vec<_>>() {
             self.tell_configuration(now, &node);
+        }
+    }
+
+    /// Compares rows with the others where this node is to replicate what it did not. Peers tell of what is chosen from now on,
+    /// and it may not have been among those whose comparison the change waited for.
+    fn compare_what_came(&mut self, former: &Membership) {
+        let Some(me) = self.me.filter(|me| self.membership().is_voter(*me)) else { return };
+        if !former.is_voter(me) {
+            self.compare_anew();
+        } else if former.may_gain(me) || self.membership().may_gain(me) {
+            for (index, node) in self.peers.iter().map(|(slot, peer)| (*slot, peer.node.clone())).collect::<Vec<_>>() {
+                self.catch_up(index, node);
+            }
         }
     }
 

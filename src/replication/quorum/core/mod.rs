@@ -189,6 +189,7 @@ impl Core {
             self.rooms.manager.unsettle(&address.shard, &address.key);
             self.unsettled.insert(address, ballot);
         }
+        self.let_votes_go(self.rooms.clock.now());
         self.update_reachable();
     }
 
@@ -224,6 +225,11 @@ impl Core {
             Input::CaughtUp { peer, task, rows } => self.caught_up(peer, task, rows),
             Input::Compared { peer, task, same } => self.compared(peer, task, same),
             Input::Look { mine, theirs } => self.look(now, mine, &theirs),
+            Input::LookAt { peer, mine, theirs } => self.look_at(now, &peer, Some(mine), Some(theirs)),
+            Input::Epochs { reply } => {
+                // Whoever asked and has gone needs no answer.
+                let _ = reply.send(self.peers.iter().map(|(slot, peer)| (*slot, peer.epoch)).collect());
+            }
             Input::Meet { peer, met } => self.meet(now, &peer, met),
             Input::Settle { shard, done } => self.settle_upto(now, &shard, Ballot(i64::MAX), done),
             Input::Inherited { epoch, slot, done } => self.settle_inherited(now, epoch, slot, done),
@@ -519,8 +525,14 @@ impl Core {
     }
 
     fn announce(&mut self, now: Now, address: &Address, ballot: Ballot) {
-        let others: Vec<usize> = self.peers.keys().copied().collect();
-        for to in others {
+        let (shard, electors) = (&address.shard, self.proposer.electors(&address.shard));
+        let copies = &self.rooms.copies;
+        let holds = |(slot, peer): (&usize, &Peer)| {
+            let holds =
+                shard.is_system() || electors.replicas.contains(slot) || copies.is_followed_by(&peer.node, shard);
+            holds.then_some(*slot)
+        };
+        for to in self.peers.iter().filter_map(holds).collect::<Vec<_>>() {
             self.send(now, to, Message { address: address.clone(), body: Body::Commit { ballot } });
         }
     }
@@ -528,6 +540,7 @@ impl Core {
     fn on_batch(&mut self, now: Now, from: usize, batch: Batch) {
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.set_skew(batch.wall.saturating_sub(now.wall));
+            peer.epoch = batch.epoch;
         }
         self.correct_time();
         if batch.epoch != self.membership().epoch() {

@@ -66,7 +66,7 @@ impl Core {
     pub(super) fn voters(&self) -> Voters {
         let peers = self.peers.iter().filter(|(slot, peer)| peer.votes() && self.membership().is_voter(**slot));
         let peers = peers.map(|(slot, peer)| (*slot, peer.node.clone())).collect();
-        Voters { me: self.me.filter(|_| self.barred.is_none()), peers, quorums: self.membership().quorums() }
+        Voters { me: self.me.filter(|_| self.barred.is_none()), peers, membership: self.membership().clone() }
     }
 }
 

@@ -4,6 +4,7 @@ mod changing;
 mod leaving;
 mod level;
 mod outbox;
+mod placing;
 mod repair;
 mod tombstones;
 mod trouble;
@@ -67,6 +68,26 @@ impl Clock for SettableClock {
     }
 }
 
+/// How a node is started.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    /// Of epoch 1.
+    voters: &'a [&'a str],
+    factor: Option<usize>,
+    /// How long it remembers deletions.
+    grace: Duration,
+    /// How long it keeps a copy that nobody uses.
+    unused_after: Duration,
+    /// How far its clock is off.
+    seconds: i64,
+}
+
+impl Default for How<'_> {
+    fn default() -> Self {
+        Self { voters: &NAMES, factor: None, grace: GRACE, unused_after: GRACE, seconds: 0 }
+    }
+}
+
 struct Node {
     manager: Arc<Manager>,
     replicator: Arc<QuorumReplicator>,
@@ -87,19 +108,18 @@ impl Node {
         seconds: i64,
         events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
     ) -> Self {
-        Self::start_forgetting(network, dir, name, voters, GRACE, seconds, events).await
+        Self::start_as(network, dir, name, How { voters, seconds, ..How::default() }, events).await
     }
 
-    /// One that remembers deletions for `grace`, whose clock is off by `seconds`, and that hears of events through `events`.
-    async fn start_forgetting(
+    /// One that hears of events through `events`.
+    async fn start_as(
         network: &Arc<Network>,
         dir: &Path,
         name: &str,
-        voters: &[&str],
-        grace: Duration,
-        seconds: i64,
+        how: How<'_>,
         events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
     ) -> Self {
+        let How { voters, factor, grace, unused_after, seconds } = how;
         let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         clock.set_off(seconds);
         let segment_bytes = 64 * 1024;
@@ -111,6 +131,7 @@ impl Node {
             [] => Membership::unknown(),
             voters => Membership::epoch_one(voters.iter().map(|name| node(name)).collect()).unwrap(),
         };
+        let first = if voters.is_empty() { first } else { first.with_replication_factor(factor).unwrap() };
         let installed = Installed::read(&manager, &recovered, first).await.unwrap();
         let local = Local {
             versions: PROTOCOL_VERSIONS,
@@ -130,6 +151,7 @@ impl Node {
             value_bytes_max: 1 << 20,
             outbox: OUTBOX,
             tombstone_grace: grace,
+            unused_after,
             seed: 1,
             is_alone: voters == [name],
         };
@@ -167,6 +189,9 @@ impl Node {
     }
 
     async fn local(&self, name: &str) -> Option<Row> {
+        if !self.replicator.has_copy(&shard()) {
+            self.replicator.fetch_copy(&shard()).await.unwrap();
+        }
         self.manager.get(&shard()).await.unwrap().read(&key(name)).unwrap()
     }
 
@@ -223,7 +248,7 @@ impl Cluster {
         let mut nodes = Vec::new();
         for (name, dir) in NAMES.iter().zip(&dirs) {
             let events = |events| events;
-            nodes.push(Node::start_forgetting(&network, dir.path(), name, &NAMES, grace, 0, events).await);
+            nodes.push(Node::start_as(&network, dir.path(), name, How { grace, ..How::default() }, events).await);
         }
         let cluster = Self { network, grace, dirs, nodes };
         for n in 0..NAMES.len() {
@@ -268,7 +293,8 @@ impl Cluster {
         let spare = Node::start(&Network::new(), placeholder.path(), NAMES[n], &[NAMES[n]]).await;
         std::mem::replace(&mut self.nodes[n], spare).stop().await;
         let (network, grace, events) = (&self.network, self.grace, |events| events);
-        self.nodes[n] = Node::start_forgetting(network, &dir, NAMES[n], &NAMES, grace, seconds, events).await;
+        let how = How { grace, seconds, ..How::default() };
+        self.nodes[n] = Node::start_as(network, &dir, NAMES[n], how, events).await;
         for from in 0..NAMES.len() {
             self.dial(from);
         }

@@ -173,7 +173,8 @@ async fn rows_from_before_a_floor_that_others_have_deleted_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_alone_forgets_too() {
     let dir = tempfile::tempdir().unwrap();
-    let only = Node::start_forgetting(&Network::new(), dir.path(), "a", &["a"], SHORT, 0, |events| events).await;
+    let how = How { voters: &["a"], grace: SHORT, ..How::default() };
+    let only = Node::start_as(&Network::new(), dir.path(), "a", how, |events| events).await;
     only.accepted("k", put("v")).await;
     only.accepted("k", Update::del()).await;
     only.has_forgotten("k").await;

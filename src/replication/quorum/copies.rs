@@ -1,0 +1,441 @@
+//! Which shards this node holds, and which its peers do (DESIGN §6).
+//!
+//! A node *holds* the shards that it replicates and those that its application uses, its *copies*. Whoever commits a record
+//! tells all who hold its shard; whoever compares rows compares those of shards that both hold.
+//!
+//! ```text
+//!   first use ─► Follow to every peer ─► the shard from one of its replicas ─► local reads
+//!                (they tell us from now on)
+//! ```
+//!
+//! A copy that nobody has used for long is given up, and so is one of a shard that this node replicates no more, once a
+//! majority of those who do has heard of that.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot};
+
+use super::catch_up::{Error, With, blocking};
+use super::{Input, Rooms};
+use crate::cluster::membership::{Membership, Quorums};
+use crate::store::Manager;
+use crate::store::replicator::Rejection;
+use crate::types::{NodeId, ShardId, Slot};
+
+/// Requests for a first copy that wait.
+pub(super) const WANTED_MAX: usize = 4096;
+/// First copies fetched at once.
+const FETCHES_MAX: usize = 8;
+/// How long those who wait for a first copy wait.
+const FETCH_WITHIN: Duration = Duration::from_secs(30);
+/// Shards that a peer may follow one by one; one that follows more is told of everything.
+const FOLLOWED_MAX: usize = 65_536;
+/// How long until what could not be given up is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+type Reply = oneshot::Sender<Result<(), Rejection>>;
+
+/// Somebody waits for the first copy of a shard.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    shard: ShardId,
+    reply: Option<Reply>,
+}
+
+/// One shard that the application uses.
+#[derive(Debug, Default)]
+struct Copy {
+    /// All that one replica had at some moment since it is followed is here.
+    is_whole: bool,
+    /// Since when copies were last looked over.
+    is_used: AtomicBool,
+}
+
+/// What a peer follows.
+#[derive(Debug, Default)]
+struct Followed {
+    shards: HashSet<ShardId>,
+    is_everything: bool,
+}
+
+/// The shards that this node's application uses, and those that peers have asked to be told of.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    used: RwLock<HashMap<ShardId, Copy>>,
+    followed: RwLock<BTreeMap<NodeId, Followed>>,
+    /// This node replicates every shard.
+    holds_all: AtomicBool,
+}
+
+impl Copies {
+    /// True where local reads of the shard may go on; counts as a use of it.
+    pub(super) fn is_at_hand(&self, shard: &ShardId) -> bool {
+        if let Some(copy) = self.used.read().get(shard) {
+            if !copy.is_used.load(Ordering::Relaxed) {
+                copy.is_used.store(true, Ordering::Relaxed);
+            }
+            return copy.is_whole || self.holds_all.load(Ordering::Relaxed);
+        }
+        let holds_all = self.holds_all.load(Ordering::Relaxed);
+        if holds_all {
+            self.used.write().insert(shard.clone(), Copy { is_whole: true, is_used: AtomicBool::new(true) });
+        }
+        holds_all
+    }
+
+    fn use_from_now_on(&self, shard: &ShardId) {
+        self.used.write().entry(shard.clone()).or_default().is_used.store(true, Ordering::Relaxed);
+    }
+
+    /// True where the application uses it, or whatever it uses is held.
+    pub(super) fn is_known(&self, shard: &ShardId) -> bool {
+        self.holds_all.load(Ordering::Relaxed) || self.is_used(shard)
+    }
+
+    fn is_used(&self, shard: &ShardId) -> bool {
+        self.used.read().contains_key(shard)
+    }
+
+    fn set_whole(&self, shard: &ShardId) {
+        if let Some(copy) = self.used.write().get_mut(shard) {
+            copy.is_whole = true;
+        }
+    }
+
+    /// A peer wants to be told of these from now on.
+    pub(super) fn follow(&self, node: &NodeId, shards: Vec<ShardId>) {
+        let mut followed = self.followed.write();
+        let of_node = followed.entry(node.clone()).or_default();
+        of_node.shards.extend(shards);
+        if of_node.shards.len() > FOLLOWED_MAX {
+            *of_node = Followed { shards: HashSet::new(), is_everything: true };
+        }
+    }
+
+    /// True where the peer has asked to be told of the shard.
+    pub(super) fn is_followed_by(&self, node: &NodeId, shard: &ShardId) -> bool {
+        let followed = self.followed.read();
+        followed.get(node).is_some_and(|known| known.is_everything || known.shards.contains(shard))
+    }
+
+    /// Forgets what those follow who are no members any more.
+    fn keep_members(&self, membership: &Membership) {
+        self.followed.write().retain(|node, _| membership.members().iter().any(|member| member.node == *node));
+    }
+
+    /// Stops using what has not been used since the last call.
+    fn let_unused_go(&self) {
+        self.used.write().retain(|_, copy| copy.is_used.swap(false, Ordering::Relaxed));
+    }
+}
+
+/// Who holds what, as of one configuration.
+pub(super) struct Holding<'a> {
+    pub(super) membership: Membership,
+    pub(super) me: Option<usize>,
+    copies: &'a Copies,
+}
+
+impl Holding<'_> {
+    /// True where this node is to have all rows of the shard.
+    pub(super) fn is_mine(&self, shard: &ShardId) -> bool {
+        shard.is_system() || self.replicates(self.me, shard) || self.copies.is_used(shard)
+    }
+
+    /// True where that peer is.
+    pub(super) fn is_of(&self, peer: &NodeId, shard: &ShardId) -> bool {
+        let mut slots = self.membership.members().iter().filter(|member| member.node == *peer).map(|m| m.replica());
+        shard.is_system()
+            || slots.any(|slot| self.membership.is_replica(shard, slot))
+            || self.copies.is_followed_by(peer, shard)
+    }
+
+    /// True where both hold every shard.
+    pub(super) fn is_even(&self, peer: &NodeId) -> bool {
+        let membership = &self.membership;
+        let votes = |slot: usize| membership.old_voters().contains(&slot) && membership.will_vote(slot);
+        let mut members = membership.members().iter();
+        membership.is_everywhere()
+            && self.me.is_some_and(votes)
+            && members.any(|member| member.node == *peer && votes(member.replica()))
+    }
+
+    fn replicates(&self, slot: Option<usize>, shard: &ShardId) -> bool {
+        slot.is_some_and(|slot| self.membership.is_replica(shard, slot))
+    }
+}
+
+impl Rooms {
+    pub(super) fn holding(&self) -> Holding<'_> {
+        Holding {
+            membership: self.membership.borrow().clone(),
+            me: self.greeter.slot().map(Slot::replica),
+            copies: &self.copies,
+        }
+    }
+
+    /// What this node's application uses and it does not replicate: peers must be asked to tell of it.
+    pub(super) fn followed(&self) -> Vec<ShardId> {
+        let holding = self.holding();
+        let used = self.copies.used.read();
+        used.keys().filter(|shard| !holding.replicates(holding.me, shard)).cloned().collect()
+    }
+}
+
+/// Notes what is on the disk when the node starts: that goes on being held, until it turns out to be of no use.
+pub(super) async fn begin(rooms: &Rooms) {
+    set_holds_all(&rooms.holding());
+    keep_for_now(rooms).await;
+}
+
+/// Goes on holding what is on the disk and this node does not replicate, as if it had just been used: it may have voted on
+/// what nobody else has, where others were made to decide without it.
+async fn keep_for_now(rooms: &Rooms) {
+    let holding = rooms.holding();
+    let manager = rooms.manager.clone();
+    let listed = blocking(move || {
+        stored(&manager)?.into_iter().map(|shard| Ok((manager.is_whole(&shard)?, shard))).collect::<Result<Vec<_>, _>>()
+    });
+    let listed = match listed.await {
+        Ok(listed) => listed,
+        Err(error) => {
+            return tracing::warn!(%error, "which shards are on this disk could not be told; they are fetched anew");
+        }
+    };
+    let mut used = rooms.copies.used.write();
+    for (is_whole, shard) in listed.into_iter().filter(|(_, shard)| !holding.replicates(holding.me, shard)) {
+        used.entry(shard).or_insert_with(|| Copy { is_whole, is_used: AtomicBool::new(true) });
+    }
+}
+
+fn set_holds_all(holding: &Holding<'_>) {
+    let is_voter = holding.me.is_some_and(|me| holding.membership.will_vote(me));
+    let holds_all = holding.membership.is_everywhere() && is_voter;
+    holding.copies.holds_all.store(holds_all, Ordering::Relaxed);
+}
+
+fn stored(manager: &Manager) -> Result<Vec<ShardId>, crate::store::Error> {
+    let mut shards = Vec::new();
+    for org in manager.orgs()? {
+        shards.extend(manager.shards_of(&org)?);
+    }
+    shards.retain(|shard| !shard.is_system());
+    Ok(shards)
+}
+
+/// Waits for the first copy of a shard.
+pub(super) async fn fetch(to: &mpsc::Sender<Wanted>, shard: &ShardId) -> Result<(), Rejection> {
+    let busy = |why: &str| Rejection::Busy(why.to_owned());
+    let (reply, answer) = oneshot::channel();
+    to.try_send(Wanted { shard: shard.clone(), reply: Some(reply) })
+        .map_err(|_| busy("too many shards are waited for that this node has no copy of yet; try again"))?;
+    answer.await.unwrap_or_else(|_| Err(busy("this node is shutting down")))
+}
+
+/// Has the first copy of a shard fetched; nobody waits.
+pub(super) fn prefetch(to: &mpsc::Sender<Wanted>, shard: &ShardId) {
+    // Where there is no room for it now, the next use asks again.
+    let _ = to.try_send(Wanted { shard: shard.clone(), reply: None });
+}
+
+/// Fetches first copies, follows what changes in them, and gives up what is of no use. Ends with the driver.
+pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms, unused_after: Duration) {
+    let mut changes = rooms.membership.subscribe();
+    let mut known = changes.borrow_and_update().clone();
+    let mut waiting: HashMap<ShardId, Vec<Reply>> = HashMap::new();
+    let mut fetching = FuturesUnordered::new();
+    let mut look_over = tokio::time::interval(unused_after / 2);
+    look_over.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    look_over.tick().await;
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            next = wanted.recv(), if fetching.len() < FETCHES_MAX => {
+                let Some(Wanted { shard, reply }) = next else { return };
+                let is_new = !waiting.contains_key(&shard);
+                waiting.entry(shard.clone()).or_default().extend(reply);
+                if is_new {
+                    let rooms = rooms.clone();
+                    fetching.push(async move {
+                        let fetched = first_copy(&shard, &rooms).await;
+                        (shard, fetched)
+                    });
+                }
+            },
+            Some((shard, fetched)) = fetching.next() => {
+                for reply in waiting.remove(&shard).unwrap_or_default() {
+                    // Whoever asked and has gone needs no answer.
+                    let _ = reply.send(fetched.clone());
+                }
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let before = std::mem::replace(&mut known, changes.borrow_and_update().clone());
+                rooms.copies.keep_members(&known);
+                set_holds_all(&rooms.holding());
+                if !known.follows_on(&before) {
+                    keep_for_now(&rooms).await;
+                }
+                follow_all(&rooms).await;
+            }
+            _ = look_over.tick() => rooms.copies.let_unused_go(),
+            _ = look.tick() => give_up(&rooms).await,
+        }
+    }
+}
+
+async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
+    // Before anybody is asked: a configuration that comes meanwhile has peers asked again.
+    rooms.copies.use_from_now_on(shard);
+    match tokio::time::timeout(FETCH_WITHIN, make_whole(shard, rooms)).await {
+        Ok(made) => made?,
+        Err(_) => {
+            return Err(Rejection::Busy(format!(
+                "this node has no copy of {shard} yet; it is on its way, but not within {FETCH_WITHIN:?}; try again"
+            )));
+        }
+    }
+    rooms.copies.set_whole(shard);
+    Ok(())
+}
+
+async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
+    let no_copy = |why: String| Rejection::NoQuorum(format!("this node has no copy of {shard} yet: {why}"));
+    let (follows, others) = {
+        let holding = rooms.holding();
+        if shard.is_system() || rooms.copies.holds_all.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let replicates = holding.replicates(holding.me, shard);
+        (!replicates, replicas(&holding, shard))
+    };
+    if follows {
+        tell_all(rooms, std::slice::from_ref(shard)).await;
+    }
+    let (manager, of) = (rooms.manager.clone(), shard.clone());
+    let is_whole = blocking(move || manager.is_whole(&of)).await.map_err(|error| no_copy(error.to_string()))?;
+    if is_whole || (!follows && others.is_empty()) {
+        return Ok(());
+    }
+    // Of all that are there: one may be new to the shard itself.
+    let (mut why, mut copied) = (String::new(), false);
+    for peer in &others {
+        match With::new(peer, rooms).first_copy(shard).await {
+            Ok(()) => copied = true,
+            Err(error) => why = format!("{why}; {peer}: {error}"),
+        }
+    }
+    if !copied {
+        let names = others.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
+        return Err(no_copy(format!("none of its replicas ({names}) can be asked{why}")));
+    }
+    let (manager, of) = (rooms.manager.clone(), shard.clone());
+    blocking(move || manager.mark_whole(&of)).await.map_err(|error| no_copy(error.to_string()))
+}
+
+/// The other replicas of a shard, those that decide now first.
+fn replicas(holding: &Holding<'_>, shard: &ShardId) -> Vec<NodeId> {
+    let membership = &holding.membership;
+    let old = membership.old_replicas(shard);
+    let new = membership.new_replicas(shard);
+    let slots = old.iter().chain(new.difference(&old)).filter(|slot| holding.me != Some(**slot));
+    slots.filter_map(|slot| Some(membership.member(*slot)?.node.clone())).collect()
+}
+
+/// Asks every peer to tell of all that is followed, after this node has come to replicate other shards than before.
+async fn follow_all(rooms: &Rooms) {
+    if !rooms.copies.holds_all.load(Ordering::Relaxed) {
+        tell_all(rooms, &rooms.followed()).await;
+    }
+}
+
+/// Whoever cannot be told now is told when rows are next compared with him.
+async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
+    let members: BTreeSet<NodeId> = rooms.membership.borrow().members().iter().map(|m| m.node.clone()).collect();
+    let peers: Vec<NodeId> =
+        rooms.transport.links().into_iter().map(|link| link.node).filter(|node| members.contains(node)).collect();
+    let told = peers.iter().map(async |peer| {
+        if let Err(error) = With::new(peer, rooms).follow(shards).await {
+            tracing::debug!(%peer, %error, "a peer was not told which shards are used here");
+        }
+    });
+    futures_util::future::join_all(told).await;
+}
+
+/// Gives up the copies that this node neither replicates nor uses, where a majority of those who replicate them goes by this
+/// configuration, or a later one.
+async fn give_up(rooms: &Rooms) {
+    if rooms.copies.holds_all.load(Ordering::Relaxed) {
+        return;
+    }
+    let Ok(Some(epochs)) = rooms.ask(|reply| Input::Epochs { reply }).await else { return };
+    let manager = rooms.manager.clone();
+    let Ok(listed) = blocking(move || stored(&manager)).await else { return };
+    let vain: Vec<ShardId> = {
+        let holding = rooms.holding();
+        if holding.membership.is_joint() || holding.me.is_none() {
+            return;
+        }
+        let epoch = holding.membership.epoch();
+        let has_it = |slot: usize| holding.me == Some(slot) || epochs.get(&slot).is_some_and(|theirs| *theirs >= epoch);
+        let is_vain = |shard: &ShardId| {
+            !holding.is_mine(shard) && Quorums::majority_of(holding.membership.new_replicas(shard)).is_met(has_it)
+        };
+        listed.into_iter().filter(is_vain).collect()
+    };
+    for shard in vain {
+        let (manager, of) = (rooms.manager.clone(), shard.clone());
+        let copies = Arc::clone(&rooms.copies);
+        match blocking(move || if copies.is_used(&of) { Ok(false) } else { manager.discard(&of) }).await {
+            Ok(true) => {
+                tracing::info!(%shard, "this node's copy was given up: it neither replicates nor uses the shard");
+            }
+            Ok(false) => {}
+            Err(Error::Stopping) => return,
+            Err(error) => tracing::warn!(%shard, %error, "a copy could not be given up; it is tried again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(name: &str) -> ShardId {
+        ShardId::parse("acme", name).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_used_between_two_looks_is_let_go() {
+        let copies = Copies::default();
+        assert!(!copies.is_at_hand(&shard("a")) && !copies.is_used(&shard("a")));
+        copies.use_from_now_on(&shard("a"));
+        assert!(copies.is_used(&shard("a")) && !copies.is_at_hand(&shard("a")), "not whole yet");
+        copies.set_whole(&shard("a"));
+        assert!(copies.is_at_hand(&shard("a")));
+        copies.let_unused_go();
+        assert!(copies.is_at_hand(&shard("a")), "a use");
+        copies.let_unused_go();
+        copies.let_unused_go();
+        assert!(!copies.is_used(&shard("a")));
+        copies.holds_all.store(true, Ordering::Relaxed);
+        assert!(copies.is_at_hand(&shard("b")) && copies.is_used(&shard("b")));
+    }
+
+    #[test]
+    fn who_follows_too_much_is_told_of_everything() {
+        let (copies, b) = (Copies::default(), NodeId::parse("b").unwrap());
+        copies.follow(&b, vec![shard("a")]);
+        assert!(copies.is_followed_by(&b, &shard("a")) && !copies.is_followed_by(&b, &shard("c")));
+        copies.follow(&b, (0..FOLLOWED_MAX).map(|n| shard(&format!("n{n}"))).collect());
+        assert!(copies.is_followed_by(&b, &shard("c")));
+    }
+}
