@@ -70,6 +70,8 @@ pub(super) struct Copies {
     followed: RwLock<BTreeMap<NodeId, Followed>>,
     /// This node replicates every shard.
     holds_all: AtomicBool,
+    /// It has compared what it replicates with so many that nothing is missing in it, of whichever shard.
+    is_level: AtomicBool,
 }
 
 impl Copies {
@@ -86,6 +88,11 @@ impl Copies {
             self.used.write().insert(shard.clone(), Copy { is_whole: true, is_used: AtomicBool::new(true) });
         }
         holds_all
+    }
+
+    /// Whether all that this node replicates has been compared with enough others since it came to replicate it.
+    pub(super) fn set_level(&self, is_level: bool) {
+        self.is_level.store(is_level, Ordering::Relaxed);
     }
 
     fn use_from_now_on(&self, shard: &ShardId) {
@@ -322,7 +329,7 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     }
     let (manager, of) = (rooms.manager.clone(), shard.clone());
     let is_whole = blocking(move || manager.is_whole(&of)).await.map_err(|error| no_copy(error.to_string()))?;
-    if is_whole || (!follows && others.is_empty()) {
+    if is_whole || (!follows && (others.is_empty() || rooms.copies.is_level.load(Ordering::Relaxed))) {
         return Ok(());
     }
     // Of all that are there: one may be new to the shard itself.

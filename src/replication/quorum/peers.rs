@@ -29,6 +29,10 @@ pub(super) struct Peer {
     pub(super) in_step: bool,
     /// The epoch that it was last heard to go by.
     pub(super) epoch: u64,
+    /// In which epoch the comparison that is under way was begun, or the last.
+    pub(super) comparing_in: u64,
+    /// In which epoch the last was begun that came to an end.
+    pub(super) compared_in: u64,
     /// What its root and ours say since.
     pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
@@ -74,6 +78,8 @@ impl Peer {
             doubt: Doubt::default(),
             storage_id: None,
             epoch: 0,
+            comparing_in: 0,
+            compared_in: 0,
             voted: None,
             comparing: None,
             skew: None,

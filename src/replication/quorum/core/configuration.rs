@@ -128,9 +128,15 @@ impl Core {
     /// and it may not have been among those whose comparison the change waited for.
     fn compare_what_came(&mut self, former: &Membership) {
         let Some(me) = self.me.filter(|me| self.membership().is_voter(*me)) else { return };
-        if !former.is_voter(me) {
+        let is_new = !former.is_voter(me);
+        // One that missed the beginning of a change cannot tell what it came to.
+        if is_new || former.may_gain(me) || self.membership().may_gain(me) || !self.membership().follows_on(former) {
+            self.gained_in = self.membership().epoch();
+            self.rooms.copies.set_level(false);
+        }
+        if is_new {
             self.compare_anew();
-        } else if former.may_gain(me) || self.membership().may_gain(me) {
+        } else if self.gained_in == self.membership().epoch() {
             for (index, node) in self.peers.iter().map(|(slot, peer)| (*slot, peer.node.clone())).collect::<Vec<_>>() {
                 self.catch_up(index, node);
             }
