@@ -35,7 +35,7 @@ impl Core {
         let state = self.state(id);
         let _changing = state.changing.lock();
         state.poisoned()?;
-        let is_wanted = || !state.has_nothing_pending() || self.feed.is_watched(id);
+        let is_wanted = || state.has_pending() || self.feed.is_watched(id);
         self.close_locked(&state, |shard| is_held_here_alone(&state, shard) && !is_wanted())?;
         // A closed shard may have readers still, and SQLite minds if a file goes from under them.
         let is_free = state.current.read().is_none() && Arc::strong_count(&state.handles) == 1;

@@ -160,15 +160,15 @@ impl ShardState {
         !self.overlay.is_empty() || self.overlay.has_own()
     }
 
-    /// True where memory holds no row that the file does not, and every key is settled.
-    pub(super) fn has_nothing_pending(&self) -> bool {
-        !self.is_owed() && self.unsettled_count.load(Ordering::Acquire) == 0
+    /// True where memory holds a row that the file does not, or knows of a key that is not settled.
+    pub(super) fn has_pending(&self) -> bool {
+        self.is_owed() || self.unsettled_count.load(Ordering::Acquire) > 0
     }
 
     /// True where forgetting this state would lose nothing.
     pub(super) fn is_idle(&self) -> bool {
         self.current.read().is_none()
-            && self.has_nothing_pending()
+            && !self.has_pending()
             && self.poison.get().is_none()
             && !self.is_queued.load(Ordering::Acquire)
     }
