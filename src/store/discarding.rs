@@ -33,9 +33,11 @@ impl Core {
     pub(super) fn discard(&self, id: &ShardId) -> Result<bool, Error> {
         self.check_open()?;
         let state = self.state(id);
+        let last = state.overlay.last();
         let _changing = state.changing.lock();
         state.poisoned()?;
-        let is_wanted = || state.has_pending() || self.feed.is_watched(id);
+        // Whatever has come since the call is not given up, though it be in the file by now.
+        let is_wanted = || state.overlay.last() != last || state.has_pending() || self.feed.is_watched(id);
         self.close_locked(&state, |shard| is_held_here_alone(&state, shard) && !is_wanted())?;
         // A closed shard may have readers still, and SQLite minds if a file goes from under them.
         let is_free = state.current.read().is_none() && Arc::strong_count(&state.handles) == 1;

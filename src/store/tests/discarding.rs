@@ -159,6 +159,8 @@ fn frames_on_their_way_keep_a_shard() {
 struct Stepped {
     watched: Mutex<Option<PathBuf>>,
     steps: Mutex<Vec<Step>>,
+    /// A frame is committed here at each step.
+    busy: Mutex<Option<Arc<Manager>>>,
     is_full: AtomicU64,
 }
 
@@ -183,6 +185,10 @@ impl Stepped {
     fn step(&self, is_sync: bool) {
         if let Some(dir) = &*self.watched.lock() {
             self.steps.lock().push(Step { before: image(dir), is_sync });
+        }
+        if let Some(manager) = &*self.busy.lock() {
+            let n = self.steps.lock().len();
+            commit(manager, &put(&a(), &format!("step{n}"), "v", 100));
         }
     }
 }
@@ -333,74 +339,97 @@ fn a_file_that_another_program_reads_stays_whole() {
     assert!(manager.discard(&a()).unwrap());
 }
 
-/// Frames, reads and discards of one shard at once: whatever was committed after the last discard began is there, and
-/// nothing that a discard took away comes back.
+#[test]
+fn frames_committed_at_every_step_begin_the_next_file() {
+    let dir = fast_dir();
+    let disk = Arc::new(Stepped::default());
+    let manager = Manager::with_config(config(dir.path(), &disk), OsClock::shared()).unwrap();
+    fill(&manager, &a());
+    // Closed first: what comes as long as it is being closed keeps it.
+    drop(manager);
+    let manager = Manager::with_config(config(dir.path(), &disk), OsClock::shared()).unwrap();
+    *disk.watched.lock() = Some(dir.path().join("_"));
+    *disk.busy.lock() = Some(Arc::clone(&manager));
+    assert!(manager.discard(&a()).unwrap());
+    (*disk.busy.lock(), *disk.watched.lock()) = (None, None);
+    let steps = disk.steps.lock().len();
+    assert!(steps >= 3);
+    manager.sync_all().unwrap();
+    let shard = manager.open(&a()).unwrap();
+    assert_eq!((value_of(&shard, "k"), shard.stats().unwrap().keys), (None, u64::try_from(steps).unwrap()));
+    assert_eq!(value_of(&shard, &format!("step{steps}")).unwrap(), b"v");
+}
+
+/// Frames, reads and discards of one shard at once: a discard takes the frames up to some moment within the call, and none
+/// after that; and what it took does not come back.
 #[test]
 fn no_frame_is_lost_to_a_discard_beside_it() {
     const KEYS: i64 = 4;
-    const DISCARDS: u64 = 60;
+    const ROUNDS: usize = 60;
     let (dir, manager) = store();
     manager.summaries().unwrap();
-    let (committed, discards, clock) = (AtomicI64::new(0), AtomicU64::new(0), OsClock::shared());
+    let (committed, is_over, clock) = (AtomicI64::new(0), AtomicU64::new(0), OsClock::shared());
     let deadline = clock.now().monotonic + PATIENCE;
-    let goes_on = || discards.load(Ordering::SeqCst) < DISCARDS && clock.now().monotonic < deadline;
     let number = |shard: &Shard, n: i64| {
-        let value = shard.read(&key(&format!("k{n}")));
-        value.map(|row| row.map_or(0, |row| i64::from_le_bytes(row.value.as_bytes().try_into().unwrap())))
+        let row = shard.read(&key(&format!("k{n}"))).unwrap();
+        row.map_or(0, |row| i64::from_le_bytes(row.value.as_bytes().try_into().unwrap()))
     };
-    let gone_upto = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while goes_on() {
-                for _ in 0..7 {
-                    let n = committed.load(Ordering::SeqCst) + 1;
+    let mut rounds = 0;
+    while rounds < ROUNDS {
+        assert!(clock.now().monotonic < deadline, "only {rounds} rounds with a discard");
+        is_over.store(0, Ordering::SeqCst);
+        let first = committed.load(Ordering::SeqCst) + 1;
+        let discarded = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in first..first + 30 {
                     let op = Op::Put(Value::from(n.to_le_bytes().to_vec()));
                     commit(&manager, &frame(&a(), &format!("k{}", n % KEYS), op, n, n));
                     committed.store(n, Ordering::SeqCst);
-                }
-                while manager.apply_backlog() > 0 {
-                    std::thread::yield_now();
-                }
-                std::thread::yield_now();
-            }
-        });
-        scope.spawn(|| {
-            while goes_on() {
-                let shard = manager.open(&a()).unwrap();
-                let before = number(&shard, 1).unwrap();
-                assert!(number(&shard, 1).unwrap() >= before, "held, it goes nowhere");
-                drop(shard);
-                std::thread::yield_now();
-            }
-        });
-        let discarder = scope.spawn(|| {
-            let mut gone_upto = 0;
-            while goes_on() {
-                let upto = committed.load(Ordering::SeqCst);
-                if manager.discard(&a()).unwrap() {
-                    gone_upto = upto;
-                    discards.fetch_add(1, Ordering::SeqCst);
-                    let shard = manager.open(&a()).unwrap();
-                    for n in 0..KEYS {
-                        let found = number(&shard, n).unwrap();
-                        assert!(found == 0 || found > upto, "{found} came back, and {upto} had gone");
+                    while n % 3 == 0 && manager.apply_backlog() > 0 {
+                        std::thread::yield_now();
                     }
                 }
-            }
-            gone_upto
+                is_over.store(1, Ordering::SeqCst);
+            });
+            scope.spawn(|| {
+                while is_over.load(Ordering::SeqCst) == 0 {
+                    let shard = manager.open(&a()).unwrap();
+                    let before = number(&shard, 1);
+                    assert!(number(&shard, 1) >= before, "held, it goes nowhere");
+                    drop(shard);
+                    std::thread::yield_now();
+                }
+            });
+            let discarder = scope.spawn(|| {
+                let mut last = None;
+                while is_over.load(Ordering::SeqCst) == 0 {
+                    let before = committed.load(Ordering::SeqCst);
+                    if manager.discard(&a()).unwrap() {
+                        last = Some((before, committed.load(Ordering::SeqCst) + 1));
+                    }
+                }
+                last
+            });
+            discarder.join().unwrap()
         });
-        discarder.join().unwrap()
-    });
-    let (last, discards) = (committed.load(Ordering::SeqCst), discards.load(Ordering::SeqCst));
-    assert!(discards >= DISCARDS, "only {discards} discards of a shard of {last} frames");
-    manager.sync_all().unwrap();
-    let shard = manager.open(&a()).unwrap();
-    for newest in (last - KEYS + 1).max(1)..=last {
-        let found = number(&shard, newest % KEYS).unwrap();
-        assert!(found == newest || (found == 0 && newest <= gone_upto), "{newest} is {found}; {gone_upto} had gone");
+        let Some((before, after)) = discarded else { continue };
+        rounds += 1;
+        manager.sync_all().unwrap();
+        let (last, shard) = (committed.load(Ordering::SeqCst), manager.open(&a()).unwrap());
+        // In the order of their commits: those that went, then those that are there.
+        let found: Vec<_> = (last - KEYS + 1..=last).map(|newest| (newest, number(&shard, newest % KEYS))).collect();
+        assert!(found.iter().all(|(newest, found)| found == newest || *found == 0), "older ones came back: {found:?}");
+        assert!(found.is_sorted_by_key(|(_, found)| *found > 0), "one between went: {found:?}");
+        for (newest, found) in found {
+            assert!(
+                if found == 0 { newest <= after } else { newest > before },
+                "{newest} is {found}: {before}..{after}"
+            );
+        }
+        assert_eq!(shard.digest().unwrap(), digest_of_rows(&shard));
+        assert_eq!(manager.root().unwrap(), manager.summaries().unwrap().iter().collect::<Root>());
     }
-    assert_eq!(shard.digest().unwrap(), digest_of_rows(&shard));
-    assert_eq!(manager.root().unwrap(), manager.summaries().unwrap().iter().collect::<Root>());
-    drop((shard, manager));
+    drop(manager);
     assert_eq!(integrity(&dir.path().join("_/a.db")), "ok");
 }
 
