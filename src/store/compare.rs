@@ -120,6 +120,15 @@ impl Summaries {
         root.exchange(shard, before.as_ref(), summary.as_ref());
     }
 
+    /// There is no such shard here any more.
+    pub(super) fn forget(&self, shard: &ShardId) {
+        let mut all = self.all.lock();
+        if let Some(before) = all.by_shard.remove(shard) {
+            all.unknown -= usize::from(before.is_none());
+            all.root.exchange(shard, before.as_ref(), None);
+        }
+    }
+
     fn get(&self, shard: &ShardId) -> Option<Summary> {
         self.all.lock().by_shard.get(shard).copied().flatten()
     }
@@ -178,6 +187,10 @@ impl Core {
         let mut summaries = BTreeMap::new();
         for shard in shards {
             self.leave_to_applier(&shard);
+            if !self.exists(&shard) {
+                // Discarded since it was listed: opened now, it would come back as an empty one.
+                continue;
+            }
             match self.summarize(&shard, || open(&shard)) {
                 Ok(summary) => drop(summaries.insert(shard, summary)),
                 Err(error) if Fault::of(&*self.config.disk, &error) == Fault::Fatal && !self.is_closed() => {

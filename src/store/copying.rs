@@ -128,6 +128,8 @@ fn fill(from: &Connection, to: &Named<'_>, is_wanted: &dyn Fn() -> bool) -> Resu
         }
     }
     drop(backup);
+    // That was true of this node's copy, among its peers; who restores it compares it with theirs.
+    schema::unmark_whole(&conn).map_err(failed())?;
     let mode: String = conn.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(failed())?;
     if mode != "delete" {
         let why = format!("its journal mode stays {mode:?}, want \"delete\"");

@@ -153,16 +153,29 @@ impl Core {
         let mut states = self.states.write();
         let state = states.entry(id.clone());
         Arc::clone(state.or_insert_with(|| {
-            let began_empty = matches!(self.config.disk.kind(&self.shard_path(id)), Ok(None));
+            let began_empty = !self.has_file(id);
             Arc::new(ShardState::new(id.clone(), Arc::clone(&self.backlog), began_empty))
         }))
+    }
+
+    /// Whether anything is stored for this shard: a file, or frames on their way into one.
+    pub(super) fn exists(&self, id: &ShardId) -> bool {
+        // What cannot be told counts as there: opening it then says what is wrong, where "absent" would be a lie.
+        self.known(id).is_some_and(|state| state.has_content()) || self.has_file(id)
+    }
+
+    pub(super) fn has_file(&self, id: &ShardId) -> bool {
+        !matches!(self.config.disk.kind(&self.shard_path(id)), Ok(None))
     }
 
     /// Takes a committed frame into memory and leaves it to the applier. Never waits for a file.
     pub(super) fn on_commit(&self, frame: &Frame) {
         let state = self.state(&frame.shard);
+        let discards = state.discards.load(Ordering::SeqCst);
         let before = if self.feed.has_to_be_told(frame) { self.shown(&state, &frame.key) } else { Before::Unknown };
-        if state.overlay.insert(frame, || self.feed.push(frame, before)) {
+        // What was shown by a file that is gone by now is shown no more.
+        let before = || if state.discards.load(Ordering::SeqCst) == discards { before } else { Before::Unknown };
+        if state.overlay.insert(frame, || self.feed.push(frame, before())) {
             self.queue.push(&state);
         }
     }
@@ -301,7 +314,8 @@ impl Core {
         self.close_locked(state, may)
     }
 
-    fn close_locked(&self, state: &ShardState, may: impl Fn(&Arc<Shard>) -> bool) -> Result<bool, Error> {
+    /// The same for who holds that lock.
+    pub(super) fn close_locked(&self, state: &ShardState, may: impl Fn(&Arc<Shard>) -> bool) -> Result<bool, Error> {
         let mut current = state.current.write();
         let Some(shard) = current.take_if(|shard| may(shard)) else { return Ok(false) };
         drop(current);

@@ -18,9 +18,38 @@ pub(super) fn shard_path(root: &Path, shard: &ShardId) -> PathBuf {
 
 /// The write-ahead log beside a shard file.
 pub(super) fn wal_path(db: &Path) -> PathBuf {
+    beside(db, "-wal")
+}
+
+/// Whatever SQLite may keep beside it: logs, and the index of one.
+fn companions(db: &Path) -> [PathBuf; 3] {
+    [wal_path(db), beside(db, "-journal"), beside(db, "-shm")]
+}
+
+fn beside(db: &Path, suffix: &str) -> PathBuf {
     let mut name = db.as_os_str().to_owned();
-    name.push("-wal");
+    name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Whether the file is all there is: nothing beside it holds what it lacks.
+pub(super) fn is_alone(disk: &dyn Disk, db: &Path) -> bool {
+    companions(db).iter().all(|path| matches!(disk.kind(path), Ok(None | Some(Kind::File(0)))))
+}
+
+/// Removes a shard file that [is alone](is_alone) and that nobody has open: first what is beside it, durably, so that
+/// there is never a log that the next file of this name would be taken to belong to.
+pub(super) fn remove(disk: &dyn Disk, db: &Path) -> Result<(), Error> {
+    let is_there = |path: &Path| !matches!(disk.kind(path), Ok(None));
+    let take_away = |path: &Path| disk.remove(path).map_err(|source| Error::io("removing", path, source));
+    let directory = db.parent().unwrap_or(db);
+    for path in companions(db).iter().filter(|path| is_there(path)) {
+        take_away(path)?;
+    }
+    // SQLite does not sync what it removes as it closes.
+    sync_directory(disk, directory)?;
+    take_away(db)?;
+    sync_directory(disk, directory)
 }
 
 /// The orgs that have a shard file under `root`, sorted. What is not named like one is left alone.

@@ -16,7 +16,6 @@ use super::feed::Feed;
 use super::files;
 use super::replicator::{Decision, Frame, Op, Proposal, Replicator, Subscriber};
 use super::shard::Shard;
-use super::state::ShardState;
 use super::writer::Fault;
 use crate::blocking::{self, Worker};
 use crate::clock::{Clock, OsClock};
@@ -113,9 +112,7 @@ impl Manager {
     /// Whether anything was ever stored for this shard: a file, or frames on their way into one.
     #[must_use]
     pub fn exists(&self, shard: &ShardId) -> bool {
-        let in_memory = || self.core.known(shard).is_some_and(|state| has_content(&state));
-        // What cannot be told counts as there: opening it then says what is wrong, where "absent" would be a lie.
-        in_memory() || !matches!(self.core.config.disk.kind(&self.shard_path(shard)), Ok(None))
+        self.core.exists(shard)
     }
 
     /// Like [`Manager::get`], but creates nothing: for reads.
@@ -128,7 +125,7 @@ impl Manager {
     pub fn orgs(&self) -> Result<Vec<Org>, Error> {
         self.core.check_open()?;
         let mut orgs = files::orgs(&*self.core.config.disk, self.root_dir())?;
-        orgs.extend(self.core.states().iter().filter(|state| has_content(state)).map(|state| state.id.org.clone()));
+        orgs.extend(self.core.states().iter().filter(|state| state.has_content()).map(|state| state.id.org.clone()));
         orgs.sort();
         orgs.dedup();
         Ok(orgs)
@@ -139,7 +136,7 @@ impl Manager {
         self.core.check_open()?;
         let mut shards = files::shards_of(&*self.core.config.disk, self.root_dir(), org)?;
         let states = self.core.states();
-        shards.extend(states.iter().filter(|state| state.id.org == *org && has_content(state)).map(|s| s.id.clone()));
+        shards.extend(states.iter().filter(|state| state.id.org == *org && state.has_content()).map(|s| s.id.clone()));
         shards.sort();
         shards.dedup();
         Ok(shards)
@@ -252,6 +249,31 @@ impl Manager {
     /// what it closes.
     pub fn evict_idle(&self) {
         self.core.evict_idle();
+    }
+
+    /// Gives up this node's copy of a shard: its file goes, durably on return, and with it all that was known of it. True
+    /// where there is no copy any more, or was none; false, and nothing changed, where it is in use: held by somebody,
+    /// watched, or with something in memory that is not in the file or not settled. A frame that is committed meanwhile
+    /// or later is not lost: it begins a new file, of which it is all. Blocking.
+    ///
+    /// Busy where another program reads the file, so that its log cannot be brought into it.
+    pub fn discard(&self, shard: &ShardId) -> Result<bool, Error> {
+        self.core.discard(shard)
+    }
+
+    /// Whether this node's copy of a shard was [marked](Manager::mark_whole) as whole; false where there is no file.
+    /// Blocking, and creates nothing.
+    pub fn is_whole(&self, shard: &ShardId) -> Result<bool, Error> {
+        self.core.is_whole(shard)
+    }
+
+    /// Marks this node's copy of a shard as whole, in its file: durably on return, and after everything committed before the
+    /// call. Nothing happens where there is no file. Blocking.
+    ///
+    /// The caller holds the shard from before it looked whether it is whole: so that what is marked is no file begun anew
+    /// after a [`Manager::discard`], which has no mark.
+    pub fn mark_whole(&self, shard: &ShardId) -> Result<(), Error> {
+        self.core.mark_whole(shard)
     }
 
     /// Keys with committed frames that wait for their shard files.
@@ -369,10 +391,6 @@ impl Subscriber for Subscription {
             core.on_commit(frame);
         }
     }
-}
-
-fn has_content(state: &ShardState) -> bool {
-    state.current.read().is_some() || !state.overlay.is_empty() || state.overlay.has_own()
 }
 
 fn sync_all(core: &Arc<Core>) -> Result<(), Error> {

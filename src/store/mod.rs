@@ -19,6 +19,7 @@ pub mod compare;
 mod copying;
 mod core;
 pub mod digest;
+mod discarding;
 pub mod error;
 pub mod feed;
 mod files;

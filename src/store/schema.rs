@@ -30,6 +30,9 @@ const TABLES: [(&str, &str); 4] = [
     ("outrigger_ballot", "CREATE TABLE outrigger_ballot(key TEXT PRIMARY KEY, ballot INTEGER NOT NULL)"),
 ];
 
+/// In the meta table of a file that holds all of its shard, as far as its node was told of it.
+const WHOLE: &str = "whole";
+
 /// The facts that a shard file keeps about itself.
 #[derive(Debug)]
 pub(super) struct Meta {
@@ -112,6 +115,21 @@ pub(super) fn save_digest(conn: &Connection, digest: &Digest) -> rusqlite::Resul
     let bytes =
         rmp_serde::to_vec_named(&saved).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     conn.execute("INSERT OR REPLACE INTO outrigger_meta(key, value) VALUES('digest', ?1)", [bytes]).map(drop)
+}
+
+/// Whether the file says that it holds all of its shard.
+pub(super) fn is_whole(conn: &Connection) -> rusqlite::Result<bool> {
+    Ok(meta(conn, WHOLE)? != 0)
+}
+
+/// Has it say so.
+pub(super) fn mark_whole(conn: &Connection) -> rusqlite::Result<()> {
+    set_meta(conn, WHOLE, 1)
+}
+
+/// Has it say so no more.
+pub(super) fn unmark_whole(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM outrigger_meta WHERE key = ?1", [WHOLE]).map(drop)
 }
 
 fn connect(disk: &dyn Disk, path: &Path, flags: OpenFlags) -> Result<Connection, Error> {

@@ -56,6 +56,8 @@ pub(super) struct Inner {
     is_closed: AtomicBool,
     key_bytes_max: usize,
     value_bytes_max: usize,
+    /// Goes last, when no connection is open any more.
+    _handle: Arc<()>,
 }
 
 impl fmt::Debug for Shard {
@@ -85,6 +87,7 @@ impl Shard {
             is_closed: AtomicBool::new(false),
             key_bytes_max: core.config.key_bytes_max,
             value_bytes_max: core.config.value_bytes_max,
+            _handle: Arc::clone(&state.handles),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -577,12 +580,6 @@ impl Inner {
         if let Some(core) = self.core.upgrade() {
             applier::run_inline(&core);
         }
-        self.state.overlay.wait_past(self.state.overlay.last(), || {
-            self.state.poisoned()?;
-            match self.state.stuck() {
-                Some(stuck) => Err(stuck.into()),
-                None => Ok(()),
-            }
-        })
+        self.state.flush()
     }
 }

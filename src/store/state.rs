@@ -25,7 +25,11 @@ pub(super) struct ShardState {
     unsettled_count: AtomicUsize,
     /// The open shard.
     pub(super) current: RwLock<Option<Arc<Shard>>>,
-    /// Held while the file is being opened or closed, so that neither overtakes the other.
+    /// One more for each handle of the file that is alive: of the open shard, and of closed ones that somebody still reads.
+    pub(super) handles: Arc<()>,
+    /// How often the file was given up.
+    pub(super) discards: AtomicU64,
+    /// Held while the file is being opened, closed or given up, so that none overtakes the other.
     pub(super) changing: Mutex<()>,
     /// In the applier's queue or hands.
     pub(super) is_queued: AtomicBool,
@@ -57,6 +61,8 @@ impl ShardState {
             unsettled: Mutex::default(),
             unsettled_count: AtomicUsize::new(0),
             current: RwLock::default(),
+            handles: Arc::default(),
+            discards: AtomicU64::new(0),
             changing: Mutex::default(),
             is_queued: AtomicBool::new(false),
             last_used: AtomicU64::new(0),
@@ -133,12 +139,36 @@ impl ShardState {
         })
     }
 
+    /// Waits until everything committed before the call is in the file.
+    pub(super) fn flush(&self) -> Result<(), Error> {
+        self.overlay.wait_past(self.overlay.last(), || {
+            self.poisoned()?;
+            match self.stuck() {
+                Some(stuck) => Err(stuck.into()),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Whether something is stored, or on its way.
+    pub(super) fn has_content(&self) -> bool {
+        self.current.read().is_some() || self.is_owed()
+    }
+
+    /// Whether memory holds rows that the file does not.
+    fn is_owed(&self) -> bool {
+        !self.overlay.is_empty() || self.overlay.has_own()
+    }
+
+    /// True where memory holds a row that the file does not, or knows of a key that is not settled.
+    pub(super) fn has_pending(&self) -> bool {
+        self.is_owed() || self.unsettled_count.load(Ordering::Acquire) > 0
+    }
+
     /// True where forgetting this state would lose nothing.
     pub(super) fn is_idle(&self) -> bool {
         self.current.read().is_none()
-            && self.overlay.is_empty()
-            && !self.overlay.has_own()
-            && self.unsettled_count.load(Ordering::Acquire) == 0
+            && !self.has_pending()
             && self.poison.get().is_none()
             && !self.is_queued.load(Ordering::Acquire)
     }

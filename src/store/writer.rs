@@ -251,6 +251,21 @@ impl Writer {
         }
     }
 
+    /// Whether the file is marked as holding all of its shard.
+    pub(super) fn is_whole(&self) -> Result<bool, Error> {
+        schema::is_whole(&self.conn).map_err(Error::sqlite("reading", &self.path))
+    }
+
+    /// Marks it as such. Durable on return.
+    pub(super) fn mark_whole(&mut self) -> Result<(), Error> {
+        if self.is_whole()? {
+            return Ok(());
+        }
+        self.is_unsynced = true;
+        schema::mark_whole(&self.conn).map_err(Error::sqlite("writing", &self.path))?;
+        self.sync()
+    }
+
     /// Copies what it can of the log into the file without waiting for anyone. A full disk is no failure here: the
     /// log keeps what could not be copied.
     fn checkpoint_passive(&mut self) -> Result<(), Error> {

@@ -194,6 +194,11 @@ impl Feed {
         }
     }
 
+    /// Whether anybody watches the shard.
+    pub(super) fn is_watched(&self, shard: &ShardId) -> bool {
+        self.ring.lock().is_watched(shard)
+    }
+
     /// Rows went that nobody told of: the watchers of the shard begin again.
     pub(super) fn lose_shard(&self, shard: &ShardId) {
         let bells = self.ring.lock().lose_shard(shard);

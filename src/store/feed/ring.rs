@@ -214,6 +214,10 @@ impl<B: Clone> Ring<B> {
         !self.channels.is_empty()
     }
 
+    pub(super) fn is_watched(&self, shard: &ShardId) -> bool {
+        self.channels.get(shard).is_some_and(|channel| channel.watchers > 0)
+    }
+
     /// Whether [`Ring::push`] has to be told what the key showed before this frame.
     pub(super) fn has_to_be_told(&self, frame: &Frame) -> bool {
         self.channels.get(&frame.shard).is_some_and(|channel| !channel.latest.contains_key(&frame.key))

@@ -17,10 +17,10 @@ use super::*;
 const BLOCK: usize = 512;
 const KEYS: i64 = 8;
 
-type Image = BTreeMap<PathBuf, Vec<u8>>;
+pub(super) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
 /// In memory where that is to be had: hundreds of disks are made and synced.
-fn fast_dir() -> tempfile::TempDir {
+pub(super) fn fast_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
@@ -160,7 +160,7 @@ fn check(image: &Image, synced: i64, last: i64) {
     assert_eq!(integrity(&dir.path().join("_/a.db")), "ok");
 }
 
-fn integrity(path: &Path) -> String {
+pub(super) fn integrity(path: &Path) -> String {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
 }

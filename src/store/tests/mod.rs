@@ -3,6 +3,7 @@
 mod basics;
 mod compare;
 mod crash;
+mod discarding;
 mod lifecycle;
 mod model;
 mod tombstones;
