@@ -230,21 +230,6 @@ impl Manager {
         self.core.shard_path(shard)
     }
 
-    /// STOPGAP
-    pub fn is_whole(&self, shard: &ShardId) -> Result<bool, Error> {
-        Ok(self.exists(shard) && shard.is_system())
-    }
-
-    /// STOPGAP
-    pub fn mark_whole(&self, _shard: &ShardId) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// STOPGAP
-    pub fn discard(&self, _shard: &ShardId) -> Result<bool, Error> {
-        Ok(false)
-    }
-
     /// Closes the shards that nobody holds and nobody used for [`StoreConfig::idle_evict_after`]. Blocking: it syncs
     /// what it closes.
     pub fn evict_idle(&self) {

@@ -327,13 +327,16 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     if follows {
         tell_all(rooms, std::slice::from_ref(shard)).await;
     }
+    // Held from before the comparison on, so that no other file comes in its place.
+    let _held = rooms.manager.find(shard).await.map_err(|error| no_copy(error.to_string()))?;
     let (manager, of) = (rooms.manager.clone(), shard.clone());
-    let is_whole = blocking(move || manager.is_whole(&of)).await.map_err(|error| no_copy(error.to_string()))?;
-    if is_whole || (!follows && (others.is_empty() || rooms.copies.is_level.load(Ordering::Relaxed))) {
+    if blocking(move || manager.is_whole(&of)).await.map_err(|error| no_copy(error.to_string()))? {
         return Ok(());
     }
     // Of all that are there: one may be new to the shard itself.
-    let (mut why, mut copied) = (String::new(), false);
+    let is_level = !follows && (others.is_empty() || rooms.copies.is_level.load(Ordering::Relaxed));
+    let others = if is_level { Vec::new() } else { others };
+    let (mut why, mut copied) = (String::new(), is_level);
     for peer in &others {
         match With::new(peer, rooms).first_copy(shard).await {
             Ok(()) => copied = true,
