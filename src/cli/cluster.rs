@@ -15,8 +15,8 @@ use super::{Failure, output};
 A change runs in steps: a new voter copies what a majority has; old and new
 voters decide together; the new voters make sure that they have what the old
 ones chose; the new voters decide alone. Any node can be asked, whatever it is,
-and any voter ends what another began. What the `voters` of the configuration
-file say is the first set only: leave it as it is.
+and any voter ends what another began. What `voters` and `replication_factor`
+of the configuration file say counts at first only: leave them as they are.
 
 EXAMPLES
   outrigger cluster add d                a node that runs already, with a seed

@@ -304,6 +304,9 @@ mod tests {
         assert!(joint.moves(&shard) && joint.moved_pins() == Some(vec![&shard]));
         let done = joint.finish().unwrap();
         let after = done.old_replicas(&shard);
+        let told: BTreeSet<_> = joint.replica_names(&shard).into_iter().collect();
+        assert_eq!(told, before.union(&after).map(|slot| node(NAMES[*slot])).collect(), "those of before and of after");
+        assert_eq!(done.replica_names(&shard).len(), 3);
         assert!(after.contains(&other) && after.len() == 3 && after.intersection(&before).count() == 2);
         assert_eq!(done.begin(&VoterChange::Move { shard: shard.clone(), to }), Ok(None), "it is there");
         let back = done.begin(&VoterChange::Move { shard: shard.clone(), to: Vec::new() }).unwrap().unwrap();

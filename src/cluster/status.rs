@@ -153,7 +153,8 @@ pub struct ClusterStatus {
 }
 
 impl ClusterStatus {
-    /// The same for somebody who may know of those shards alone that `shows` lets through.
+    /// The same for somebody who may know of those shards alone that `shows` lets through: of a change that moves a shard,
+    /// whose text names it, nothing.
     #[must_use]
     pub fn showing(mut self, shows: impl Fn(&ShardId) -> bool) -> Self {
         self.pins.retain(|pin| shows(&pin.shard()));
