@@ -197,7 +197,7 @@ async fn serve(stream: TcpStream, door: Arc<Door>, stop: CancellationToken) -> R
     connection.await
 }
 
-/// What the status page shows: everything that `GET /v1/cluster` tells, and the node's readiness.
+/// What the status page shows: everything that `GET /v1/cluster` tells but for what names shards, and the node's readiness.
 #[derive(Serialize)]
 struct Status {
     #[serde(flatten)]
@@ -238,7 +238,8 @@ impl Door {
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
-        let status = Status { cluster: self.observe.cluster(), waits_for: self.observe.ready().err() };
+        let cluster = self.observe.cluster().showing(|_| false);
+        let status = Status { cluster, waits_for: self.observe.ready().err() };
         match serde_json::to_vec(&status) {
             Ok(json) => reply(StatusCode::OK, "application/json", json),
             Err(error) => {
@@ -271,8 +272,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::cluster::status::{DecisionCounts, NodeStatus, Role};
-    use crate::types::{NodeId, StorageId};
+    use crate::cluster::change::VoterChange;
+    use crate::cluster::membership::Membership;
+    use crate::cluster::status::{ChangeStatus, DecisionCounts, NodeStatus, Pin, Role};
+    use crate::types::{Namespace, NodeId, Org, ShardId, StorageId};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -287,8 +290,22 @@ mod tests {
                 version: "0.1.0".into(),
                 epoch: 1,
                 voters: vec![me.clone()],
-                joint: false,
-                change: None,
+                replication_factor: None,
+                pins: vec![Pin {
+                    org: Org::parse("a-secret-org").unwrap(),
+                    namespace: Namespace::default_name(),
+                    nodes: vec![me.clone()],
+                }],
+                joint: true,
+                change: Some(ChangeStatus {
+                    change: VoterChange::Move {
+                        shard: ShardId::parse("a-secret-org", "pay").unwrap(),
+                        to: vec![me.clone()],
+                    }
+                    .to_string(),
+                    step: "begun".into(),
+                    failed: false,
+                }),
                 nodes: vec![NodeStatus {
                     node: me,
                     me: true,
@@ -311,6 +328,10 @@ mod tests {
                 unready: None,
                 refusals: Vec::new(),
             }
+        }
+
+        fn membership(&self) -> Membership {
+            Membership::unknown()
         }
 
         fn health(&self) -> Result<(), String> {
@@ -405,7 +426,9 @@ mod tests {
         let (status, head, json) = get(&admin, "/status.json").await;
         assert_eq!(status, 200);
         assert!(head.contains("content-type: application/json"), "{head}");
+        assert!(!json.contains("secret"), "what names shards is not for whoever reaches this port: {json}");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&json["joint"], &json["change"]), (&true.into(), &serde_json::Value::Null));
         assert_eq!(json["waits_for"], "2 of 3 voters are away");
         assert_eq!(json["decisions"]["accept"], 5);
         assert_eq!(json["nodes"][0]["storage_id"], "00000000000000ff");

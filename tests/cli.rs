@@ -203,6 +203,120 @@ fn a_change_waits_for_its_turn_where_it_is_told_to() {
     );
 }
 
+/// What a node answers whose cluster has these replicas.
+fn placed(epoch: u64, factor: Option<u64>, pins: &[(&str, &str, &[&str])], joint: bool) -> Answer {
+    let mut cluster: serde_json::Value = serde_json::from_str(CLUSTER).unwrap();
+    let pin = |(org, namespace, nodes): &(&str, &str, &[&str])| serde_json::json!({ "org": org, "namespace": namespace, "nodes": nodes });
+    cluster["pins"] = pins.iter().map(pin).collect();
+    (cluster["epoch"], cluster["replication_factor"], cluster["joint"]) = (epoch.into(), factor.into(), joint.into());
+    Answer::Whole(202, vec![], cluster.to_string().into_bytes())
+}
+
+#[track_caller]
+fn succeeds_with(output: &Output, line: &str) {
+    assert_eq!((output.status.code(), out(output).as_str()), (Some(0), line), "{}", err(output));
+}
+
+#[test]
+fn a_replication_factor_is_waited_for_until_it_is_in_force() {
+    let fake = Fake::start();
+    // The epoch rises by another change before, and the joint epoch is not the end of it.
+    for answer in [
+        placed(1, None, &[], false),
+        placed(1, None, &[], false),
+        placed(3, None, &[], false),
+        placed(4, Some(2), &[], true),
+        placed(5, Some(2), &[], false),
+    ] {
+        fake.dictate(answer);
+    }
+    let set = run(&fake, &["cluster", "replication-factor", "2"]);
+    succeeds_with(&set, "epoch 5: voters a, b, c; each shard on 2 of the voters\n");
+    let asked = fake.seen();
+    assert_eq!(
+        (asked.len(), asked[1].method.as_str(), asked[1].path.as_str()),
+        (5, "PUT", "/v1/cluster/replication-factor")
+    );
+    assert_eq!(asked[1].query["value"], "2");
+    for answer in [placed(5, Some(2), &[], false), placed(6, None, &[], true)] {
+        fake.dictate(answer);
+    }
+    let begun = run(&fake, &["cluster", "replication-factor", "all", "--no-wait"]);
+    succeeds_with(&begun, "epoch 6: voters a, b, c; each shard on all voters (a change is under way)\n");
+    assert_eq!(fake.seen()[6].query["value"], "all");
+    for wrong in ["0", "256", "some", "-1", ""] {
+        let refused = run(&fake, &["cluster", "replication-factor", wrong]);
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}: {}", err(&refused));
+    }
+    fails_with(&run(&fake, &["cluster", "replication-factor", "0"]), 2, &["1 to 255", "\"all\""]);
+    assert_eq!(fake.seen().len(), 7);
+}
+
+#[test]
+fn a_shard_is_moved_to_the_nodes_that_are_named_and_back() {
+    let fake = Fake::start();
+    let shard = ["--org", "acme", "--namespace", "payments"];
+    let migrate = |more: &[&str]| run(&fake, &[&["migrate"] as &[&str], &shard, more].concat());
+    let (none, there) = ([], [("acme", "payments", &["b", "c"] as &[&str])]);
+    for answer in [
+        placed(1, Some(2), &none, false),
+        placed(1, Some(2), &none, false),
+        placed(2, Some(2), &there, true),
+        placed(3, Some(2), &there, false),
+    ] {
+        fake.dictate(answer);
+    }
+    succeeds_with(&migrate(&["--to", "c,b"]), "epoch 3: acme/payments pinned to c, b\n");
+    let asked = fake.seen().remove(1);
+    assert_eq!((asked.method.as_str(), asked.path.as_str()), ("PUT", "/v1/cluster/pins/acme/payments"));
+    assert_eq!(asked.query["to"], "c,b");
+    for answer in [
+        placed(3, Some(2), &there, false),
+        problem(409, "change-refused", "no"),
+        placed(3, Some(2), &there, false),
+        placed(4, Some(2), &none, true),
+        placed(5, Some(2), &none, false),
+    ] {
+        fake.dictate(answer);
+    }
+    succeeds_with(&migrate(&["--back", "--within", "1m"]), "epoch 5: acme/payments back where its name puts it\n");
+    assert_eq!(
+        (fake.seen()[7].method.as_str(), fake.seen()[7].path.as_str()),
+        ("DELETE", "/v1/cluster/pins/acme/payments")
+    );
+    // The org of those who have none, and the namespace of those who name none.
+    let there = [("_", "default", &["b"] as &[&str])];
+    for answer in [placed(5, Some(2), &none, false), placed(7, Some(2), &there, false)] {
+        fake.dictate(answer);
+    }
+    succeeds_with(&run(&fake, &["migrate", "--to", "b"]), "epoch 7: _/default pinned to b\n");
+    let count = fake.seen().len();
+    assert_eq!(fake.seen()[count - 1].path, "/v1/cluster/pins/_/default");
+    fails_with(&migrate(&[]), 2, &["--to", "--back"]);
+    fails_with(&migrate(&["--to", "b", "--back"]), 2, &["cannot be used with"]);
+    fails_with(&migrate(&["--to", "no/name"]), 2, &["no/name"]);
+    fails_with(&run(&fake, &["migrate", "--namespace", "../etc", "--to", "b"]), 2, &["../etc"]);
+    assert_eq!(fake.seen().len(), count);
+}
+
+#[test]
+fn status_says_where_shards_are_if_not_everywhere() {
+    let fake = Fake::start();
+    fake.dictate(placed(5, Some(2), &[("acme", "payments", &["b", "c"])], false));
+    let text = out(&run(&fake, &["status"]));
+    let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
+    assert_eq!(lines, ["each shard on 2 of the voters", "acme/payments is pinned to b, c"]);
+    let many: Vec<String> = (0..25).map(|n| format!("n{n}")).collect();
+    let many: Vec<(&str, &str, &[&str])> = many.iter().map(|name| ("acme", name.as_str(), &["b"] as &[&str])).collect();
+    fake.dictate(placed(5, Some(4), &many, false));
+    let text = out(&run(&fake, &["status"]));
+    assert!(text.contains("each shard on all voters, on 4 once there are more\n"), "{text}");
+    assert!(
+        text.contains("acme/n19 is") && !text.contains("acme/n20 is") && text.contains("and 5 more shards"),
+        "{text}"
+    );
+}
+
 /// An application that may read without a quorum must start without one, and its pod asks for a vote before.
 #[test]
 fn a_node_that_votes_as_far_as_is_known_needs_no_majority_to_be_added() {
@@ -242,7 +356,9 @@ fn shards_are_listed_for_one_org_or_all() {
     let fake = Fake::start();
     let text = out(&run(&fake, &["shards"]));
     let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, ["acme", "payments", "3", "40.0", "KiB", "2", "1700000000123", "b", "c"]);
+    assert_eq!(row, ["acme", "payments", "3", "40.0", "KiB", "2", "1700000000123", "a", "c", "b", "c"]);
+    let earlier: Vec<_> = text.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!(earlier, ["_", "default", "0", "4.0", "KiB", "0", "0", "-", "-"], "of a node that does not say so");
     assert_eq!(out(&run(&fake, &["shards", "--org", "acme", "--json"])).lines().count(), 2);
     let asked: Vec<_> = fake.seen().iter().map(|request| request.query.get("org").cloned()).collect();
     assert_eq!(asked, [None, Some("acme".to_owned())]);

@@ -113,6 +113,7 @@ impl Greeter for Thief {
             slot: slot.and_then(outrigger::types::Slot::new),
             epoch: 1,
             voters,
+            replication_factor: None,
             wall: OsClock::shared().now().wall,
             storage_id: outrigger::types::StorageId(7),
             run: 7,

@@ -76,9 +76,10 @@ impl Guest {
         self.service.room.share()
     }
 
-    /// Nodes and figures, as the admin port shows them to whoever reaches it.
+    /// Nodes and figures, as the admin port shows them to whoever reaches it; and what names shards, to whom it may be shown.
     pub(super) fn cluster(&self) -> ClusterStatus {
-        self.service.observe().cluster()
+        let cluster = self.service.observe().cluster();
+        if self.gate.shows(&self.who, Want::Govern) { cluster } else { cluster.showing(|shard| self.sees(shard)) }
     }
 
     pub(super) fn health(&self) -> Result<(), ApiError> {

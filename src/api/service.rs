@@ -408,7 +408,7 @@ impl Service {
             Some(org) => vec![org],
             None => self.orgs().await?,
         };
-        let in_step = self.observe.in_step();
+        let (membership, in_step) = (self.observe.membership(), self.observe.in_step());
         let mut statuses = Vec::new();
         for org in orgs {
             for id in self.shards_of(org).await?.into_iter().filter(shows) {
@@ -421,6 +421,7 @@ impl Service {
                     bytes: stats.bytes,
                     last_upd: stats.last_upd,
                     tombstones: stats.tombstones,
+                    replicas: membership.replica_names(&id),
                     in_step: in_step.clone(),
                 });
             }

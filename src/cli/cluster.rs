@@ -1,35 +1,22 @@
-//! `outrigger cluster`: who votes.
-
-use std::io::Write as _;
-use std::time::Duration;
+//! `outrigger cluster`: who votes, and how many of them on each shard.
 
 use clap::{Args, Subcommand};
-use outrigger::client::{self, Client};
-use outrigger::clock::OsClock;
+use outrigger::client::Client;
 use outrigger::cluster::change::VoterChange;
-use outrigger::cluster::status::{ClusterStatus, Role};
+use outrigger::cluster::status::ClusterStatus;
 use outrigger::types::NodeId;
 
+use super::change::{Wait, carry_out, spread, under_way};
 use super::{Failure, output};
 
-/// How often the node is asked how far it is.
-const POLL: Duration = Duration::from_millis(200);
-/// How often it may not answer before this is given up: it may be restarting.
-const UNANSWERED_MAX: u32 = 25;
-/// How long after a failure the next try is.
-const RETRY: Duration = Duration::from_secs(1);
-/// How long a majority may take to confirm that a node votes; then this node's word is taken for it. A node that was just
-/// started takes a moment to find the others.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-
-/// Change who votes: add, remove or replace a voter, one at a time, while the cluster serves
+/// Change who votes: add, remove or replace a voter, and how many replicate each shard, while the cluster serves
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A change runs in steps: a new voter copies what a majority has; old and new
 voters decide together; the new voters make sure that they have what the old
 ones chose; the new voters decide alone. Any node can be asked, whatever it is,
-and any voter ends what another began. What the `voters` of the configuration
-file say is the first set only: leave it as it is.
+and any voter ends what another began. What `voters` and `replication_factor`
+of the configuration file say counts at first only: leave them as they are.
 
 EXAMPLES
   outrigger cluster add d                a node that runs already, with a seed
@@ -42,6 +29,9 @@ EXAMPLES
   outrigger cluster replace c --with d   in one step
   outrigger cluster replace c            c came back with an empty disk
                                          (done without asking, in a moment)
+  outrigger cluster replication-factor 3
+                                         each shard on three voters, which its
+                                         name picks; `all` for every voter
   outrigger cluster recover --force      a majority is lost for good, and this
                                          node is what is left")]
 pub(super) struct Cluster {
@@ -85,6 +75,23 @@ enum What {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Have so many voters replicate each shard
+    ///
+    /// Which those are follows from the shard's name, unless `outrigger migrate` named them. A shard can be written and read through
+    /// a quorum while a majority of its replicas is there: 3 survive the loss of one, 5 of two; an even number survives no more than
+    /// the odd one below it, 1 survives nothing, and with 2 no voter may be away while voters change. The other voters read and
+    /// write the shard through those.
+    #[command(after_help = "\
+EXAMPLES
+  outrigger cluster replication-factor 3     of five voters, say
+  outrigger cluster replication-factor all   every voter replicates every shard")]
+    ReplicationFactor {
+        /// A number of voters, or `all`
+        #[arg(value_name = "N|all", value_parser = VoterChange::factor)]
+        factor: VoterChange,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Let this node decide alone, where a majority is lost for good
     ///
     /// Use it on one node only, the one that has the newest data, while the lost ones are down. Acknowledged writes that only
@@ -96,18 +103,9 @@ enum What {
     },
 }
 
-#[derive(Debug, Args)]
-struct Wait {
-    /// Return once it is begun
-    #[arg(long)]
-    no_wait: bool,
-    /// Try again for as long, as in 10m, whatever stands in the way: another change, a node that has not joined, no majority
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s", hide_default_value = true)]
-    within: Duration,
-}
-
 impl Cluster {
     pub(super) async fn run(self, client: &Client, json: bool) -> Result<(), Failure> {
+        let is_factor = matches!(self.what, What::ReplicationFactor { .. });
         let done = match self.what {
             What::Add { node, wait } => carry_out(client, &VoterChange::Add(node), &wait).await?,
             What::Remove { node, and_higher: false, wait } => {
@@ -117,6 +115,7 @@ impl Cluster {
             What::Replace { node, with, wait } => {
                 carry_out(client, &VoterChange::Replace { node, with }, &wait).await?
             }
+            What::ReplicationFactor { factor, wait } => carry_out(client, &factor, &wait).await?,
             What::Recover { .. } => client.recover().await?,
         };
         if json {
@@ -124,63 +123,10 @@ impl Cluster {
             return Ok(output::print(&format!("{line}\n"))?);
         }
         let voters = done.voters.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
-        let joint = if done.joint { " (a change is under way)" } else { "" };
-        Ok(output::print(&format!("epoch {}: voters {voters}{joint}\n", done.epoch))?)
+        let is_told = is_factor || done.replication_factor.is_some();
+        let spread = if is_told { format!("; {}", spread(&done)) } else { String::new() };
+        Ok(output::print(&format!("epoch {}: voters {voters}{spread}{}\n", done.epoch, under_way(&done)))?)
     }
-}
-
-/// Tries until it is done or the time for it is over.
-async fn carry_out(client: &Client, change: &VoterChange, wait: &Wait) -> Result<ClusterStatus, Failure> {
-    let clock = OsClock::shared();
-    let (began, mut shown) = (clock.now().monotonic, None);
-    loop {
-        let why = match attempt(client, change, wait).await {
-            Ok(now) => return Ok(now),
-            Err(why) => why,
-        };
-        let known = match (&why, change) {
-            (Failure::Unavailable(_), VoterChange::Add(node)) => {
-                client.cluster().await.ok().filter(|now| votes(now, node))
-            }
-            _ => None,
-        };
-        let (is_known, tried_for) = (known.is_some(), clock.now().monotonic.saturating_sub(began));
-        if let Some(now) = known.filter(|_| tried_for >= CONFIRM_WITHIN) {
-            tell("no majority answers; as far as this node knows, it is so already");
-            return Ok(now);
-        }
-        if tried_for >= wait.within && !is_known {
-            return Err(why);
-        }
-        let text = why.message().to_owned();
-        if shown.as_ref() != Some(&text) {
-            tell(&format!("{text}; trying again"));
-            shown = Some(text);
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-async fn attempt(client: &Client, change: &VoterChange, wait: &Wait) -> Result<ClusterStatus, Failure> {
-    let before = client.cluster().await?.epoch;
-    let begun = match change {
-        VoterChange::Add(node) => client.add_voter(node).await,
-        VoterChange::Remove(node) => client.remove_voter(node).await,
-        VoterChange::Replace { node, with } => client.replace_voter(node, with.as_ref()).await,
-        VoterChange::Factor(_) | VoterChange::Move { .. } => client.cluster().await,
-    }?;
-    let is_done = |now: &ClusterStatus| match change {
-        VoterChange::Add(node) => votes(now, node),
-        VoterChange::Remove(node) => !now.voters.contains(node),
-        VoterChange::Replace { .. } | VoterChange::Factor(_) | VoterChange::Move { .. } => now.epoch > before,
-    };
-    if wait.no_wait { Ok(begun) } else { wait_done(client, begun, is_done).await }
-}
-
-/// True where this node is a voter, and not by a disk that it has no longer.
-fn votes(now: &ClusterStatus, node: &NodeId) -> bool {
-    let elsewhere = now.nodes.iter().any(|known| known.node == *node && known.live && known.role != Role::Voter);
-    now.voters.contains(node) && !elsewhere
 }
 
 /// Takes their votes away from all voters that are named like `node` but for the number, where that is not lower.
@@ -205,43 +151,6 @@ async fn remove_from(client: &Client, node: &NodeId, wait: &Wait) -> Result<Clus
 fn numbered(node: &NodeId) -> Option<(&str, u64)> {
     let name = node.as_str().trim_end_matches(|c: char| c.is_ascii_digit());
     Some((name, node.as_str().strip_prefix(name)?.parse().ok()?))
-}
-
-/// On standard error. Where nobody reads it there is nobody to tell.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Shows each step as it is taken.
-async fn wait_done(
-    client: &Client,
-    begun: ClusterStatus,
-    is_done: impl Fn(&ClusterStatus) -> bool,
-) -> Result<ClusterStatus, Failure> {
-    let (mut now, mut shown, mut unanswered) = (begun, None, 0);
-    loop {
-        if let Some(change) = now.change.clone().filter(|change| shown.as_ref() != Some(change)) {
-            if change.failed {
-                return Err(Failure::Other(format!("cannot {}: {}", change.change, change.step)));
-            }
-            tell(&format!("{}: {}", change.change, change.step));
-            shown = Some(change);
-        }
-        if !now.joint && is_done(&now) {
-            return Ok(now);
-        }
-        tokio::time::sleep(POLL).await;
-        match client.cluster().await {
-            Ok(next) => (now, unanswered) = (next, 0),
-            Err(error) if unanswered >= UNANSWERED_MAX => return Err(not_answered(error)),
-            Err(_) => unanswered += 1,
-        }
-    }
-}
-
-fn not_answered(error: client::Error) -> Failure {
-    let more = "; what was begun is ended by the other nodes, or was not begun: see `outrigger status` there";
-    Failure::from(error).with(more)
 }
 
 #[cfg(test)]

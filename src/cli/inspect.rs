@@ -8,10 +8,14 @@ use outrigger::client::Client;
 use outrigger::cluster::membership::majority;
 use outrigger::cluster::status::{ClusterStatus, NodeStatus, Role, ShardStatus};
 use outrigger::config::{Config, Environment, Overrides};
-use outrigger::types::Org;
+use outrigger::types::{NodeId, Org};
 
+use super::change::spread;
 use super::output::{self, Tone, milliseconds, paint};
 use super::{Failure, output::colours};
+
+/// How many pinned shards `status` names.
+const PINS_SHOWN_MAX: usize = 20;
 
 /// Show the cluster as this node sees it
 #[derive(Debug, Args)]
@@ -30,7 +34,7 @@ COLUMNS
   IN STEP  all rows there and here were compared since the two last connected")]
 pub(super) struct Status {}
 
-/// Show what this node stores: each shard's keys, size, latest version, and who is in step
+/// Show what this node stores: each shard's keys, size, latest version, who replicates it, and who is in step
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -87,6 +91,7 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
         status.node,
         status.version
     );
+    out += &render_replicas(status);
     if let Some(reason) = &status.unready {
         let _ = writeln!(out, "{}", paint(&format!("not ready: {reason}"), Tone::Bad, colours));
     }
@@ -120,6 +125,23 @@ fn render_status(status: &ClusterStatus, colours: bool) -> String {
         let oldest = humantime::format_duration(std::time::Duration::from_secs(oldest_ms / 1_000));
         let (entries, bytes) = (outbox.entries, output::bytes(outbox.bytes));
         let _ = writeln!(out, "outbox: {entries} local writes ({bytes}) wait for a quorum, the oldest for {oldest}");
+    }
+    out
+}
+
+/// On how many voters each shard is, and which shards are on named ones; nothing where all are on all.
+fn render_replicas(status: &ClusterStatus) -> String {
+    let mut out = String::new();
+    if status.replication_factor.is_some() {
+        let _ = writeln!(out, "{}", spread(status));
+    }
+    for pin in status.pins.iter().take(PINS_SHOWN_MAX) {
+        let nodes: Vec<&str> = pin.nodes.iter().map(NodeId::as_str).collect();
+        let _ = writeln!(out, "{} is pinned to {}", pin.shard(), nodes.join(", "));
+    }
+    let more = status.pins.len().saturating_sub(PINS_SHOWN_MAX);
+    if more > 0 {
+        let _ = writeln!(out, "and {more} more shards are pinned (`outrigger status --json` has all)");
     }
     out
 }
@@ -183,7 +205,6 @@ impl Shards {
 
 fn render_shards(shards: &[ShardStatus]) -> String {
     let row = |shard: &ShardStatus| {
-        let in_step: Vec<&str> = shard.in_step.iter().map(|node| node.as_str()).collect();
         let cells = vec![
             shard.org.clone(),
             shard.namespace.clone(),
@@ -191,12 +212,19 @@ fn render_shards(shards: &[ShardStatus]) -> String {
             output::bytes(shard.bytes),
             shard.tombstones.to_string(),
             shard.last_upd.to_string(),
-            if in_step.is_empty() { dash() } else { in_step.join(" ") },
+            names(&shard.replicas),
+            names(&shard.in_step),
         ];
         (cells, Tone::Plain)
     };
     let rows: Vec<_> = shards.iter().map(row).collect();
-    output::table(&["ORG", "NAMESPACE", ">KEYS", ">SIZE", ">TOMBSTONES", ">LAST UPD", "IN STEP WITH"], &rows, colours())
+    let heads = ["ORG", "NAMESPACE", ">KEYS", ">SIZE", ">TOMBSTONES", ">LAST UPD", "REPLICAS", "IN STEP WITH"];
+    output::table(&heads, &rows, colours())
+}
+
+fn names(nodes: &[NodeId]) -> String {
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    if names.is_empty() { dash() } else { names.join(" ") }
 }
 
 impl CheckConfig {

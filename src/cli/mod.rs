@@ -3,7 +3,7 @@
 //! ```text
 //!   serve     flags of a node          data      put get del cas list     watch
 //!   dev       a local cluster          inspect   status shards check-config      health
-//!   cluster   who votes
+//!   cluster   who votes, on how many replicas each shard is      migrate   on which one is      change    carries these out
 //!   backup    restore    manifest: what a backup says of itself
 //!   bench     load on the socket, and what came of it
 //!   output    tables, colours, closed pipes      progress    logging
@@ -11,6 +11,7 @@
 
 mod backup;
 mod bench;
+mod change;
 mod cluster;
 mod data;
 mod dev;
@@ -18,6 +19,7 @@ mod health;
 mod inspect;
 mod logging;
 mod manifest;
+mod migrate;
 mod output;
 mod progress;
 mod restore;
@@ -32,6 +34,7 @@ use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Pars
 use outrigger::client::{self, Client};
 use outrigger::config::ConfigError;
 use outrigger::token::{self, Token};
+use outrigger::types::ShardId;
 
 pub(crate) use serve::parent_gone;
 
@@ -50,12 +53,13 @@ const CLIENT_OPTIONS: [(&str, &str); 6] = [
 const NOT_CLIENTS: [&str; 3] = ["serve", "dev", "check-config"];
 /// Options that change nothing about a command, by its name: taken, so that a script may pass the same ones to every
 /// command, but no part of its help.
-const WITHOUT_EFFECT: [(&str, &[&str]); 7] = [
+const WITHOUT_EFFECT: [(&str, &[&str]); 8] = [
     ("watch", &["consistency", "timeout"]),
     ("status", &["org", "ns", "consistency", "timeout"]),
     ("health", &["org", "ns", "consistency", "timeout", "json"]),
     ("shards", &["ns", "consistency", "timeout"]),
     ("cluster", &["org", "ns", "consistency", "timeout"]),
+    ("migrate", &["consistency", "timeout"]),
     ("backup", &["timeout"]),
     ("restore", &["consistency"]),
 ];
@@ -106,7 +110,7 @@ struct ClientOptions {
     #[arg(long, global = true)]
     org: Option<String>,
     /// The namespace of the shard [default: `default`; for backup and restore: all]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, visible_alias = "namespace")]
     ns: Option<String>,
     /// The file with the token to show to the node, where its rules ask for one; the first of several counts
     /// [also: OUTRIGGER_TOKEN_FILE]
@@ -143,6 +147,7 @@ enum Command {
     Health(health::Health),
     Shards(inspect::Shards),
     Cluster(cluster::Cluster),
+    Migrate(migrate::Migrate),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Bench(bench::Bench),
@@ -220,6 +225,9 @@ pub(crate) fn run(command_line: CommandLine) -> Result<(), Failure> {
                 shards.run(&global.client()?.build(), global.client.org.as_deref(), global.client.json).await
             }
             Command::Cluster(cluster) => cluster.run(&global.client()?.build(), global.client.json).await,
+            Command::Migrate(migrate) => {
+                migrate.run(&global.client()?.build(), global.shard()?, global.client.json).await
+            }
             Command::Backup(backup) => backup.run(&global).await,
             Command::Restore(restore) => restore.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
@@ -264,6 +272,13 @@ impl Global {
             builder = builder.timeout(timeout);
         }
         Ok(builder)
+    }
+
+    /// The shard that the options name.
+    fn shard(&self) -> Result<ShardId, Failure> {
+        let namespace = self.client.ns.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let shard = ShardId::parse(self.client.org.as_deref().unwrap_or_default(), namespace);
+        shard.map_err(|error| Failure::Usage(error.to_string()))
     }
 
     fn shard_client(&self) -> Result<Client, Failure> {

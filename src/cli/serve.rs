@@ -44,6 +44,9 @@ pub(crate) struct Serve {
     /// A name of the first voter set, this node's among them; may be given several times [default: this node alone]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     voter: Vec<String>,
+    /// How many voters replicate each shard at first; 0 for all of them [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    replication_factor: Option<String>,
     /// The file with the secret that all nodes share
     #[arg(long, value_name = "FILE")]
     key_file: Option<String>,
@@ -69,6 +72,7 @@ impl Serve {
             .list("peer.seeds", self.seed.clone())
             .text("cluster.id", self.cluster_id.clone())
             .list("cluster.voters", self.voter.clone())
+            .text("cluster.replication_factor", self.replication_factor.clone())
             .text("cluster.key_file", self.key_file.clone())
             .text("admin.listen", self.admin.clone());
         Config::load(self.config.as_deref(), &Environment::of_process(), flags)

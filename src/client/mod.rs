@@ -325,6 +325,25 @@ impl Client {
         self.order("cluster replace", Method::POST, &format!("/v1/cluster/voters/{node}/replace{with}")).await
     }
 
+    /// Has so many voters replicate each shard, or all of them where there is no number; returns once that is begun.
+    pub async fn set_replication_factor(&self, factor: Option<usize>) -> Result<ClusterStatus, Error> {
+        let value = factor.map_or_else(|| "all".to_owned(), |factor| factor.to_string());
+        let path = format!("/v1/cluster/replication-factor?value={value}");
+        self.order("cluster replication-factor", Method::PUT, &path).await
+    }
+
+    /// Has these voters replicate `shard` before all others, or those that follow from its name where none is given; returns
+    /// once that is begun.
+    pub async fn move_shard(&self, shard: &ShardId, to: &[NodeId]) -> Result<ClusterStatus, Error> {
+        let (org, namespace) = (escape(shard.org.as_str()), escape(shard.namespace.as_str()));
+        let path = format!("/v1/cluster/pins/{org}/{namespace}");
+        if to.is_empty() {
+            return self.order("migrate", Method::DELETE, &path).await;
+        }
+        let names = to.iter().map(NodeId::as_str).collect::<Vec<_>>().join(",");
+        self.order("migrate", Method::PUT, &format!("{path}?to={names}")).await
+    }
+
     /// Lets this node decide alone from now on, where a majority is lost for good. Acknowledged writes that only the lost
     /// nodes had are lost with them.
     pub async fn recover(&self) -> Result<ClusterStatus, Error> {

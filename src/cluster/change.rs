@@ -19,7 +19,10 @@ use crate::types::{NodeId, ShardId, Slot, StorageId};
 /// them, has a lower one.
 const EPOCHS_FORCED: u64 = 1000;
 
-/// A change of who votes.
+/// What the text of a change begins with that names a shard.
+pub(super) const MOVE: &str = "move ";
+
+/// A change of who votes, and on what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VoterChange {
     /// This observer votes from now on.
@@ -44,6 +47,11 @@ pub enum VoterChange {
     },
 }
 
+/// What was given as a replication factor and is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no replication factor: want a number of voters from 1 to {VOTERS_MAX}, as in 3, or \"all\"")]
+pub struct InvalidFactor(String);
+
 impl VoterChange {
     /// True where this node is to replicate what it did not, by the wish of who asked for the change.
     #[must_use]
@@ -56,6 +64,15 @@ impl VoterChange {
             Self::Remove(_) | Self::Factor(_) => false,
         }
     }
+
+    /// The change to the replication factor that people write as a number of voters or as `all`.
+    pub fn factor(text: &str) -> Result<Self, InvalidFactor> {
+        if text == "all" {
+            return Ok(Self::Factor(None));
+        }
+        let number = text.parse().ok().filter(|number| (1..=VOTERS_MAX).contains(number));
+        number.map(|number| Self::Factor(Some(number))).ok_or_else(|| InvalidFactor(text.to_owned()))
+    }
 }
 
 impl std::fmt::Display for VoterChange {
@@ -67,8 +84,8 @@ impl std::fmt::Display for VoterChange {
             Self::Replace { node, with: Some(other) } => write!(f, "replace {node} with {other}"),
             Self::Factor(None) => write!(f, "replicate every shard on all voters"),
             Self::Factor(Some(factor)) => write!(f, "replicate every shard on {factor} voters"),
-            Self::Move { shard, to } if to.is_empty() => write!(f, "move {shard} back"),
-            Self::Move { shard, to } => write!(f, "move {shard} to {}", names(to)),
+            Self::Move { shard, to } if to.is_empty() => write!(f, "{MOVE}{shard} back"),
+            Self::Move { shard, to } => write!(f, "{MOVE}{shard} to {}", names(to)),
         }
     }
 }

@@ -64,6 +64,9 @@ pub struct Hello {
     pub epoch: u64,
     /// The voters of that epoch, or those so far where it is joint.
     pub voters: Vec<NodeId>,
+    /// How many of them replicate each shard; none for all.
+    #[serde(default)]
+    pub replication_factor: Option<usize>,
     /// Its wall clock when it said this, in Unix nanoseconds.
     pub wall: i64,
     /// Its data directory.
@@ -202,6 +205,25 @@ pub enum Refusal {
         /// This node's.
         ours: Vec<NodeId>,
     },
+    /// Neither need majorities of different replicas.
+    #[error(
+        "the replication factors of epoch {epoch} differ: {node} has {}, {us} has {}: [cluster] replication_factor must be \
+         the same on every node that [cluster] voters names, and stay as it was at first (see `outrigger cluster \
+         replication-factor --help`)",
+        Factor(*.theirs), Factor(*.ours)
+    )]
+    FactorsDiffer {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+        /// The epoch of both.
+        epoch: u64,
+        /// The peer's.
+        theirs: Option<usize>,
+        /// This node's.
+        ours: Option<usize>,
+    },
     /// Equal slots at two nodes could issue equal ballots.
     #[error(
         "{node} proposes as slot {theirs}, but in epoch {epoch} it has slot {ours}: run the same release everywhere, and \
@@ -230,6 +252,18 @@ impl fmt::Display for List<'_> {
             write!(f, "{node}")?;
         }
         Ok(())
+    }
+}
+
+/// As the configuration file has it.
+struct Factor(Option<usize>);
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(factor) => write!(f, "{factor}"),
+            None => f.write_str("0 (all voters)"),
+        }
     }
 }
 
@@ -265,6 +299,10 @@ fn judge_membership(ours: &Local, theirs: &Hello) -> Result<(), Refusal> {
     named.sort_unstable();
     if named != voters {
         return Err(Refusal::VotersDiffer { node, us, epoch, theirs: named, ours: voters });
+    }
+    let factor = ours.membership.placement().replication_factor;
+    if theirs.replication_factor != factor {
+        return Err(Refusal::FactorsDiffer { node, us, epoch, theirs: theirs.replication_factor, ours: factor });
     }
     // Where nobody has written down which disk is meant, it may have got its slot for another since.
     let is_known = ours.membership.newest_disk(&theirs.node).is_some()
@@ -309,6 +347,7 @@ mod tests {
             slot: Slot::new(1),
             epoch: 1,
             voters: nodes(&["c", "b", "a"]),
+            replication_factor: None,
             wall: 1_700_000_000_000_000_000,
             storage_id: StorageId(0xfeed),
             run: 77,
@@ -333,11 +372,12 @@ mod tests {
 
     #[test]
     fn every_difference_is_refused_with_both_values() {
-        let cases: [(String, &[&str]); 6] = [
+        let cases: [(String, &[&str]); 7] = [
             (refused(|h| h.versions = Versions { min: 2, max: 3 }), &["2 to 3", "1 to 1"]),
             (refused(|h| h.cluster = "green".into()), &["\"green\"", "\"blue\""]),
             (refused(|h| h.voters = nodes(&["a", "b", "x"])), &["[a, b, x]", "[a, b, c]"]),
             (refused(|h| h.voters = nodes(&["b"])), &["[b]", "[a, b, c]"]),
+            (refused(|h| h.replication_factor = Some(2)), &["b has 2,", "a has 0 (all voters):", "replication_factor"]),
             (refused(|h| h.slot = Slot::new(2)), &["slot 2", "slot 1"]),
             (refused(|h| h.node = node("c")), &["c", "certificate is for b"]),
         ];
@@ -346,6 +386,18 @@ mod tests {
                 assert!(refusal.contains(word), "{refusal:?} lacks {word:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_says_without_a_word_on_replicas_means_all_voters() {
+        let membership = local().membership.with_replication_factor(Some(2)).unwrap();
+        let ours = Local { membership, ..local() };
+        let refusal = judge(&ours, &hello(), &node("b")).unwrap_err().to_string();
+        assert!(refusal.contains("b has 0 (all voters), a has 2:"), "{refusal}");
+        let same = Hello { replication_factor: Some(2), ..hello() };
+        assert_eq!(judge(&ours, &same, &node("b")), Ok(()));
+        let elsewhere = Hello { epoch: 2, ..hello() };
+        assert_eq!(judge(&ours, &elsewhere, &node("b")), Ok(()), "it hears of the newer one");
     }
 
     #[test]
@@ -373,7 +425,9 @@ mod tests {
     fn a_later_version_may_add_fields_and_leave_out_optional_ones() {
         let mut map: serde_json::Value = serde_json::to_value(hello()).unwrap();
         map["colour"] = serde_json::json!({"of": ["the", "sea"]});
-        map.as_object_mut().unwrap().remove("remembered");
+        for optional in ["remembered", "replication_factor"] {
+            map.as_object_mut().unwrap().remove(optional).unwrap();
+        }
         let read = Hello::decode(&rmp_serde::to_vec_named(&map).unwrap()).unwrap();
         assert_eq!(read, Hello { remembered: None, ..hello() });
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!   membership   PURE: who votes in an epoch, slots, what a majority is
 //!   change       PURE: from one epoch to the next
+//!   placement    PURE: which voters replicate which shard
 //!   hello        PURE: what two nodes say first, and whether they may go on
 //!   memory       PURE: what a node remembers of its peers' disks, to notice one that forgot
 //!   gossip       chitchat over our own transport: where everyone is, whom to dial

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::membership::{Membership, Quorums, majority, score};
-use crate::types::ShardId;
+use crate::types::{NodeId, ShardId};
 
 /// Shards whose replicas are named; more would make the configuration, which is one value, large.
 pub const PINS_MAX: usize = 1024;
@@ -117,6 +117,21 @@ impl Membership {
     #[must_use]
     pub fn new_replicas(&self, shard: &ShardId) -> BTreeSet<usize> {
         self.placed(self.next_placement(), shard)
+    }
+
+    /// The names of those who replicate it, sorted: while a change is under way, those of before and of after.
+    #[must_use]
+    pub fn replica_names(&self, shard: &ShardId) -> Vec<NodeId> {
+        let mut replicas = self.old_replicas(shard);
+        replicas.extend(self.new_replicas(shard));
+        self.names_of(&replicas)
+    }
+
+    /// The names of the members with these slots, sorted, each once.
+    #[must_use]
+    pub fn names_of(&self, slots: &BTreeSet<usize>) -> Vec<NodeId> {
+        let members = slots.iter().filter_map(|slot| self.member(*slot));
+        members.map(|member| member.node.clone()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// True for who has, or will have, a vote on the keys of `shard`.
@@ -277,7 +292,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::change::VoterChange;
-    use crate::types::{NodeId, StorageId};
+    use crate::types::StorageId;
 
     const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
@@ -332,6 +347,9 @@ mod tests {
         assert!(joint.moves(&shard) && joint.moved_pins() == Some(vec![&shard]));
         let done = joint.finish().unwrap();
         let after = done.old_replicas(&shard);
+        let told: BTreeSet<_> = joint.replica_names(&shard).into_iter().collect();
+        assert_eq!(told, before.union(&after).map(|slot| node(NAMES[*slot])).collect(), "those of before and of after");
+        assert_eq!(done.replica_names(&shard).len(), 3);
         assert!(after.contains(&other) && after.len() == 3 && after.intersection(&before).count() == 2);
         assert_eq!(done.begin(&VoterChange::Move { shard: shard.clone(), to }), Ok(None), "it is there");
         let back = done.begin(&VoterChange::Move { shard: shard.clone(), to: Vec::new() }).unwrap().unwrap();

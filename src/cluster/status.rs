@@ -4,8 +4,9 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::change::{ChangeError, VoterChange};
-use crate::types::{Ballot, NodeId, StorageId};
+use super::change::{ChangeError, MOVE, VoterChange};
+use super::membership::Membership;
+use crate::types::{Ballot, Namespace, NodeId, Org, ShardId, StorageId};
 
 /// What a node does for its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +90,25 @@ pub struct OutboxFigures {
     pub replaced: u64,
 }
 
+/// A shard whose replicas are named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its org.
+    pub org: Org,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Who replicates it before all others, sorted.
+    pub nodes: Vec<NodeId>,
+}
+
+impl Pin {
+    /// Which shard that is.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        ShardId { org: self.org.clone(), namespace: self.namespace.clone() }
+    }
+}
+
 /// The answer to `GET /v1/cluster`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -102,7 +122,13 @@ pub struct ClusterStatus {
     pub epoch: u64,
     /// The voters of that epoch: while a change is under way, those of before and of after.
     pub voters: Vec<NodeId>,
-    /// True while a change of voters is under way.
+    /// How many of them replicate each shard, absent where all do: while a change is under way, what will hold after it.
+    #[serde(default)]
+    pub replication_factor: Option<u64>,
+    /// The shards whose replicas are named, as far as who asks may see them: while a change is under way, those of after.
+    #[serde(default)]
+    pub pins: Vec<Pin>,
+    /// True while a change of voters, or of what they replicate, is under way.
     #[serde(default)]
     pub joint: bool,
     /// How the change stands that this node drives, or drove last.
@@ -126,6 +152,17 @@ pub struct ClusterStatus {
     pub refusals: Vec<String>,
 }
 
+impl ClusterStatus {
+    /// The same for somebody who may know of those shards alone that `shows` lets through: of a change that moves a shard,
+    /// whose text names it, nothing.
+    #[must_use]
+    pub fn showing(mut self, shows: impl Fn(&ShardId) -> bool) -> Self {
+        self.pins.retain(|pin| shows(&pin.shard()));
+        self.change = self.change.filter(|change| !change.change.starts_with(MOVE));
+        self
+    }
+}
+
 /// One shard, as `GET /v1/shards` lists it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ShardStatus {
@@ -142,6 +179,9 @@ pub struct ShardStatus {
     /// Deletions that are still remembered.
     #[serde(default)]
     pub tombstones: u64,
+    /// Who votes on its keys, sorted: while a change is under way, those of before and of after.
+    #[serde(default)]
+    pub replicas: Vec<NodeId>,
     /// The replicas that held the same rows as this node when all were last compared.
     pub in_step: Vec<NodeId>,
 }
@@ -158,8 +198,11 @@ pub trait Govern: Send + Sync + 'static {
 
 /// Where the doors of a node (socket, admin port) get what they show.
 pub trait Observe: Send + Sync + 'static {
-    /// The whole picture.
+    /// The whole picture, the names of shards included.
     fn cluster(&self) -> ClusterStatus;
+
+    /// The configuration installed here, which says who replicates which shard.
+    fn membership(&self) -> Membership;
 
     /// `Ok` when this node can serve quorum operations now, otherwise the reason.
     fn health(&self) -> Result<(), String>;

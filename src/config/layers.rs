@@ -56,6 +56,7 @@ pub const KEYS: &[KeySpec] = &[
     list("peer.seeds", Some("--seed")),
     text("cluster.id", Some("--cluster-id")),
     list("cluster.voters", Some("--voter")),
+    text("cluster.replication_factor", Some("--replication-factor")),
     text("cluster.key_file", Some("--key-file")),
     text("cluster.tls.ca", None),
     text("cluster.tls.cert", None),

@@ -97,6 +97,8 @@ pub struct ClusterConfig {
     /// The voters of epoch 1, as listed, no name twice. Where this node is not among them it joins as an observer, by the
     /// seeds that it then has; where nobody is, it knows nothing but those.
     pub voters: Vec<NodeId>,
+    /// How many of them replicate each shard in epoch 1; none for all.
+    pub replication_factor: Option<usize>,
     /// How nodes prove who they are; there unless the node [is alone](Config::is_alone).
     pub identity: Option<Identity>,
     /// How far ahead of this node's clock a remote time may be before it is refused.

@@ -31,7 +31,11 @@ pub(super) fn to_toml(config: &Config) -> String {
         peer.insert(1, ("advertise", text(&config.peer.advertise)));
     }
     section("peer", &peer);
-    let mut cluster = vec![("id", text(&config.cluster.id)), ("voters", list(&config.cluster.voters))];
+    let mut cluster = vec![
+        ("id", text(&config.cluster.id)),
+        ("voters", list(&config.cluster.voters)),
+        ("replication_factor", config.cluster.replication_factor.unwrap_or_default().to_string()),
+    ];
     match &config.cluster.identity {
         None => {}
         Some(Identity::KeyFile(file)) => cluster.push(("key_file", path(file))),

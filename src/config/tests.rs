@@ -43,7 +43,7 @@ fn with_nothing_set_a_node_is_alone() {
     assert_eq!(config.socket, SocketConfig { path: "./outrigger.sock".into(), mode: 0o660 });
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
     assert_eq!(config.cluster.voters, std::slice::from_ref(&config.node.name));
-    assert_eq!(config.cluster.identity, None);
+    assert_eq!((config.cluster.replication_factor, &config.cluster.identity), (None, &None));
     assert_eq!(config.store.value_size_max, 1024 * 1024);
     assert_eq!(config.store.key_size_max, 1024);
     assert_eq!((config.store.outbox_entries_max, config.store.outbox_size_max), (10_000, 64 * 1024 * 1024));
@@ -90,6 +90,27 @@ fn environment_covers_the_file_and_flags_cover_both() {
 }
 
 #[test]
+fn a_replication_factor_is_a_number_in_every_layer_and_none_where_all_replicate_all() {
+    let of =
+        |toml: &str, environment: &[(&str, &str)]| load_with(toml, environment).unwrap().cluster.replication_factor;
+    let three = THREE.replace("voters", "replication_factor = 3\nvoters");
+    assert_eq!((of(THREE, &[]), of(&three, &[])), (None, Some(3)));
+    // More than there are voters is no mistake: more may come.
+    let variable = |value| [("OUTRIGGER__CLUSTER__REPLICATION_FACTOR", value)];
+    assert_eq!((of(&three, &variable("255")), of(&three, &variable("0"))), (Some(255), None));
+    assert!(
+        refusal(&three, &variable("three")).contains("environment variable OUTRIGGER__CLUSTER__REPLICATION_FACTOR")
+    );
+    let flags = Overrides::default().text("cluster.replication_factor", Some("5".to_owned()));
+    let config = Config::load(None, &variable("3").into_iter().collect(), flags).unwrap();
+    assert_eq!(config.cluster.replication_factor, Some(5));
+    let wrong = Overrides::default().text("cluster.replication_factor", Some("-3".to_owned()));
+    let error = Config::load(None, &Environment::default(), wrong).unwrap_err().to_string();
+    assert!(error.contains("flag --replication-factor") && error.contains("\"-3\""), "{error}");
+    assert_eq!(load(&load(&three).unwrap().to_toml()).unwrap().cluster.replication_factor, Some(3));
+}
+
+#[test]
 fn every_refusal_names_key_value_and_wish() {
     for (toml, parts) in [
         ("[node]\nname = \"-a\"", &["node.name", "\"-a\"", "letter or digit first"] as &[&str]),
@@ -117,6 +138,10 @@ fn every_refusal_names_key_value_and_wish() {
         ("[cluster]\nvoters = [\"node\", \"b\", \"node\"]", &["cluster.voters", "node stands twice"]),
         ("[cluster]\nvoters = [\"b\", \"c\"]", &["node.name", "got \"node\"", "[\"b\", \"c\"]"]),
         ("[cluster]\nvoters = [\"node\", \"b\"]", &["cluster.key_file", "cluster.tls", "prove to each other"]),
+        ("[cluster]\nreplication_factor = 256", &["cluster.replication_factor", "256", "1 to 255", "0 for all"]),
+        ("[cluster]\nreplication_factor = -1", &["cluster.replication_factor", "-1", "1 to 255"]),
+        ("[cluster]\nreplication_factor = \"all\"", &["cluster.replication_factor", "\"all\"", "0 for all"]),
+        ("[cluster]\nreplication_factor = [3]", &["cluster.replication_factor", "[3]", "1 to 255"]),
         ("[cluster]\ntls = { ca = \"x\" }", &["cluster.tls", "cluster.tls.cert and cluster.tls.key"]),
         ("[cluster]\ntls = \"x\"", &["cluster.tls", "want a table"]),
         ("[cluster]\nkey_file = \"k\"\ntls = { ca = \"x\" }", &["cluster.key_file", "not both"]),

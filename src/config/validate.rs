@@ -139,6 +139,7 @@ fn cluster(fields: &Fields<'_>, me: &NodeId, has_seeds: bool) -> Result<ClusterC
     Ok(ClusterConfig {
         id,
         voters,
+        replication_factor: replication_factor(fields)?,
         identity,
         max_skew: fields.duration("cluster.max_skew", "10s", MILLISECOND..=60 * MINUTE)?,
         ceiling_lead: fields.duration("cluster.ceiling_lead", "500ms", MILLISECOND..=MINUTE)?,
@@ -170,6 +171,14 @@ fn voters(fields: &Fields<'_>, me: &NodeId, has_seeds: bool) -> Result<Vec<NodeI
         });
     }
     Ok(voters)
+}
+
+fn replication_factor(fields: &Fields<'_>) -> Result<Option<usize>, ConfigError> {
+    let factor = fields.count("cluster.replication_factor", "0", VOTERS_MAX).map_err(|_| {
+        let want = format!("a number of voters from 1 to {VOTERS_MAX}, as in 3, or 0 for all of them");
+        fields.wrong("cluster.replication_factor", want)
+    })?;
+    Ok(Some(factor).filter(|factor| *factor > 0))
 }
 
 fn identity(fields: &Fields<'_>) -> Result<Option<Identity>, ConfigError> {

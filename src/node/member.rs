@@ -89,7 +89,10 @@ impl Member {
 
         let first = match &*config.cluster.voters {
             [] => Membership::unknown(),
-            voters => Membership::epoch_one(voters.to_vec())?,
+            voters => {
+                let first = Membership::epoch_one(voters.to_vec())?;
+                first.with_replication_factor(config.cluster.replication_factor)?
+            }
         };
         let (journal, recovered) = open_journal(config, &disk, segment_bytes).await?;
         let is_marked = is_marked(&*disk, data_dir, node)?;

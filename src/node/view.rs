@@ -9,12 +9,13 @@ use async_trait::async_trait;
 use crate::cluster::change::{ChangeError, VoterChange};
 use crate::cluster::gossip::{self, Card, Gossip};
 use crate::cluster::hello::PROTOCOL_VERSIONS;
-use crate::cluster::status::{ClusterStatus, Govern, NodeStatus, Observe, OutboxFigures, Role};
+use crate::cluster::membership::Membership;
+use crate::cluster::status::{ClusterStatus, Govern, NodeStatus, Observe, OutboxFigures, Pin, Role};
 use crate::replication::QuorumReplicator;
 use crate::replication::quorum::{Greeter, PeerStatus, QuorumStatus};
 use crate::store::Manager;
 use crate::transport::{self, Transport};
-use crate::types::NodeId;
+use crate::types::{NodeId, ShardId};
 
 /// All that is needed for it.
 pub(super) struct View {
@@ -104,6 +105,10 @@ fn refused(refusal: &transport::Refusal) -> String {
     format!("{node}{}: {}", refusal.addr, refusal.reason)
 }
 
+fn pin(shard: &ShardId, nodes: Vec<NodeId>) -> Pin {
+    Pin { org: shard.org.clone(), namespace: shard.namespace.clone(), nodes }
+}
+
 #[async_trait]
 impl Govern for View {
     async fn change(&self, change: VoterChange) -> Result<(), ChangeError> {
@@ -119,6 +124,7 @@ impl Observe for View {
     fn cluster(&self) -> ClusterStatus {
         let status = self.replicator.status();
         let membership = self.greeter.membership();
+        let placement = membership.next_placement();
         let links = self.transport.links();
         let gossiped = self.gossip.read().as_ref().map(|gossip| gossip.peers()).unwrap_or_default();
         let mut nodes: Vec<_> = status.peers.iter().map(|peer| self.peer(peer, &links, &gossiped)).collect();
@@ -130,6 +136,8 @@ impl Observe for View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: membership.epoch(),
             voters: membership.voter_names(),
+            replication_factor: placement.replication_factor.map(|factor| factor as u64),
+            pins: placement.pins.iter().map(|(shard, slots)| pin(shard, membership.names_of(slots))).collect(),
             joint: membership.is_joint(),
             change: self.replicator.change_status(),
             nodes,
@@ -147,6 +155,10 @@ impl Observe for View {
             unready: self.ready().err(),
             refusals: self.transport.refusals().iter().map(refused).collect(),
         }
+    }
+
+    fn membership(&self) -> Membership {
+        self.greeter.membership()
     }
 
     fn health(&self) -> Result<(), String> {

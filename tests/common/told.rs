@@ -1,6 +1,7 @@
 //! What a socket without a node behind it shows of one.
 
-use outrigger::cluster::status::{ClusterStatus, DecisionCounts, Observe};
+use outrigger::cluster::membership::Membership;
+use outrigger::cluster::status::{ChangeStatus, ClusterStatus, DecisionCounts, Observe, Pin};
 use outrigger::types::NodeId;
 use parking_lot::Mutex;
 
@@ -8,6 +9,8 @@ use parking_lot::Mutex;
 #[derive(Default)]
 pub(crate) struct Told {
     pub(crate) unhealthy: Mutex<Option<String>>,
+    pub(crate) pins: Mutex<Vec<Pin>>,
+    pub(crate) change: Mutex<Option<ChangeStatus>>,
 }
 
 impl Observe for Told {
@@ -18,8 +21,10 @@ impl Observe for Told {
             node: node.clone(),
             version: "0.0.0".to_owned(),
             epoch: 1,
+            replication_factor: None,
+            pins: self.pins.lock().clone(),
             joint: false,
-            change: None,
+            change: self.change.lock().clone(),
             voters: vec![node],
             nodes: Vec::new(),
             open_shards: 0,
@@ -29,6 +34,9 @@ impl Observe for Told {
             unready: None,
             refusals: Vec::new(),
         }
+    }
+    fn membership(&self) -> Membership {
+        Membership::epoch_one(vec![NodeId::parse("a").unwrap()]).unwrap()
     }
     fn health(&self) -> Result<(), String> {
         self.unhealthy.lock().clone().map_or(Ok(()), Err)

@@ -224,5 +224,5 @@ pub(crate) const CLUSTER: &str = r#"{"cluster":"blue","node":"a","version":"0.1.
  "round_trip_us":null,"epoch":null,"open_shards":null,"pending_frames":null,"clock_skew_us":null,"in_step":false,"lag_frames":null}],
 "open_shards":4,"decisions":{"accept":12,"reject":1,"timeout":0},"pending_frames":2,"unready":null}"#;
 
-const SHARDS: &str = r#"{"shards":[{"org":"acme","namespace":"payments","keys":3,"bytes":40960,"tombstones":2,"last_upd":1700000000123,"in_step":["b","c"]},
+const SHARDS: &str = r#"{"shards":[{"org":"acme","namespace":"payments","keys":3,"bytes":40960,"tombstones":2,"last_upd":1700000000123,"replicas":["a","c"],"in_step":["b","c"]},
 {"org":"_","namespace":"default","keys":0,"bytes":4096,"last_upd":0,"in_step":[]}]}"#;

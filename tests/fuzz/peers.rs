@@ -88,6 +88,7 @@ fn hello() -> Hello {
         slot: Slot::new(2),
         epoch: 1,
         voters: membership().voter_names(),
+        replication_factor: None,
         wall: OsClock::shared().now().wall,
         storage_id: StorageId(7),
         run: 7,

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Client, Node, command};
 
-const ACME: &str = "the-token-of-acme";
-const READER: &str = "the-token-of-a-reader";
-const OPERATOR: &str = "the-token-of-an-operator";
+pub(crate) const ACME: &str = "the-token-of-acme";
+pub(crate) const READER: &str = "the-token-of-a-reader";
+pub(crate) const OPERATOR: &str = "the-token-of-an-operator";
 const KEEPER: &str = "the-token-of-a-keeper-of-beta";
-const WRONG: &str = "a-token-that-is-none";
+pub(crate) const WRONG: &str = "a-token-that-is-none";
 /// Longer than a change of a file of tokens takes to be noticed, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -44,13 +44,13 @@ async fn guarded(rules: Vec<Rule>, limits: Vec<OrgLimit>) -> Node {
 
 /// Files of tokens, and rules that take them: one tenant writes to acme's `pay`, a reader reads all of acme, an operator
 /// administrates.
-struct Tenants {
-    node: Node,
+pub(crate) struct Tenants {
+    pub(crate) node: Node,
     dir: tempfile::TempDir,
 }
 
 impl Tenants {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, token: &str| Some(write_tokens(dir.path().join(name), &[token]));
         let rules = vec![
@@ -85,7 +85,7 @@ impl Tenants {
         (status, kind)
     }
 
-    async fn json(&self, token: &str, line: &str) -> Value {
+    pub(crate) async fn json(&self, token: &str, line: &str) -> Value {
         let answer = self.ask(Some(token), line, b"").await;
         assert_eq!(answer.status, 200, "{line}: {}", answer.text());
         answer.json()
@@ -238,6 +238,9 @@ async fn every_path_denies_by_default() {
         "PUT /v1/cluster/voters/b",
         "DELETE /v1/cluster/voters/b",
         "POST /v1/cluster/voters/b/replace",
+        "PUT /v1/cluster/replication-factor?value=3",
+        "PUT /v1/cluster/pins/acme/pay?to=b",
+        "DELETE /v1/cluster/pins/acme/pay",
         "POST /v1/cluster/recover?force=true",
     ] {
         assert_eq!(tenants.ask(None, line, b"").await.status, 401, "{line}");
@@ -285,6 +288,9 @@ async fn administration_takes_a_rule_of_its_own() {
         ("PUT /v1/cluster/voters/b", 501),
         ("DELETE /v1/cluster/voters/b", 501),
         ("POST /v1/cluster/voters/b/replace?with=c", 501),
+        ("PUT /v1/cluster/replication-factor?value=3", 501),
+        ("PUT /v1/cluster/pins/acme/pay?to=b", 501),
+        ("DELETE /v1/cluster/pins/acme/pay", 501),
         ("POST /v1/cluster/recover?force=true", 501),
         ("POST /v1/shards/acme/pay/checkpoint", 204),
         ("GET /v1/backup", 200),

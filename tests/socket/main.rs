@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod cluster;
 mod http;
 mod listening;
 mod outcomes;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outrigger::api::{self, Server, Service, ServiceConfig};
 use outrigger::clock::OsClock;
-use outrigger::cluster::status::Observe;
+use outrigger::cluster::status::{Govern, Observe};
 use outrigger::replication::local::LocalReplicator;
 use outrigger::store::replicator::{Decision, Proposal, Replicator, Subscriber};
 use outrigger::store::{Manager, StoreConfig};
@@ -50,6 +50,10 @@ impl Replicator for Scripted {
     async fn close(&self) {}
 }
 
+fn local(manager: &Arc<Manager>) -> Arc<dyn ReplicatorObject> {
+    LocalReplicator::new(manager, OsClock::shared())
+}
+
 /// One node's socket.
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
@@ -62,7 +66,7 @@ pub(crate) struct Node {
 impl Node {
     /// A node that agrees with itself.
     pub(crate) async fn start() -> Self {
-        Self::start_with(|manager| LocalReplicator::new(manager, OsClock::shared()), |config| config).await
+        Self::start_with(local, |config| config).await
     }
 
     /// A node that decides by script.
@@ -70,23 +74,28 @@ impl Node {
         Self::start_with(|_| replicator, |config| config).await
     }
 
+    /// A node that agrees with itself, and has this one change its cluster.
+    pub(crate) async fn governed(govern: Arc<dyn Govern>) -> Self {
+        Self::start_as(local, |config| config, api::INPUT_BYTES_MAX, Some(govern)).await
+    }
+
     /// A node that agrees with itself, and whose connections may buffer so much input together, in bytes.
     pub(crate) async fn with_room(input_bytes_max: usize) -> Self {
-        Self::start_as(|manager| LocalReplicator::new(manager, OsClock::shared()), |config| config, input_bytes_max)
-            .await
+        Self::start_as(local, |config| config, input_bytes_max, None).await
     }
 
     pub(crate) async fn start_with(
         replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
         change: impl FnOnce(api::Config) -> api::Config,
     ) -> Self {
-        Self::start_as(replicator, change, api::INPUT_BYTES_MAX).await
+        Self::start_as(replicator, change, api::INPUT_BYTES_MAX, None).await
     }
 
     async fn start_as(
         replicator: impl FnOnce(&Arc<Manager>) -> Arc<dyn ReplicatorObject>,
         change: impl FnOnce(api::Config) -> api::Config,
         input_bytes_max: usize,
+        govern: Option<Arc<dyn Govern>>,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = StoreConfig { value_bytes_max: VALUE_BYTES_MAX, ..StoreConfig::at(dir.path().join("data")) };
@@ -101,7 +110,7 @@ impl Node {
             timeout_default: Duration::from_secs(2),
             timeout_max: Duration::from_secs(60),
         };
-        let service = Service::new(config, Arc::clone(&manager), Arc::clone(&told) as Arc<dyn Observe>, None);
+        let service = Service::new(config, Arc::clone(&manager), Arc::clone(&told) as Arc<dyn Observe>, govern);
         let socket = change(api::Config::at(dir.path().join("outrigger.sock")));
         let server = api::serve(socket, Arc::clone(&service)).await.unwrap();
         Self { dir, manager, service, told, server }

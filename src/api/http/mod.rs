@@ -87,6 +87,8 @@ fn router(guest: Guest) -> Router {
         .route("/v1/cluster/health", get(node::health))
         .route("/v1/cluster/voters/{node}", put(node::add).delete(node::remove))
         .route("/v1/cluster/voters/{node}/replace", post(node::replace))
+        .route("/v1/cluster/replication-factor", put(node::factor))
+        .route("/v1/cluster/pins/{org}/{ns}", put(node::pin).delete(node::unpin))
         .route("/v1/cluster/recover", post(node::recover))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)

@@ -1,5 +1,7 @@
 //! What is stored, the cluster, and its health.
 
+use std::collections::BTreeSet;
+
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -85,6 +87,59 @@ pub(super) async fn recover(guest: Guest, request: Request) -> Result<Response, 
     }
     guest.recover().await?;
     Ok(json(&guest.cluster()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FactorOptions {
+    value: String,
+}
+
+/// `PUT /v1/cluster/replication-factor?value=`: 202 once it is begun that so many voters replicate each shard, or `all` of them.
+pub(super) async fn factor(guest: Guest, request: Request) -> Result<Response, ApiError> {
+    let FactorOptions { value } = request::query(request.uri())?;
+    let wanted = VoterChange::factor(&value).map_err(|why| ApiError::Invalid(why.to_string()))?;
+    change(&guest, wanted).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinOptions {
+    to: String,
+}
+
+/// `PUT /v1/cluster/pins/{org}/{ns}?to=`: 202 once it is begun that these voters replicate this shard before all others.
+pub(super) async fn pin(guest: Guest, request: Request) -> Result<Response, ApiError> {
+    let PinOptions { to } = request::query(request.uri())?;
+    let to = nodes_in(&to)?;
+    change(&guest, VoterChange::Move { shard: pinned_in(request.uri())?, to }).await
+}
+
+/// `DELETE /v1/cluster/pins/{org}/{ns}`: 202 once it is begun that those replicate it that follow from its name.
+pub(super) async fn unpin(guest: Guest, request: Request) -> Result<Response, ApiError> {
+    let NoOptions {} = request::query(request.uri())?;
+    change(&guest, VoterChange::Move { shard: pinned_in(request.uri())?, to: Vec::new() }).await
+}
+
+fn pinned_in(uri: &Uri) -> Result<ShardId, ApiError> {
+    shard_in(uri.path().strip_prefix("/v1/cluster/pins/").unwrap_or_default())
+}
+
+/// The nodes of `a,b,c`.
+fn nodes_in(list: &str) -> Result<Vec<NodeId>, ApiError> {
+    let mut nodes = BTreeSet::new();
+    for name in list.split(',').filter(|_| !list.is_empty()) {
+        let node = NodeId::parse(name)?;
+        if nodes.contains(&node) {
+            return Err(ApiError::Invalid(format!("to={list:?}: want each node once, and {node} stands twice")));
+        }
+        nodes.insert(node);
+    }
+    if nodes.is_empty() {
+        let why = "to= names no node: want one or more, as in ?to=a,b; DELETE moves the shard back";
+        return Err(ApiError::Invalid(why.to_owned()));
+    }
+    Ok(nodes.into_iter().collect())
 }
 
 async fn change(guest: &Guest, change: VoterChange) -> Result<Response, ApiError> {

@@ -175,10 +175,7 @@ impl Proposer {
         self.reachable = replicas;
         for (address, queue) in &mut self.keys {
             let electors = self.config.electorate.on(&address.shard);
-            if electors.quorums.is_met(|voter| self.reachable.contains(&voter)) {
-                continue;
-            }
-            let why = no_quorum(&electors, &self.reachable);
+            let Err(why) = find_quorum(&electors, &self.reachable) else { continue };
             let unwritten = queue.round.iter_mut().flat_map(|round| round.updates.drain(..));
             let ended = queue.waiting.drain(..).chain(unwritten);
             let ended = ended.map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
@@ -207,21 +204,6 @@ impl Proposer {
             round.recall();
             round.step_deadline = now.monotonic;
         }
-    }
-
-    /// Does `work` as if these decided, and not those that rounds began with: a fault, for the model.
-    #[cfg(test)]
-    pub(super) fn as_if_decided(&mut self, quorums: crate::cluster::membership::Quorums, work: impl FnOnce(&mut Self)) {
-        let electors: Arc<Electors> = Arc::new(quorums.into());
-        let rounds = |proposer: &mut Self, electors: &mut dyn FnMut(&Address) -> Arc<Electors>| {
-            for (address, queue) in &mut proposer.keys {
-                queue.round.iter_mut().for_each(|round| round.electors = electors(address));
-            }
-        };
-        rounds(self, &mut |_| electors.clone());
-        work(self);
-        let electorate = self.config.electorate.clone();
-        rounds(self, &mut |address| electorate.on(&address.shard));
     }
 
     /// Takes in a client's update; its decision comes as an action, at the latest a tick after `deadline`.
@@ -631,9 +613,7 @@ impl Proposer {
 
     /// Whether enough replicas of this shard can be asked now; what is missing, if not.
     pub fn find_quorum(&self, shard: &ShardId) -> Result<(), Rejection> {
-        let electors = self.config.electorate.on(shard);
-        let is_met = electors.quorums.is_met(|voter| self.reachable.contains(&voter));
-        if is_met { Ok(()) } else { Err(no_quorum(&electors, &self.reachable)) }
+        find_quorum(&self.electors(shard), &self.reachable)
     }
 
     /// Who decides on this shard.
@@ -657,8 +637,12 @@ impl Proposer {
     }
 }
 
-fn no_quorum(electors: &Electors, reachable: &BTreeSet<usize>) -> Rejection {
-    Rejection::NoQuorum(format!("in reach: {}", electors.quorums.tell(|voter| reachable.contains(&voter))))
+fn find_quorum(electors: &Electors, reachable: &BTreeSet<usize>) -> Result<(), Rejection> {
+    let (quorums, is_there) = (&electors.quorums, |voter| reachable.contains(&voter));
+    if quorums.is_met(is_there) {
+        return Ok(());
+    }
+    Err(Rejection::NoQuorum(format!("in reach: {}", quorums.tell(is_there))))
 }
 
 fn decisions(outcomes: Vec<(Pending, Outcome)>) -> Vec<(OpId, Decision)> {

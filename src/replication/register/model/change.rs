@@ -9,11 +9,15 @@
 //! Before epoch 3 is published each of a majority of the new voters has compared rows with each of some majority of the old,
 //! after both had installed epoch 2 and nothing that the old one had voted for under epoch 1 was open there any more.
 
+use std::sync::Arc;
+
 use super::faults::Fault;
 use super::node::Node;
 use super::scenario::Scenario;
 use super::world::World;
 use crate::cluster::membership::Quorums;
+use crate::cluster::placement::Electors;
+use crate::replication::register::proposer::Proposer;
 use crate::types::Ballot;
 
 pub(super) const OLD: u8 = 1;
@@ -51,6 +55,20 @@ impl World {
         if self.nodes[n].installed.inherited.is_some_and(|open| open <= row) {
             self.node(n).installed.inherited = None;
         }
+    }
+}
+
+/// Does `work` as if these decided, and not those that the proposer's rounds began with.
+pub(super) fn as_if_decided(proposer: &mut Proposer, quorums: Quorums, work: impl FnOnce(&mut Proposer)) {
+    let electors = Arc::new(Electors::from(quorums));
+    let rounds = |proposer: &mut Proposer| -> Vec<Arc<Electors>> {
+        let rounds = proposer.keys.values_mut().filter_map(|queue| queue.round.as_mut());
+        rounds.map(|round| std::mem::replace(&mut round.electors, electors.clone())).collect()
+    };
+    let joint = rounds(proposer).pop();
+    work(proposer);
+    for round in proposer.keys.values_mut().filter_map(|queue| queue.round.as_mut()) {
+        round.electors = joint.clone().unwrap_or_else(|| round.electors.clone());
     }
 }
 

@@ -556,7 +556,7 @@ impl World {
                 let is_joint = node.installed.epoch == JOINT && matches!(message.body, Body::Held { .. });
                 let proposer = &mut node.proposer;
                 if is_joint && fault == Some(Fault::ReadsOnTheOldMajority) {
-                    return proposer.as_if_decided(change::old_majority(&scenario), |proposer| {
+                    return change::as_if_decided(proposer, change::old_majority(&scenario), |proposer| {
                         proposer.on_message(now, from, message);
                     });
                 }
