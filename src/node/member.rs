@@ -49,6 +49,8 @@ pub struct Surroundings {
     pub network: Network,
     /// Bytes preallocated for each journal segment.
     pub segment_bytes: u64,
+    /// How long after its last use a copy of a shard is kept that this node does not replicate.
+    pub unused_after: Duration,
 }
 
 /// How a node reaches its peers.
@@ -66,6 +68,7 @@ impl Default for Surroundings {
             disk: OsDisk::shared(),
             network: Network::Quic,
             segment_bytes: journal::SEGMENT_BYTES,
+            unused_after: UNUSED_AFTER,
         }
     }
 }
@@ -82,7 +85,7 @@ impl Member {
     /// Opens the data, replays the journal and joins the others. Returns before a quorum answers; see
     /// [`Member::wait_ready`].
     pub async fn start(config: &Config, surroundings: Surroundings) -> Result<Self, Error> {
-        let Surroundings { clock, disk, network, segment_bytes } = surroundings;
+        let Surroundings { clock, disk, network, segment_bytes, unused_after } = surroundings;
         let (data_dir, node) = (&config.node.data_dir, &config.node.name);
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
         disk::create_directory(&*disk, data_dir).map_err(unmade)?;
@@ -125,7 +128,7 @@ impl Member {
                 bytes_max: config.store.outbox_size_max,
             },
             tombstone_grace: config.store.tombstone_grace,
-            unused_after: UNUSED_AFTER,
+            unused_after,
             seed: rand::random(),
             is_alone: config.is_alone(),
         };

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Message, Record};
-use crate::cluster::membership::Membership;
 use crate::messagepack::{self, at_most};
 use crate::store::digest::{Buckets, Digest, Summary};
-use crate::types::{Ballot, Key, ShardId, StorageId};
+use crate::types::{Ballot, Key, ShardId, StorageId, Value};
 
 /// Messages of one tick for one peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,8 +54,8 @@ pub enum Request {
     /// With whom have you compared rows in the joint epoch? Answered by [`Answer::Scanned`].
     Scanned,
     /// Say [`Answer::Done`] once you have all rows that a majority has of the shards that you are to replicate by this configuration,
-    /// and do not yet.
-    Level(Box<Membership>),
+    /// as its register would hold it, and do not yet.
+    Level(Value),
     /// Give me, on this disk, a slot. [`Answer::Done`] says that it is chosen.
     Register(StorageId),
     /// Tell me of what is chosen in these shards from now on. [`Answer::Done`] once all that was chosen before is visible where

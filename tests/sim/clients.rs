@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) trap: Trap,
     /// The key for which every other request is, where there is one.
     pub(crate) hot: Option<usize>,
+    /// Some applications use one shard alone; which do, where there are such.
+    pub(crate) choosy: Option<usize>,
     /// Nobody asks for anything more.
     pub(crate) quiet: bool,
     pub(crate) bug: Option<Bug>,
@@ -118,18 +120,28 @@ pub(crate) fn start(
     mut random: StdRng,
 ) -> Vec<JoinHandle<()>> {
     let mut clients = Vec::new();
+    // An application that has no use for all shards.
+    let mut used: Vec<ShardId> = shards().collect();
+    if let Some(one) = log.with(|log| log.choosy).map(|by| (usize::from(node.as_str().as_bytes()[1]) + by) % 3)
+        && one < used.len()
+    {
+        used = vec![used.swap_remove(one)];
+    }
+    let addresses: Vec<_> = addresses().into_iter().filter(|(_, at)| used.contains(&at.shard)).collect();
     for _ in 0..CLIENTS {
         let number = log.with(|log| {
             log.clients += 1;
             log.clients
         });
         let random = StdRng::seed_from_u64(random.random());
-        let client = Client { node: node.clone(), number, service: service.clone(), log: log.clone(), random, made: 0 };
+        let (node, service, log) = (node.clone(), service.clone(), log.clone());
+        let client = Client { node, number, service, log, random, addresses: addresses.clone(), made: 0 };
         clients.push(tokio::spawn(client.run()));
     }
     let reads = StdRng::seed_from_u64(random.random());
-    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), manager.clone(), log.clone(), reads)));
-    for shard in shards() {
+    let (manager, at) = (manager.clone(), addresses.clone());
+    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), manager, log.clone(), at, reads)));
+    for shard in used {
         let random = StdRng::seed_from_u64(random.random());
         let (node, service, log) = (node.clone(), service.clone(), log.clone());
         clients.push(tokio::spawn(Watcher { node, boot, shard, service, log, random }.run()));
@@ -143,19 +155,20 @@ struct Client {
     service: Arc<Service>,
     log: Log,
     random: StdRng,
+    addresses: Vec<(String, Address)>,
     made: u64,
 }
 
 impl Client {
     async fn run(mut self) {
-        let addresses = addresses();
+        let addresses = std::mem::take(&mut self.addresses);
         let mut seen: Vec<Option<i64>> = vec![None; addresses.len()];
         loop {
             sleep(Duration::from_millis(self.random.random_range(0..=THINK_MS_MAX))).await;
             if self.log.with(|log| log.quiet) {
                 continue;
             }
-            let hot = self.log.with(|log| log.hot).filter(|_| self.random.random_bool(0.5));
+            let hot = self.log.with(|log| log.hot).filter(|hot| *hot < addresses.len() && self.random.random_bool(0.5));
             let place = hot.unwrap_or_else(|| self.random.random_range(0..addresses.len()));
             let (name, at) = &addresses[place];
             let op = self.choose(name, seen[place]);
@@ -319,9 +332,9 @@ async fn read_locally(
     service: Arc<Service>,
     manager: Arc<Manager>,
     log: Log,
+    addresses: Vec<(String, Address)>,
     mut random: StdRng,
 ) {
-    let addresses = addresses();
     loop {
         sleep(Duration::from_millis(random.random_range(1..=READ_EVERY_MS_MAX))).await;
         let (name, at) = &addresses[random.random_range(0..addresses.len())];

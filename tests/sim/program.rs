@@ -11,7 +11,7 @@ use outrigger::disk::Disk;
 use outrigger::node::{Member, Network, Surroundings};
 use outrigger::store::Manager;
 use outrigger::transport::memory;
-use outrigger::types::NodeId;
+use outrigger::types::{NodeId, ShardId};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use tokio::sync::Notify;
@@ -22,6 +22,8 @@ use crate::story::tell;
 
 /// So small that segments are given up within a world's life.
 const SEGMENT_BYTES: u64 = 24 * 1024;
+/// So short that copies are given up within a world's life.
+const UNUSED_AFTER: Duration = Duration::from_secs(4);
 const DATA_DIR: &str = "/data";
 /// As the program's own.
 const START_OVER_PAUSE: Duration = Duration::from_secs(2);
@@ -34,6 +36,16 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
+    /// Whether all rows of the shard are to be here: it is replicated here, or used.
+    pub(crate) fn holds(&self, shard: &ShardId) -> bool {
+        let (status, membership) = (self.view.cluster(), self.view.membership());
+        let replicates = |member: &outrigger::cluster::membership::Member| {
+            member.node == status.node && membership.is_replica(shard, member.replica())
+        };
+        membership.members().iter().any(replicates)
+            || self.manager.replicator().is_some_and(|replicator| replicator.has_copy(shard))
+    }
+
     /// Whether the node refuses to vote.
     pub(crate) fn is_barred(&self) -> bool {
         self.view.cluster().nodes.iter().any(|node| node.me && node.role == Role::Barred)
@@ -72,6 +84,8 @@ pub(crate) struct Program {
     pub(crate) boot: u64,
     /// How long deletions are remembered; none where that is as usual.
     pub(crate) grace: Option<Duration>,
+    /// How many of the first voters replicate each shard; none for all.
+    pub(crate) factor: Option<usize>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) network: Arc<memory::Network>,
     pub(crate) shared: Shared,
@@ -79,7 +93,7 @@ pub(crate) struct Program {
     pub(crate) random: StdRng,
 }
 
-fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>) -> Config {
+fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>, factor: Option<usize>) -> Config {
     // Addresses are given in the order of joining, whatever the names.
     let seeds = (1..=voters.len()).map(|n| format!("10.0.0.{n}:7117")).collect();
     let overrides = Overrides::default()
@@ -89,16 +103,22 @@ fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>) -> Config {
         .list("peer.seeds", seeds)
         .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())
         .text("store.tombstone_grace", grace.map(|grace| format!("{}ms", grace.as_millis())))
+        .text("cluster.replication_factor", factor.map(|factor| factor.to_string()))
         .text("cluster.key_file", Some("/key".to_owned()));
     Config::load(None, &Environment::default(), overrides).expect("a configuration")
 }
 
 impl Program {
     pub(crate) async fn run(self, clock: Arc<dyn Clock>) {
-        let Self { name, voters, boot, grace, disk, network, shared, log, random } = self;
-        let surroundings =
-            Surroundings { clock, disk, network: Network::Memory(network), segment_bytes: SEGMENT_BYTES };
-        let member = match Box::pin(Member::start(&config(&name, &voters, grace), surroundings)).await {
+        let Self { name, voters, boot, grace, factor, disk, network, shared, log, random } = self;
+        let surroundings = Surroundings {
+            clock,
+            disk,
+            network: Network::Memory(network),
+            segment_bytes: SEGMENT_BYTES,
+            unused_after: UNUSED_AFTER,
+        };
+        let member = match Box::pin(Member::start(&config(&name, &voters, grace, factor), surroundings)).await {
             Ok(member) => member,
             Err(error) => {
                 tell!("does not start: {error}");

@@ -10,6 +10,7 @@ use outrigger::types::NodeId;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::clients;
 use crate::random;
 use crate::sometimes::sometimes;
 use crate::story::tell;
@@ -21,6 +22,8 @@ const CHANGING_ONE_IN: u32 = 2;
 const NEWCOMERS: usize = 2;
 /// The fewest voters of which one is removed.
 const VOTERS_MIN: usize = 4;
+/// How many replicas a shard has where not every voter replicates all: with fewer the loss of one disk would be that of rows.
+const FACTOR: usize = 3;
 /// One event in so many is a change.
 const CHANGE_ONE_IN: u32 = 4;
 /// One event in so many is a disk's loss, where one may be lost.
@@ -38,6 +41,11 @@ pub(crate) struct Changes {
 pub(crate) fn of(seed: u64) -> Option<Changes> {
     let mut random = random::stream(seed, "voters");
     random.random_ratio(1, CHANGING_ONE_IN).then_some(Changes { random })
+}
+
+/// How many of the first voters replicate each shard in the world of this seed; none for all.
+pub(crate) fn factor(seed: u64) -> Option<usize> {
+    random::stream(seed, "factor").random_bool(0.5).then_some(FACTOR)
 }
 
 /// Machines that are there besides the first voters.
@@ -76,12 +84,17 @@ fn change(world: &mut World, machine: usize, random: &mut StdRng) {
     let count = world.machines.len();
     let of = world.machines[random.random_range(0..count)].host.name.clone();
     let with = world.machines[random.random_range(0..count)].host.name.clone();
-    let kind = random.random_range(0..3);
+    let kind = random.random_range(0..6);
+    let shard = random.random_range(0..clients::addresses().len());
     let dies_in = Duration::from_millis(random.random_range(0..DOOMED_WITHIN_MS));
     let is_doomed = random.random_ratio(1, DOOMED_ONE_IN);
     let Some(newest) = newest(world) else { return };
     let votes = newest.voters.contains(&of);
+    let shard = clients::addresses().swap_remove(shard).1.shard;
     let change = match (votes, kind) {
+        (_, 3) => VoterChange::Factor(newest.replication_factor.is_none().then_some(FACTOR)),
+        (true, 4) if newest.pins.iter().any(|pin| pin.shard() == shard) => VoterChange::Move { shard, to: Vec::new() },
+        (true, 4 | 5) => VoterChange::Move { shard, to: vec![of] },
         (false, _) => VoterChange::Add(of),
         (true, 0) if !newest.voters.contains(&with) => VoterChange::Replace { node: of, with: Some(with) },
         (true, _) if newest.voters.len() >= VOTERS_MIN && !newest.joint => VoterChange::Remove(of),
@@ -104,9 +117,9 @@ fn newest(world: &World) -> Option<ClusterStatus> {
     said.max_by_key(|status| status.epoch)
 }
 
-/// How many disks may be lost at a time: a minority of any set of voters that there can be.
+/// How many disks may be lost at a time: a minority of any set of voters, or of any shard's replicas, that there can be.
 pub(crate) fn may_lose(world: &World) -> usize {
-    let fewest = if world.is_changing { VOTERS_MIN - 1 } else { world.first_voters };
+    let fewest = if world.is_changing { VOTERS_MIN - 1 } else { world.factor.unwrap_or(world.first_voters) };
     (fewest - 1) / 2
 }
 
@@ -134,6 +147,10 @@ pub(crate) fn first(world: &World) -> Vec<NodeId> {
 /// Takes note of what a configuration looks like, as one of the nodes sees it.
 pub(crate) fn note(status: &ClusterStatus, first_voters: usize) {
     sometimes!(status.joint, "a change of voters was under way");
+    let is_placed =
+        !status.joint && status.replication_factor.is_some_and(|factor| status.voters.len() > factor as usize);
+    sometimes!(is_placed, "not every voter replicated everything");
+    sometimes!(is_placed && !status.pins.is_empty(), "a shard was moved");
     sometimes!(!status.joint && status.voters.len() > first_voters, "there were more voters than at first");
     let newcomer = |name: &NodeId| name.as_str().strip_prefix('n').and_then(|n| n.parse().ok());
     let votes_now = status.voters.iter().filter_map(newcomer).any(|n: usize| n >= first_voters);

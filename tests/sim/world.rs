@@ -80,6 +80,8 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) weather: Arc<SeededWeather>,
     pub(crate) faults: u64,
+    /// How many of the first voters replicate each shard; none for all.
+    pub(crate) factor: Option<usize>,
     /// How many machines vote from the beginning: the first ones.
     pub(crate) first_voters: usize,
     /// Others may vote too.
@@ -176,6 +178,8 @@ impl World {
         let mut graces = random::stream(seed, "grace");
         let is_forgetful = graces.random_ratio(1, FORGETFUL_ONE_IN);
         let grace = is_forgetful.then(|| Duration::from_millis(graces.random_range(GRACE_MS)));
+        let factor = voters::factor(seed);
+        log.with(|log| log.choosy = factor.map(|factor| factor + seed as usize % 3));
         let mut world = Self {
             random,
             machines,
@@ -187,6 +191,7 @@ impl World {
             is_well: false,
             versions,
             grace,
+            factor,
             undecided: false,
             slack: Duration::ZERO,
             now: Duration::ZERO,
@@ -277,6 +282,7 @@ impl World {
             voters,
             boot: machine.boots,
             grace: self.grace,
+            factor: self.factor,
             disk: machine.disk.mount(),
             network: Arc::clone(&self.network),
             shared: machine.shared.clone(),

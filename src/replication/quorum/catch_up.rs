@@ -25,7 +25,7 @@ use crate::store::replicator::Op;
 use crate::store::{self, Shard};
 use crate::telemetry;
 use crate::transport::CallError;
-use crate::types::{Ballot, Key, NodeId, ShardId, StorageId};
+use crate::types::{Ballot, Key, NodeId, ShardId, StorageId, Value};
 
 /// How long after a failed comparison the next is tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -230,11 +230,6 @@ impl<'a> With<'a> {
         Ok(())
     }
 
-    /// Fetches all rows of `shard` that are newer there, not waiting for comparisons of everything.
-    pub(super) async fn first_copy(&mut self, shard: &ShardId) -> Result<(), Error> {
-        self.fetch_newer(&mut Comparison::default(), shard).await
-    }
-
     /// The shards that both hold, in one number, as the peer sees it.
     pub(super) async fn root(&self) -> Result<Root, Error> {
         match self.ask_once(&Request::Root).await? {
@@ -245,7 +240,7 @@ impl<'a> With<'a> {
 
     /// Waits until the peer has all that a majority has of what it is to replicate by `next`.
     pub(super) async fn wait_level(&self, next: &Membership) -> Result<(), Error> {
-        self.ask(&Request::Level(Box::new(next.clone()))).await?.end().await
+        self.ask(&Request::Level(Value::from(next.encode()))).await?.end().await
     }
 
     /// Has the peer give this disk a slot.

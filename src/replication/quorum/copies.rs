@@ -4,7 +4,7 @@
 //! tells all who hold its shard; whoever compares rows compares those of shards that both hold.
 //!
 //! ```text
-//!   first use ─► Follow to every peer ─► the shard from one of its replicas ─► local reads
+//!   first use ─► Follow to every peer ─► all that a majority of its replicas has ─► local reads
 //!                (they tell us from now on)
 //! ```
 //!
@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
 use super::catch_up::{Error, With, blocking};
-use super::{Input, Rooms};
+use super::{Input, Rooms, level};
 use crate::cluster::membership::{Membership, Quorums};
 use crate::store::Manager;
 use crate::store::replicator::Rejection;
@@ -50,7 +50,7 @@ pub(super) struct Wanted {
 /// One shard that the application uses.
 #[derive(Debug, Default)]
 struct Copy {
-    /// All that one replica had at some moment since it is followed is here.
+    /// All that was acknowledged before some moment since it is followed is here.
     is_whole: bool,
     /// Since when copies were last looked over.
     is_used: AtomicBool,
@@ -316,15 +316,15 @@ async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
 
 async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     let no_copy = |why: String| Rejection::NoQuorum(format!("this node has no copy of {shard} yet: {why}"));
-    let (follows, others) = {
+    let (replicates, is_alone) = {
         let holding = rooms.holding();
         if shard.is_system() || rooms.copies.holds_all.load(Ordering::Relaxed) {
             return Ok(());
         }
         let replicates = holding.replicates(holding.me, shard);
-        (!replicates, replicas(&holding, shard))
+        (replicates, replicates && holding.membership.quorums_on(shard).replicas().len() == 1)
     };
-    if follows {
+    if !replicates {
         tell_all(rooms, std::slice::from_ref(shard)).await;
     }
     // Held from before the comparison on, so that no other file comes in its place.
@@ -333,31 +333,14 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     if blocking(move || manager.is_whole(&of)).await.map_err(|error| no_copy(error.to_string()))? {
         return Ok(());
     }
-    // Of all that are there: one may be new to the shard itself.
-    let is_level = !follows && (others.is_empty() || rooms.copies.is_level.load(Ordering::Relaxed));
-    let others = if is_level { Vec::new() } else { others };
-    let (mut why, mut copied) = (String::new(), is_level);
-    for peer in &others {
-        match With::new(peer, rooms).first_copy(shard).await {
-            Ok(()) => copied = true,
-            Err(error) => why = format!("{why}; {peer}: {error}"),
-        }
-    }
-    if !copied {
-        let names = others.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
-        return Err(no_copy(format!("none of its replicas ({names}) can be asked{why}")));
+    let is_level = is_alone || (replicates && rooms.copies.is_level.load(Ordering::Relaxed));
+    if !is_level {
+        // In a turn of its own: it does not wait for comparisons of everything.
+        let rooms = Rooms { fetching: Arc::default(), ..rooms.clone() };
+        level::rows(shard, &rooms).await.map_err(|why| no_copy(why.to_string()))?;
     }
     let (manager, of) = (rooms.manager.clone(), shard.clone());
     blocking(move || manager.mark_whole(&of)).await.map_err(|error| no_copy(error.to_string()))
-}
-
-/// The other replicas of a shard, those that decide now first.
-fn replicas(holding: &Holding<'_>, shard: &ShardId) -> Vec<NodeId> {
-    let membership = &holding.membership;
-    let old = membership.old_replicas(shard);
-    let new = membership.new_replicas(shard);
-    let slots = old.iter().chain(new.difference(&old)).filter(|slot| holding.me != Some(**slot));
-    slots.filter_map(|slot| Some(membership.member(*slot)?.node.clone())).collect()
 }
 
 /// Asks every peer to tell of all that is followed, after this node has come to replicate other shards than before.

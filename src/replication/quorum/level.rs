@@ -1,5 +1,5 @@
 //! Bringing this node's copy of a shard level with all that was acknowledged anywhere, for those who are about to copy
-//! it away.
+//! it away, or to read it for the first time.
 //!
 //! A local copy may lag behind what another node has acknowledged. But every acknowledged write was accepted by a
 //! majority, so that every majority has a member which either has it committed or has it, or a later record that builds
@@ -70,7 +70,8 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms) {
     }
 }
 
-async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
+/// Fetches all rows of a shard that any node acknowledged before.
+pub(super) async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     settle(rooms, shard.clone()).await.map_err(|error| Rejection::NoQuorum(error.to_string()))?;
     let fetch = |peer: NodeId| {
         let (rooms, shard) = (rooms.clone(), shard.clone());

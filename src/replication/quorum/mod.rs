@@ -413,8 +413,8 @@ impl QuorumReplicator {
 #[async_trait]
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
-        // Who writes will read; a question to the quorum needs no copy.
-        if !proposal.update.is_read() && !self.copies.is_known(&proposal.shard) {
+        // Whoever was told of a row reads it here later on.
+        if !self.copies.is_known(&proposal.shard) {
             copies::prefetch(&self.first_copies, &proposal.shard);
         }
         let (reply, decision) = oneshot::channel();

@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use super::catch_up::{Error, TURN_MAX, blocking};
 use super::scan::{Scanned, settle_inherited};
 use super::{Input, Rooms, changing, floors, level, roots};
+use crate::cluster::membership::Membership;
 use crate::replication::register::{Lineage, Record};
 use crate::replication::repair::KEYS_PER_REQUEST_MAX;
 use crate::replication::wire::{
@@ -62,7 +63,10 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
             let Scanned { epoch, with } = rooms.scanned.lock().clone();
             say(call, &Answer::Scanned(epoch, with)).await
         }
-        Request::Level(next) => level::all(rooms, &next).await.map_err(|why| Error::Change(why.to_string())),
+        Request::Level(next) => {
+            let next = Membership::decode(next.as_bytes()).map_err(|why| Error::Change(why.to_string()))?;
+            level::all(rooms, &next).await.map_err(|why| Error::Change(why.to_string()))
+        }
         Request::Follow(shards) => {
             rooms.copies.follow(&call.node, shards);
             meet(&call.node, rooms).await

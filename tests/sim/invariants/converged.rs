@@ -1,4 +1,4 @@
-//! With nothing going wrong and nobody asking, all sound nodes hold the same rows before long, and nothing is left waiting:
+//! With nothing going wrong and nobody asking, all sound nodes hold the same rows of what they hold before long, and nothing is left waiting:
 //! no vote of unknown fate, no frame without its file, no local write. And each node says so of the others.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::sometimes::sometimes;
 
 /// What each node holds; or what it is still waiting for.
 pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
-    let mut finals = Finals::new();
+    let (mut finals, mut elsewhere) = (Finals::new(), Vec::new());
     for (name, handle) in nodes {
         let status = handle.view.cluster();
         if let Some(why) = status.unready {
@@ -35,6 +35,10 @@ pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
         }
         let mut rows = BTreeMap::new();
         for (key, at) in addresses() {
+            if !handle.holds(&at.shard) {
+                elsewhere.push((name.clone(), key));
+                continue;
+            }
             let shard = match handle.manager.exists(&at.shard) {
                 true => handle.manager.open(&at.shard).map_err(|error| format!("{name}: {key}: {error}"))?,
                 false => continue,
@@ -43,6 +47,13 @@ pub(crate) fn look(nodes: &BTreeMap<String, Handle>) -> Result<Finals, String> {
             rows.extend(row.map(|row| (key, (row.value.as_bytes().to_vec(), row.upd.0))));
         }
         finals.insert(name.clone(), rows);
+    }
+    // Of what a node does not hold, what the others have is taken for its own.
+    let known: BTreeMap<_, _> = finals.values().flatten().map(|(key, row)| (key.clone(), row.clone())).collect();
+    for (name, key) in elsewhere {
+        let Some(row) = known.get(&key) else { continue };
+        sometimes!("a node held no copy of a shard that others had");
+        finals.entry(name).or_default().insert(key, row.clone());
     }
     let mut all = finals.values();
     let first = all.next();

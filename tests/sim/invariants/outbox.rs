@@ -37,7 +37,6 @@ impl Acknowledged {
 
     /// All nodes that may be asked hold the same rows by now.
     pub(crate) fn hold(&self, nodes: &BTreeMap<String, Handle>) {
-        let Some(one) = nodes.values().next() else { return };
         let addresses: BTreeMap<_, _> = addresses().into_iter().collect();
         for ((node, key), (upd, value)) in &self.newest {
             // One whose disk was harmed may have lost what it said.
@@ -45,6 +44,7 @@ impl Acknowledged {
                 continue;
             }
             let at = &addresses[key];
+            let Some(one) = nodes.values().find(|handle| handle.holds(&at.shard)) else { continue };
             let known = one.manager.open(&at.shard).and_then(|shard| shard.known(&at.key)).unwrap_or_default();
             if known.row.is_none() && known.floor.0 > *upd {
                 // Deleted since, which is forgotten by now.
