@@ -60,7 +60,13 @@ pub enum Request {
     Register(StorageId),
     /// Tell me of what is chosen in these shards from now on. [`Answer::Done`] once all that was chosen before is visible where
     /// you are.
-    Follow(#[serde(deserialize_with = "at_most::<_, _, SHARDS_PER_ANSWER_MAX>")] Vec<ShardId>),
+    Follow {
+        /// These.
+        #[serde(deserialize_with = "at_most::<_, _, SHARDS_PER_ANSWER_MAX>")]
+        shards: Vec<ShardId>,
+        /// And of no others.
+        anew: bool,
+    },
     /// What are all the shards in one number that both of us hold? Answered by one [`Answer::Root`].
     Root,
     /// Refuse every ballot up to the floor from now on, and say [`Answer::Refused`] once that is on your disk and nothing up

@@ -139,7 +139,7 @@ impl<'a> With<'a> {
     /// True where both turn out to hold the same. `caught_up` is told how many rows were fetched once nothing is missing
     /// here that was there in the beginning.
     async fn compare(&mut self, caught_up: impl AsyncFnOnce(u64)) -> Result<bool, Error> {
-        self.follow(&self.rooms.followed()).await?;
+        self.follow(&self.rooms.followed(), true).await?;
         let mut comparison = Comparison::default();
         let differing = {
             let holding = self.rooms.holding();
@@ -222,10 +222,12 @@ impl<'a> With<'a> {
         }
     }
 
-    /// Has the peer tell of what is chosen in these shards from now on.
-    pub(super) async fn follow(&self, shards: &[ShardId]) -> Result<(), Error> {
-        for some in shards.chunks(SHARDS_PER_ANSWER_MAX) {
-            self.ask(&Request::Follow(some.to_vec())).await?.end().await?;
+    /// Has the peer tell of what is chosen in these shards from now on, and, where this begins `anew`, in no others.
+    pub(super) async fn follow(&self, shards: &[ShardId], anew: bool) -> Result<(), Error> {
+        let (first, rest) = shards.split_at(shards.len().min(SHARDS_PER_ANSWER_MAX));
+        self.ask(&Request::Follow { shards: first.to_vec(), anew }).await?.end().await?;
+        for shards in rest.chunks(SHARDS_PER_ANSWER_MAX).map(<[ShardId]>::to_vec) {
+            self.ask(&Request::Follow { shards, anew: false }).await?.end().await?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub(super) const WANTED_MAX: usize = 4096;
 const FETCHES_MAX: usize = 8;
 /// How long those who wait for a first copy wait.
 const FETCH_WITHIN: Duration = Duration::from_secs(30);
+/// Shards that an application may use at a time.
+const USED_MAX: usize = 1 << 18;
 /// Shards that a peer may follow one by one; one that follows more is told of everything.
 const FOLLOWED_MAX: usize = 65_536;
 /// How long until what could not be given up is looked at again.
@@ -68,6 +70,8 @@ struct Followed {
 pub(super) struct Copies {
     used: RwLock<HashMap<ShardId, Copy>>,
     followed: RwLock<BTreeMap<NodeId, Followed>>,
+    /// What this node is to replicate by the configuration that is next.
+    expected: RwLock<Option<Membership>>,
     /// This node replicates every shard.
     holds_all: AtomicBool,
     /// It has compared what it replicates with so many that nothing is missing in it, of whichever shard.
@@ -85,7 +89,10 @@ impl Copies {
         }
         let holds_all = self.holds_all.load(Ordering::Relaxed);
         if holds_all {
-            self.used.write().insert(shard.clone(), Copy { is_whole: true, is_used: AtomicBool::new(true) });
+            let mut used = self.used.write();
+            if used.len() < USED_MAX {
+                used.insert(shard.clone(), Copy { is_whole: true, is_used: AtomicBool::new(true) });
+            }
         }
         holds_all
     }
@@ -95,16 +102,22 @@ impl Copies {
         self.is_level.store(is_level, Ordering::Relaxed);
     }
 
-    fn use_from_now_on(&self, shard: &ShardId) {
-        self.used.write().entry(shard.clone()).or_default().is_used.store(true, Ordering::Relaxed);
+    /// Counts as a use of the shard. False where it is news that it is used, and a copy has to be fetched.
+    pub(super) fn note_use(&self, shard: &ShardId) -> bool {
+        self.is_at_hand(shard) || self.is_used(shard) || !self.use_from_now_on(shard)
     }
 
-    /// True where the application uses it, or whatever it uses is held.
-    pub(super) fn is_known(&self, shard: &ShardId) -> bool {
-        self.holds_all.load(Ordering::Relaxed) || self.is_used(shard)
+    /// False where there is no room for one more.
+    fn use_from_now_on(&self, shard: &ShardId) -> bool {
+        let mut used = self.used.write();
+        let has_room = used.len() < USED_MAX || used.contains_key(shard);
+        if has_room {
+            used.entry(shard.clone()).or_default().is_used.store(true, Ordering::Relaxed);
+        }
+        has_room
     }
 
-    fn is_used(&self, shard: &ShardId) -> bool {
+    pub(super) fn is_used(&self, shard: &ShardId) -> bool {
         self.used.read().contains_key(shard)
     }
 
@@ -114,10 +127,13 @@ impl Copies {
         }
     }
 
-    /// A peer wants to be told of these from now on.
-    pub(super) fn follow(&self, node: &NodeId, shards: Vec<ShardId>) {
+    /// A peer wants to be told of these from now on, and, where it begins `anew`, of nothing else.
+    pub(super) fn follow(&self, node: &NodeId, shards: Vec<ShardId>, anew: bool) {
         let mut followed = self.followed.write();
         let of_node = followed.entry(node.clone()).or_default();
+        if anew {
+            *of_node = Followed::default();
+        }
         of_node.shards.extend(shards);
         if of_node.shards.len() > FOLLOWED_MAX {
             *of_node = Followed { shards: HashSet::new(), is_everything: true };
@@ -130,14 +146,22 @@ impl Copies {
         followed.get(node).is_some_and(|known| known.is_everything || known.shards.contains(shard))
     }
 
-    /// Forgets what those follow who are no members any more.
-    fn keep_members(&self, membership: &Membership) {
-        self.followed.write().retain(|node, _| membership.members().iter().any(|member| member.node == *node));
+    /// What this node is to replicate by this configuration, which is about to be decided on, is fetched now.
+    pub(super) fn expect(&self, next: Membership) {
+        *self.expected.write() = Some(next);
     }
 
-    /// Stops using what has not been used since the last call.
-    fn let_unused_go(&self) {
-        self.used.write().retain(|_, copy| copy.is_used.swap(false, Ordering::Relaxed));
+    /// Forgets what those follow who are no members any more, and what was expected of the change that has begun, or another.
+    fn on_membership(&self, before: &Membership, now: &Membership) {
+        self.followed.write().retain(|node, _| now.members().iter().any(|member| member.node == *node));
+        if now.epoch() != before.epoch() {
+            *self.expected.write() = None;
+        }
+    }
+
+    /// Stops using what has not been used since the last call, and is not watched.
+    fn let_unused_go(&self, is_watched: impl Fn(&ShardId) -> bool) {
+        self.used.write().retain(|shard, copy| copy.is_used.swap(false, Ordering::Relaxed) || is_watched(shard));
     }
 }
 
@@ -250,17 +274,10 @@ pub(super) fn prefetch(to: &mpsc::Sender<Wanted>, shard: &ShardId) {
     let _ = to.try_send(Wanted { shard: shard.clone(), reply: None });
 }
 
-/// Fetches first copies, follows what changes in them, and gives up what is of no use. Ends with the driver.
-pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms, unused_after: Duration) {
-    let mut changes = rooms.membership.subscribe();
-    let mut known = changes.borrow_and_update().clone();
+/// Fetches first copies. Ends with the driver.
+pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms) {
     let mut waiting: HashMap<ShardId, Vec<Reply>> = HashMap::new();
     let mut fetching = FuturesUnordered::new();
-    let mut look_over = tokio::time::interval(unused_after / 2);
-    look_over.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    look_over.tick().await;
-    let mut look = tokio::time::interval(LOOK_AGAIN);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             next = wanted.recv(), if fetching.len() < FETCHES_MAX => {
@@ -281,27 +298,45 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms, unus
                     let _ = reply.send(fetched.clone());
                 }
             }
+        }
+    }
+}
+
+/// Goes on following what is used whatever is replicated here, and gives up what is of no use. Ends with the driver.
+pub(super) async fn follow(rooms: Rooms, unused_after: Duration) {
+    let mut changes = rooms.membership.subscribe();
+    let mut known = changes.borrow_and_update().clone();
+    let mut look_over = tokio::time::interval(unused_after / 2);
+    look_over.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    look_over.tick().await;
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
             changed = changes.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let before = std::mem::replace(&mut known, changes.borrow_and_update().clone());
-                rooms.copies.keep_members(&known);
+                rooms.copies.on_membership(&before, &known);
                 set_holds_all(&rooms.holding());
                 if !known.follows_on(&before) {
                     keep_for_now(&rooms).await;
                 }
                 follow_all(&rooms).await;
             }
-            _ = look_over.tick() => rooms.copies.let_unused_go(),
-            _ = look.tick() => give_up(&rooms).await,
+            _ = look_over.tick() => rooms.copies.let_unused_go(|shard| rooms.manager.feed().is_watched(shard)),
+            // As of the configuration that was looked at above: what it leaves here may have to be kept.
+            _ = look.tick() => give_up(&rooms, &known).await,
         }
     }
 }
 
 async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     // Before anybody is asked: a configuration that comes meanwhile has peers asked again.
-    rooms.copies.use_from_now_on(shard);
+    if !rooms.copies.use_from_now_on(shard) {
+        return Err(Rejection::Busy(format!("{USED_MAX} shards are used on this node already; try again later")));
+    }
     match tokio::time::timeout(FETCH_WITHIN, make_whole(shard, rooms)).await {
         Ok(made) => made?,
         Err(_) => {
@@ -356,7 +391,7 @@ async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
     let peers: Vec<NodeId> =
         rooms.transport.links().into_iter().map(|link| link.node).filter(|node| members.contains(node)).collect();
     let told = peers.iter().map(async |peer| {
-        if let Err(error) = With::new(peer, rooms).follow(shards).await {
+        if let Err(error) = With::new(peer, rooms).follow(shards, false).await {
             tracing::debug!(%peer, %error, "a peer was not told which shards are used here");
         }
     });
@@ -365,7 +400,7 @@ async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
 
 /// Gives up the copies that this node neither replicates nor uses, where a majority of those who replicate them goes by this
 /// configuration, or a later one.
-async fn give_up(rooms: &Rooms) {
+async fn give_up(rooms: &Rooms, known: &Membership) {
     if rooms.copies.holds_all.load(Ordering::Relaxed) {
         return;
     }
@@ -374,13 +409,19 @@ async fn give_up(rooms: &Rooms) {
     let Ok(listed) = blocking(move || stored(&manager)).await else { return };
     let vain: Vec<ShardId> = {
         let holding = rooms.holding();
-        if holding.membership.is_joint() || holding.me.is_none() {
+        if holding.membership != *known || known.is_joint() || holding.me.is_none() {
             return;
         }
+        let expected = rooms.copies.expected.read();
+        let is_expected = |shard: &ShardId| {
+            expected.as_ref().zip(holding.me).is_some_and(|(next, me)| next.new_replicas(shard).contains(&me))
+        };
         let epoch = holding.membership.epoch();
         let has_it = |slot: usize| holding.me == Some(slot) || epochs.get(&slot).is_some_and(|theirs| *theirs >= epoch);
         let is_vain = |shard: &ShardId| {
-            !holding.is_mine(shard) && Quorums::majority_of(holding.membership.new_replicas(shard)).is_met(has_it)
+            !holding.is_mine(shard)
+                && !is_expected(shard)
+                && Quorums::majority_of(holding.membership.new_replicas(shard)).is_met(has_it)
         };
         listed.into_iter().filter(is_vain).collect()
     };
@@ -414,10 +455,12 @@ mod tests {
         assert!(copies.is_used(&shard("a")) && !copies.is_at_hand(&shard("a")), "not whole yet");
         copies.set_whole(&shard("a"));
         assert!(copies.is_at_hand(&shard("a")));
-        copies.let_unused_go();
+        copies.let_unused_go(|_| false);
         assert!(copies.is_at_hand(&shard("a")), "a use");
-        copies.let_unused_go();
-        copies.let_unused_go();
+        copies.let_unused_go(|_| false);
+        copies.let_unused_go(|_| true);
+        assert!(copies.is_used(&shard("a")), "it is watched");
+        copies.let_unused_go(|_| false);
         assert!(!copies.is_used(&shard("a")));
         copies.holds_all.store(true, Ordering::Relaxed);
         assert!(copies.is_at_hand(&shard("b")) && copies.is_used(&shard("b")));
@@ -426,9 +469,11 @@ mod tests {
     #[test]
     fn who_follows_too_much_is_told_of_everything() {
         let (copies, b) = (Copies::default(), NodeId::parse("b").unwrap());
-        copies.follow(&b, vec![shard("a")]);
+        copies.follow(&b, vec![shard("z")], false);
+        copies.follow(&b, vec![shard("a")], true);
+        assert!(!copies.is_followed_by(&b, &shard("z")));
         assert!(copies.is_followed_by(&b, &shard("a")) && !copies.is_followed_by(&b, &shard("c")));
-        copies.follow(&b, (0..FOLLOWED_MAX).map(|n| shard(&format!("n{n}"))).collect());
+        copies.follow(&b, (0..FOLLOWED_MAX).map(|n| shard(&format!("n{n}"))).collect(), false);
         assert!(copies.is_followed_by(&b, &shard("c")));
     }
 }

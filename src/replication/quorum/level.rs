@@ -84,6 +84,7 @@ pub(super) async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection
 /// Fetches all rows that a majority has of the shards that this node is to replicate by `next` and does not yet.
 pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejection> {
     let me = rooms.greeter.slot().map(Slot::replica);
+    rooms.copies.expect(next.clone());
     let next = Arc::new(next.clone());
     let fetch = |peer: NodeId| {
         let (rooms, next) = (rooms.clone(), next.clone());

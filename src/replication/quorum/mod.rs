@@ -311,7 +311,8 @@ impl QuorumReplicator {
         helping.spawn(level::serve(wanted, helpers.clone()));
         helping.spawn(scan::follow(helpers.clone()));
         helping.spawn(changing::serve(ordered, helpers.clone()));
-        helping.spawn(copies::serve(wanted_copies, helpers.clone(), unused_after));
+        helping.spawn(copies::serve(wanted_copies, helpers.clone()));
+        helping.spawn(copies::follow(helpers.clone(), unused_after));
         helping.spawn(roots::ask(helpers.clone()));
         helping.spawn(collect::collect(helpers, grace));
         core.bar_at_start(damage);
@@ -340,6 +341,12 @@ impl QuorumReplicator {
     pub async fn avoid(&self, nodes: Vec<NodeId>) {
         // Nobody listens any more only while the node stops.
         let _ = self.inputs.send(Input::Avoid(nodes)).await;
+    }
+
+    fn note_use(&self, shard: &ShardId) {
+        if !self.copies.note_use(shard) {
+            copies::prefetch(&self.first_copies, shard);
+        }
     }
 
     /// Hands it to the driver, and waits for its end.
@@ -414,14 +421,13 @@ impl QuorumReplicator {
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
         // Whoever was told of a row reads it here later on.
-        if !self.copies.is_known(&proposal.shard) {
-            copies::prefetch(&self.first_copies, &proposal.shard);
-        }
+        self.note_use(&proposal.shard);
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Propose { proposal, reply }, decision).await
     }
 
     async fn accept(&self, proposal: Proposal) -> Decision {
+        self.note_use(&proposal.shard);
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Accept { proposal, reply }, decision).await
     }
@@ -447,6 +453,7 @@ impl Replicator for QuorumReplicator {
     }
 
     async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {
+        self.note_use(shard);
         level::ask(&self.levels, |reply| level::Wanted::Rows(shard.clone(), reply)).await
     }
 

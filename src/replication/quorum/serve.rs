@@ -67,8 +67,8 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
             let next = Membership::decode(next.as_bytes()).map_err(|why| Error::Change(why.to_string()))?;
             level::all(rooms, &next).await.map_err(|why| Error::Change(why.to_string()))
         }
-        Request::Follow(shards) => {
-            rooms.copies.follow(&call.node, shards);
+        Request::Follow { shards, anew } => {
+            rooms.copies.follow(&call.node, shards, anew);
             meet(&call.node, rooms).await
         }
         Request::Root => say(call, &Answer::Root(roots::shared(rooms, &call.node).await?.0)).await,

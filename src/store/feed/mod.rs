@@ -195,7 +195,8 @@ impl Feed {
     }
 
     /// Whether anybody watches the shard.
-    pub(super) fn is_watched(&self, shard: &ShardId) -> bool {
+    #[must_use]
+    pub fn is_watched(&self, shard: &ShardId) -> bool {
         self.ring.lock().is_watched(shard)
     }
 

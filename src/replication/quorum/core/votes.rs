@@ -5,7 +5,7 @@ use crate::clock::Now;
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::replicator::Frame;
 use crate::store::{Stored, StoredRow};
-use crate::types::Ballot;
+use crate::types::{Ballot, ShardId};
 
 impl Core {
     /// What a message to the acceptor or learner of this node comes to.
@@ -22,6 +22,10 @@ impl Core {
             Body::Accept { record, next } => self.acceptor.on_accept(now, &address, record, next, stored),
             Body::Read { round, holds } if self.barred.is_none() && self.me.is_some() => {
                 Ok(self.acceptor.on_read(&address, round, holds, stored))
+            }
+            // From one that has not heard yet that it is not used here any more.
+            Body::Commit { .. } if !self.replicates(&address.shard) && !self.rooms.copies.is_used(&address.shard) => {
+                return;
             }
             Body::Commit { ballot } => {
                 return match self.acceptor.on_commit(&address, ballot, stored) {
@@ -45,6 +49,10 @@ impl Core {
                 return self.propose_for(now, from, id, address, update, within_ms);
             }
             Body::Decided { id, decision, ballot } => {
+                if stored.ballot() < ballot && !self.replicates(&address.shard) {
+                    // It may not have heard yet that this node is to be told of the shard.
+                    self.send(now, from, Message { address: address.clone(), body: Body::Pull { ballot } });
+                }
                 return self.decided_at_home(now, OpId(id), address, decision, ballot, stored);
             }
             Body::Read { .. }
@@ -71,6 +79,11 @@ impl Core {
             return Some(Refusal::Barred);
         }
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
+    }
+
+    /// Whether this node is among those who decide on the shard, or is told of it like them.
+    pub(super) fn replicates(&self, shard: &ShardId) -> bool {
+        shard.is_system() || self.me.is_some_and(|me| self.proposer.electors(shard).replicas.contains(&me))
     }
 
     fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: &Stored) {
