@@ -43,7 +43,9 @@ impl Core {
         peer.caught_up = true;
         peer.compared_in = peer.comparing_in;
         self.has_news = true;
-        self.rooms.copies.set_level(self.is_level_since_it_gained());
+        if self.is_level_since_it_gained() {
+            self.rooms.copies.set_level(true);
+        }
     }
 
     /// True where rows have been compared, since this node came to replicate what it does, with so many voters that they include
