@@ -9,7 +9,6 @@ use outrigger::api::Service;
 use outrigger::api::command::{Address, Consistency, Get, Write};
 use outrigger::api::error::{ApiError, Written};
 use outrigger::api::watch::{Told as Watched, Watching};
-use outrigger::store::Manager;
 use outrigger::store::update::{Change, Condition, Outcome as Told, Row, Update, Verdict};
 use outrigger::types::{Ballot, Key, NodeId, ShardId, Value};
 use parking_lot::Mutex;
@@ -25,6 +24,7 @@ use crate::invariants::visible::{self, Shown};
 use crate::invariants::{forgotten, monotone, watch};
 use crate::linearizable::is_shared;
 use crate::monotone::Monotone;
+use crate::program::Handle;
 use crate::sometimes::sometimes;
 use crate::story::{self, tell};
 
@@ -115,7 +115,7 @@ pub(crate) fn start(
     node: &NodeId,
     boot: u64,
     service: &Arc<Service>,
-    manager: &Arc<Manager>,
+    handle: &Handle,
     log: &Log,
     mut random: StdRng,
 ) -> Vec<JoinHandle<()>> {
@@ -139,8 +139,8 @@ pub(crate) fn start(
         clients.push(tokio::spawn(client.run()));
     }
     let reads = StdRng::seed_from_u64(random.random());
-    let (manager, at) = (manager.clone(), addresses.clone());
-    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), manager, log.clone(), at, reads)));
+    let (handle, at) = (handle.clone(), addresses.clone());
+    clients.push(tokio::spawn(read_locally(node.clone(), boot, service.clone(), handle, log.clone(), at, reads)));
     for shard in used {
         let random = StdRng::seed_from_u64(random.random());
         let (node, service, log) = (node.clone(), service.clone(), log.clone());
@@ -330,7 +330,7 @@ async fn read_locally(
     node: NodeId,
     boot: u64,
     service: Arc<Service>,
-    manager: Arc<Manager>,
+    handle: Handle,
     log: Log,
     addresses: Vec<(String, Address)>,
     mut random: StdRng,
@@ -340,8 +340,10 @@ async fn read_locally(
         let (name, at) = &addresses[random.random_range(0..addresses.len())];
         let get = Get { at: at.clone(), consistency: Consistency::Local, timeout: None };
         let told = log.with(|log| {
-            if !log.shown.is_harmed(&node) {
-                log.forgotten.look(&node, &manager, name, at);
+            // A copy is as old as its node's last life until the node is ready.
+            let is_fresh = handle.replicates(&at.shard) || handle.view.ready().is_ok();
+            if !log.shown.is_harmed(&node) && is_fresh {
+                log.forgotten.look(&node, &handle.manager, name, at);
             }
             log.shown.so_far(&node, name)
         });

@@ -38,12 +38,15 @@ pub(crate) struct Handle {
 impl Handle {
     /// Whether all rows of the shard are to be here: it is replicated here, or used.
     pub(crate) fn holds(&self, shard: &ShardId) -> bool {
+        self.replicates(shard) || self.manager.replicator().is_some_and(|replicator| replicator.has_copy(shard))
+    }
+
+    pub(crate) fn replicates(&self, shard: &ShardId) -> bool {
         let (status, membership) = (self.view.cluster(), self.view.membership());
         let replicates = |member: &outrigger::cluster::membership::Member| {
             member.node == status.node && membership.is_replica(shard, member.replica())
         };
         membership.members().iter().any(replicates)
-            || self.manager.replicator().is_some_and(|replicator| replicator.has_copy(shard))
     }
 
     /// Whether the node refuses to vote.
@@ -127,8 +130,9 @@ impl Program {
             }
         };
         sometimes!(member.view().cluster().outbox.entries > 0, "a restart found local writes");
-        *shared.handle.lock() = Some(Handle { view: member.view(), manager: member.manager().clone() });
-        let clients = clients::start(&name, boot, &member.service(), member.manager(), &log, random);
+        let handle = Handle { view: member.view(), manager: member.manager().clone() };
+        *shared.handle.lock() = Some(handle.clone());
+        let clients = clients::start(&name, boot, &member.service(), &handle, &log, random);
         let administrator = tokio::spawn(administer(member.govern(), shared.clone()));
         let why = tokio::select! {
             () = shared.leave.notified() => {

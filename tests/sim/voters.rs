@@ -25,7 +25,7 @@ const VOTERS_MIN: usize = 4;
 /// How many replicas a shard has where not every voter replicates all: with fewer the loss of one disk would be that of rows.
 const FACTOR: usize = 3;
 /// One event in so many is a change.
-const CHANGE_ONE_IN: u32 = 4;
+const CHANGE_ONE_IN: u32 = 3;
 /// One event in so many is a disk's loss, where one may be lost.
 const LOSS_ONE_IN: u32 = 6;
 /// One node in so many that was asked for a change does not live to see its end.
@@ -84,7 +84,7 @@ fn change(world: &mut World, machine: usize, random: &mut StdRng) {
     let count = world.machines.len();
     let of = world.machines[random.random_range(0..count)].host.name.clone();
     let with = world.machines[random.random_range(0..count)].host.name.clone();
-    let kind = random.random_range(0..6);
+    let kind = random.random_range(0..8);
     let shard = random.random_range(0..clients::addresses().len());
     let dies_in = Duration::from_millis(random.random_range(0..DOOMED_WITHIN_MS));
     let is_doomed = random.random_ratio(1, DOOMED_ONE_IN);
@@ -92,11 +92,11 @@ fn change(world: &mut World, machine: usize, random: &mut StdRng) {
     let votes = newest.voters.contains(&of);
     let shard = clients::addresses().swap_remove(shard).1.shard;
     let change = match (votes, kind) {
-        (_, 3) => VoterChange::Factor(newest.replication_factor.is_none().then_some(FACTOR)),
-        (true, 4) if newest.pins.iter().any(|pin| pin.shard() == shard) => VoterChange::Move { shard, to: Vec::new() },
-        (true, 4 | 5) => VoterChange::Move { shard, to: vec![of] },
+        (_, 6) => VoterChange::Factor(newest.replication_factor.is_none().then_some(FACTOR)),
+        (true, 7) if newest.pins.iter().any(|pin| pin.shard() == shard) => VoterChange::Move { shard, to: Vec::new() },
+        (true, 7) => VoterChange::Move { shard, to: vec![of] },
         (false, _) => VoterChange::Add(of),
-        (true, 0) if !newest.voters.contains(&with) => VoterChange::Replace { node: of, with: Some(with) },
+        (true, 0..3) if !newest.voters.contains(&with) => VoterChange::Replace { node: of, with: Some(with) },
         (true, _) if newest.voters.len() >= VOTERS_MIN && !newest.joint => VoterChange::Remove(of),
         (true, _) => return,
     };

@@ -317,6 +317,8 @@ impl World {
         self.network.kill(&machine.host.name, ending);
         *machine.shared.handle.lock() = None;
         machine.host.kill();
+        // What it came to in its last moments, its disk gone already, is no end of its own.
+        *machine.shared.ended.lock() = None;
     }
 
     /// The power fails everywhere.
