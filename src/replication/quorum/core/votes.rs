@@ -12,7 +12,7 @@ impl Core {
     pub(super) fn on_message(&mut self, now: Now, from: usize, message: Message, stored: &Stored) {
         let Message { address, body } = message;
         if let Body::Prepare { ballot, .. } | Body::Accept { record: Record { ballot, .. }, .. } = &body
-            && let Some(why) = self.refusal()
+            && let Some(why) = self.refusal(&address.shard)
         {
             let body = Body::Refused { ballot: *ballot, above: Ballot::ZERO, why };
             return self.send(now, from, Message { address, body });
@@ -24,7 +24,7 @@ impl Core {
                 Ok(self.acceptor.on_read(&address, round, holds, stored))
             }
             // From one that has not heard yet that it is not used here any more.
-            Body::Commit { .. } if !self.replicates(&address.shard) && !self.rooms.copies.is_used(&address.shard) => {
+            Body::Commit { .. } if !self.is_told_of(&address.shard) && !self.rooms.copies.is_used(&address.shard) => {
                 return;
             }
             Body::Commit { ballot } => {
@@ -49,7 +49,7 @@ impl Core {
                 return self.propose_for(now, from, id, address, update, within_ms);
             }
             Body::Decided { id, decision, ballot } => {
-                if stored.ballot() < ballot && !self.replicates(&address.shard) {
+                if stored.ballot() < ballot && !self.is_told_of(&address.shard) {
                     // It may not have heard yet that this node is to be told of the shard.
                     self.send(now, from, Message { address: address.clone(), body: Body::Pull { ballot } });
                 }
@@ -73,17 +73,21 @@ impl Core {
         self.take(now, answer);
     }
 
-    /// Why this node votes for nothing just now.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
-        if self.barred.is_some() || self.me.is_none() {
+    /// Why this node does not vote on the keys of the shard just now.
+    fn refusal(&self, shard: &ShardId) -> Option<Refusal> {
+        if self.barred.is_some() || !self.decides_on(shard) {
             return Some(Refusal::Barred);
         }
         (self.disk.full().is_some() || self.is_overloaded()).then_some(Refusal::Full)
     }
 
-    /// Whether this node is among those who decide on the shard, or is told of it like them.
-    pub(super) fn replicates(&self, shard: &ShardId) -> bool {
-        shard.is_system() || self.me.is_some_and(|me| self.proposer.electors(shard).replicas.contains(&me))
+    fn decides_on(&self, shard: &ShardId) -> bool {
+        self.me.is_some_and(|me| self.proposer.electors(shard).replicas.contains(&me))
+    }
+
+    /// Whether this node is told of all that is chosen in the shard, used here or not.
+    fn is_told_of(&self, shard: &ShardId) -> bool {
+        shard.is_system() || self.decides_on(shard)
     }
 
     fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: &Stored) {
