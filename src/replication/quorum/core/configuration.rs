@@ -28,6 +28,9 @@ use crate::types::{Ballot, NodeId, Slot};
 /// Batches of later epochs that wait until this node has installed those. Their senders ask again where one is lost.
 const EARLY_BATCHES_MAX: usize = 256;
 
+/// Bytes of them.
+const EARLY_BYTES_MAX: usize = 32 << 20;
+
 /// How long until a node is told the same again.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
 
@@ -56,6 +59,15 @@ impl Configuration {
             self.told.insert(node.clone(), (what, now));
         }
         is_due
+    }
+
+    /// Keeps what came too early, unless that is too much already.
+    fn keep_early(&mut self, node: NodeId, batch: Batch) {
+        let weight = |batch: &Batch| batch.messages.iter().map(Message::weight).sum::<usize>();
+        let bytes: usize = self.early.iter().map(|(_, early)| weight(early)).sum();
+        if self.early.len() < EARLY_BATCHES_MAX && bytes + weight(&batch) <= EARLY_BYTES_MAX {
+            self.early.push((node, batch));
+        }
     }
 
     /// The connection is another: what was said may not have arrived.
@@ -200,8 +212,8 @@ impl Core {
         self.see_epoch(now, &node, batch.epoch);
         let votes: Vec<Message> = batch.messages.extract_if(.., |message| message.body.is_of_epoch()).collect();
         let is_early = batch.epoch > self.membership().epoch();
-        if is_early && !votes.is_empty() && self.configuration.early.len() < EARLY_BATCHES_MAX {
-            self.configuration.early.push((node, Batch { messages: votes, ..batch }));
+        if is_early && !votes.is_empty() {
+            self.configuration.keep_early(node, Batch { messages: votes, ..batch });
         }
         for message in batch.messages {
             self.receive(now, from, message);
@@ -310,6 +322,9 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::register::Lineage;
+    use crate::store::replicator::Op;
+    use crate::types::Value;
 
     /// A node whose disk was full, and so could not install what it was told, and its peer told each other which epoch they
     /// had at the pace of the network.
@@ -322,5 +337,23 @@ mod tests {
         assert!(configuration.is_time(at(399), &b, Ballot(6)) && !configuration.is_time(at(400), &b, Ballot(6)));
         configuration.reconnected(&b);
         assert!(configuration.is_time(at(400), &b, Ballot(6)));
+    }
+
+    #[test]
+    fn what_comes_early_is_kept_within_bounds() {
+        let (mut configuration, b) = (Configuration::new(Membership::unknown(), None), NodeId::parse("b").unwrap());
+        let address = configuration_address();
+        let value = Value::from(vec![0; EARLY_BYTES_MAX / 3]);
+        let record = Record { ballot: Ballot(1), upd: Ballot(1), op: Op::Put(value), lineage: Lineage::default() };
+        let big = || Message { address: address.clone(), body: Body::Accept { record: record.clone(), next: None } };
+        let small = || Message { address: address.clone(), body: Body::Commit { ballot: Ballot(1) } };
+        for _ in 0..5 {
+            configuration.keep_early(b.clone(), Batch { epoch: 9, wall: 0, messages: vec![big()] });
+        }
+        assert_eq!(configuration.early.len(), 2);
+        for _ in 0..2 * EARLY_BATCHES_MAX {
+            configuration.keep_early(b.clone(), Batch { epoch: 9, wall: 0, messages: vec![small()] });
+        }
+        assert_eq!(configuration.early.len(), EARLY_BATCHES_MAX);
     }
 }
