@@ -418,6 +418,11 @@ impl Replay {
                         self.choose(address, record.clone());
                     }
                 }
+                Entry::Dropped(address, ballot) => {
+                    if self.pending.get(address).is_some_and(|pending| pending.ballot <= *ballot) {
+                        self.pending.remove(address);
+                    }
+                }
                 Entry::Refused(shard, upto) => {
                     let refused = self.refused.entry(shard.clone()).or_default();
                     *refused = (*refused).max(*upto);

@@ -58,6 +58,9 @@ pub enum Entry {
     /// No ballot up to this is promised or accepted any more for keys of this shard.
     #[serde(rename = "r")]
     Refused(ShardId, Ballot),
+    /// The vote of this ballot counts no more: others decide on its key now.
+    #[serde(rename = "d")]
+    Dropped(Address, Ballot),
 }
 
 /// A chosen record on its way into its shard.
@@ -384,7 +387,8 @@ impl Acceptor {
         }
     }
 
-    /// Lets votes go that count no more, as others decide about the keys of these shards now, who know what became of them.
+    /// Lets votes go that count no more, as others decide on the keys of these shards now, who know what became of them: were one of
+    /// them there still when this node decides again, it might be above what was chosen meanwhile.
     /// Returns the keys, and what was voted for. What is known to be chosen stays until it is applied.
     pub fn let_go(&mut self, decides: impl Fn(&ShardId) -> bool) -> Vec<(Address, Ballot)> {
         let is_vain = |address: &Address, pending: &Pending| !pending.chosen && !decides(&address.shard);
@@ -394,6 +398,9 @@ impl Acceptor {
             self.pending -= 1;
             self.pending_bytes = self.pending_bytes.saturating_sub(pending.record.op.weight());
             gone.push((address.clone(), pending.record.ballot));
+        }
+        for (address, ballot) in &gone {
+            self.append(Entry::Dropped(address.clone(), *ballot));
         }
         gone
     }

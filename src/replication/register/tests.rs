@@ -282,7 +282,7 @@ impl World {
         };
         for entry in &self.nodes[n].synced {
             match entry {
-                Entry::Refused(..) => {}
+                Entry::Refused(..) | Entry::Dropped(..) => {}
                 Entry::Ceiling(ceiling) => restored.ceiling = restored.ceiling.max(*ceiling),
                 Entry::Accepted(address, record) => drop(pending.insert(address.clone(), record.clone())),
                 Entry::Chosen(_, record) => apply(record),

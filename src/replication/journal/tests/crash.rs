@@ -206,6 +206,7 @@ impl State {
                 Entry::Chosen(address, record) => drop(chosen.insert(address.clone(), record.clone())),
                 Entry::Local(address, write) => drop(outbox.insert(address.clone(), write.clone())),
                 Entry::Refused(shard, upto) => drop(refused.insert(shard.clone(), *upto)),
+                Entry::Dropped(address, _) => drop(pending.remove(address)),
             }
             outbox.retain(|address, write: &mut LocalWrite| {
                 chosen.get(address).is_none_or(|chosen: &Record| chosen.upd < write.upd)
@@ -332,7 +333,8 @@ fn workload() -> Run {
     run.append(vec![big("e", 14, 9_000)]);
     run.append(vec![big("e", 15, 9_000), Entry::Ceiling(Ballot(2_000))]);
     run.compact();
-    run.append(vec![accepted("f", 16), Entry::Refused(address("a").shard, Ballot(10))]);
+    run.append(vec![accepted("f", 16), accepted("dropped", 17), Entry::Refused(address("a").shard, Ballot(10))]);
+    run.append(vec![Entry::Dropped(address("dropped"), Ballot(17))]);
     run.open();
     run.open();
     run.append(vec![Entry::Committed(address("f"), Ballot(16))]);

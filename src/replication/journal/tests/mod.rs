@@ -3,6 +3,7 @@
 mod crash;
 mod recorder;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
@@ -38,6 +39,21 @@ fn open(dir: &Path) -> (Journal, Recovered) {
 fn tail(journal: &Journal) -> (PathBuf, u64) {
     let current = journal.current.as_ref().unwrap();
     (journal.directory.join(format!("journal-{:016x}.log", current.first())), current.end())
+}
+
+/// A vote on a shard that moved away was forgotten in memory alone: it was there again after a restart, and might have been above
+/// what others had chosen since.
+#[test]
+fn a_vote_that_was_dropped_stays_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = open(dir.path());
+    journal.append(&[accepted("a", 10), accepted("b", 11), accepted("c", 12)], Lsn(3)).unwrap();
+    let dropped = [("a", 10), ("b", 10)].map(|(key, ballot)| Entry::Dropped(address(key), Ballot(ballot)));
+    journal.append(&dropped, Lsn(5)).unwrap();
+    drop(journal);
+    let (_, recovered) = open(dir.path());
+    let pending: BTreeSet<_> = recovered.restored.pending.iter().map(|(at, _)| at.key.as_str()).collect();
+    assert_eq!(pending, BTreeSet::from(["b", "c"]));
 }
 
 #[test]

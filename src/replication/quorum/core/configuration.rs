@@ -157,8 +157,9 @@ impl Core {
 
     /// Votes of this node on shards that it replicates no more are worth nothing: those who do know what became of them.
     pub(super) fn let_votes_go(&mut self, now: Now) {
-        let (membership, me) = (&self.configuration.membership, self.me);
-        let gone = self.acceptor.let_go(|shard| me.is_some_and(|me| membership.is_replica(shard, me)));
+        let Some(me) = self.me else { return };
+        let membership = &self.configuration.membership;
+        let gone = self.acceptor.let_go(|shard| membership.is_replica(shard, me));
         for (address, ballot) in gone {
             self.inherited_settled(&address, ballot);
             self.settled(now, &address, ballot);

@@ -129,6 +129,7 @@ fn hash_entry(entry: &Entry, into: &mut Fingerprint) {
         Entry::Ceiling(ceiling) => (3_u8, ceiling).hash(into),
         Entry::Local(_, write) => (4_u8, write).hash(into),
         Entry::Refused(_, upto) => (5_u8, upto).hash(into),
+        Entry::Dropped(_, ballot) => (6_u8, ballot).hash(into),
     }
 }
 

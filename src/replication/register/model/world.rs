@@ -496,7 +496,7 @@ impl World {
                 Entry::Accepted(_, record) => self.oracle().on_vote(n, record.ballot),
                 Entry::Chosen(_, record) => self.oracle().on_learnt(record.ballot),
                 Entry::Committed(_, ballot) => self.oracle().on_learnt(*ballot),
-                Entry::Ceiling(_) | Entry::Local(..) | Entry::Refused(..) => {}
+                Entry::Ceiling(_) | Entry::Local(..) | Entry::Refused(..) | Entry::Dropped(..) => {}
             }
         }
         for effect in effects {
