@@ -340,9 +340,8 @@ async fn read_locally(
         let (name, at) = &addresses[random.random_range(0..addresses.len())];
         let get = Get { at: at.clone(), consistency: Consistency::Local, timeout: None };
         let told = log.with(|log| {
-            // A copy is as old as its node's last life until the node is ready.
-            let is_fresh = handle.replicates(&at.shard) || handle.view.ready().is_ok();
-            if !log.shown.is_harmed(&node) && is_fresh {
+            // Only replicas are waited for: a copy is as old as what its node was told last.
+            if !log.shown.is_harmed(&node) && handle.replicates(&at.shard) {
                 log.forgotten.look(&node, &handle.manager, name, at);
             }
             log.shown.so_far(&node, name)

@@ -93,8 +93,10 @@ fn change(world: &mut World, machine: usize, random: &mut StdRng) {
     let shard = clients::addresses().swap_remove(shard).1.shard;
     let change = match (votes, kind) {
         (_, 6) => VoterChange::Factor(newest.replication_factor.is_none().then_some(FACTOR)),
-        (true, 7) if newest.pins.iter().any(|pin| pin.shard() == shard) => VoterChange::Move { shard, to: Vec::new() },
-        (true, 7) => VoterChange::Move { shard, to: vec![of] },
+        (true, 5 | 7) if newest.pins.iter().any(|pin| pin.shard() == shard) => {
+            VoterChange::Move { shard, to: Vec::new() }
+        }
+        (true, 5 | 7) => VoterChange::Move { shard, to: vec![of] },
         (false, _) => VoterChange::Add(of),
         (true, 0..3) if !newest.voters.contains(&with) => VoterChange::Replace { node: of, with: Some(with) },
         (true, _) if newest.voters.len() >= VOTERS_MIN && !newest.joint => VoterChange::Remove(of),

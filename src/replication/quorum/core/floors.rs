@@ -47,12 +47,18 @@ impl Core {
         }
     }
 
+    /// True where this node, of the replicas of a shard, is the one that does once what all of them could; a hint. `is_fit` says
+    /// which others could.
+    pub(super) fn is_home(&self, shard: &ShardId, is_fit: impl Fn(&Peer) -> bool) -> bool {
+        let is_fit = |member: &Member| self.peers.get(&member.replica()).is_none_or(&is_fit);
+        let home = Key::parse(ALL_KEYS).ok().and_then(|key| self.membership().home(shard, &key, is_fit));
+        home.is_some_and(|home| self.me == Some(home.replica()))
+    }
+
     /// All other replicas of a shard, where this one is its home, and all can be asked.
     fn all_replicas(&self, shard: &ShardId) -> Option<Replicas> {
         let membership = self.membership();
-        let key = Key::parse(ALL_KEYS).ok()?;
-        let home = membership.home(shard, &key, |_| true).map(Member::replica);
-        let is_home = home.is_some() && home == self.me;
+        let is_home = self.is_home(shard, |_| true);
         // Observers take the floor over when they compare rows.
         let electors = self.proposer.electors(shard);
         let others = electors.replicas.iter().filter(|slot| Some(**slot) != self.me);

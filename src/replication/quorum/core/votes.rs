@@ -5,7 +5,7 @@ use crate::clock::Now;
 use crate::replication::register::{Address, Body, Commit, Learned, Lineage, Message, OpId, Record, Refusal, Sealed};
 use crate::store::replicator::Frame;
 use crate::store::{Stored, StoredRow};
-use crate::types::{Ballot, ShardId};
+use crate::types::{Ballot, NodeId, ShardId};
 
 impl Core {
     /// What a message to the acceptor or learner of this node comes to.
@@ -28,6 +28,7 @@ impl Core {
                 return;
             }
             Body::Commit { ballot } => {
+                self.pass_on(now, from, &address, ballot);
                 return match self.acceptor.on_commit(&address, ballot, stored) {
                     Learned::Known => {}
                     Learned::Commit(commit) => self.take(now, commit.map(Effect::Commit)),
@@ -88,6 +89,20 @@ impl Core {
     /// Whether this node is told of all that is chosen in the shard, used here or not.
     fn is_told_of(&self, shard: &ShardId) -> bool {
         shard.is_system() || self.decides_on(shard)
+    }
+
+    /// Tells observers of what another observer had chosen: they are not connected with each other.
+    fn pass_on(&mut self, now: Now, from: usize, address: &Address, ballot: Ballot) {
+        let membership = self.membership();
+        let observes = |slot: &usize| !membership.is_voter(*slot);
+        if !observes(&from) || !self.is_home(&address.shard, |peer| peer.votes()) {
+            return;
+        }
+        let follows = |node: &NodeId| self.rooms.copies.is_followed_by(node, &address.shard);
+        let others = self.peers.iter().filter(|(slot, peer)| **slot != from && observes(slot) && follows(&peer.node));
+        for to in others.map(|(slot, _)| *slot).collect::<Vec<_>>() {
+            self.send(now, to, Message { address: address.clone(), body: Body::Commit { ballot } });
+        }
     }
 
     fn on_pull(&mut self, now: Now, from: usize, address: Address, ballot: Ballot, stored: &Stored) {

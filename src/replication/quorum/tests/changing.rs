@@ -146,6 +146,26 @@ async fn an_observer_that_knows_nothing_but_the_way_reads_and_writes() {
     cluster.nodes[d].has("k", "x").await;
 }
 
+/// What one observer had chosen came to another, with which it is not connected, by the next comparison of rows alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn observers_that_do_not_meet_are_told_of_each_other_s_writes() {
+    let mut cluster = Cluster::start().await;
+    let d = cluster.join("d", &NAMES).await;
+    let e = cluster.join("e", &NAMES).await;
+    cluster.network.cut(&node("d"), &node("e"));
+    for n in [d, e] {
+        cluster.nodes[n].ready().await;
+        cluster.nodes[n].accepted("k", put("v")).await;
+        cluster.nodes[n].local("k").await;
+    }
+    for n in 0..20 {
+        let (name, began) = (format!("k{n}"), std::time::Instant::now());
+        cluster.nodes[d].accepted(&name, put("w")).await;
+        cluster.nodes[e].has(&name, "w").await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_disk_is_replaced_without_anybody_asking_again_and_again() {
     let mut cluster = Cluster::start().await;
