@@ -5,12 +5,6 @@ use std::os::unix::net::UnixStream;
 use super::*;
 use crate::common::Signal;
 
-#[track_caller]
-fn fails_with(output: &Output, code: i32, part: &str) {
-    let said = err(output);
-    assert!(output.status.code() == Some(code) && said.contains(part), "{}: {said:?} lacks {part:?}", output.status);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_cannot_be_are_refused_and_change_nothing() {
     let mut cluster = start(4, 3).await;
