@@ -67,6 +67,10 @@ impl Guest {
         self.service.is_draining()
     }
 
+    pub(super) fn late(&self, scope: &Scope, within: Duration) -> ApiError {
+        self.service.late(scope, within)
+    }
+
     pub(super) fn timeout(&self, wanted: Option<Duration>) -> Duration {
         self.service.timeout(wanted)
     }

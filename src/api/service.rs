@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
+use super::command::{Address, Batch, BatchOp, Consistency, Get, Scope, Write};
 use super::error::{ApiError, Written};
 
 use super::metrics::Metrics;
@@ -21,6 +21,7 @@ use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Govern, Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
 use crate::store::feed::Feed;
+use crate::store::replicator::Rejection;
 use crate::store::update::{Outcome, Row, Update};
 use crate::store::{CANONICAL_KINDS, Manager, Shard, ns_from_key};
 use crate::types::{Key, Namespace, Org, SYSTEM_ORG, ShardId};
@@ -209,7 +210,7 @@ impl Service {
             return self.read_quorum(get.at, get.timeout).await;
         }
         let _token = self.begin();
-        match self.read_local(&get.at).await {
+        match self.read_local(&get.at, self.timeout(get.timeout)).await {
             Ok(row) => Ok(row),
             // A restart left the key's last write undecided; a quorum read settles it.
             Err(StoreError::Unsettled) => {
@@ -219,10 +220,11 @@ impl Service {
         }
     }
 
-    async fn read_local(&self, at: &Address) -> Result<Option<Row>, StoreError> {
+    async fn read_local(&self, at: &Address, within: Duration) -> Result<Option<Row>, StoreError> {
         let mut attempts = 0;
         loop {
-            self.fetch_copy(&at.shard).await?;
+            let fetched = tokio::time::timeout(within, self.fetch_copy(&at.shard)).await;
+            fetched.map_err(|_| Rejection::no_copy_within(&at.shard, within))??;
             let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
             match shard.read(&at.key) {
                 Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
@@ -337,6 +339,14 @@ impl Service {
     /// The shard if it is stored here.
     async fn find_here(&self, shard: &ShardId) -> Result<Option<Arc<Shard>>, ApiError> {
         self.manager.find(shard).await.map_err(|error| ApiError::from_store(error, Written::No))
+    }
+
+    /// Why a list came to nothing in time.
+    pub(super) fn late(&self, scope: &Scope, within: Duration) -> ApiError {
+        match scope {
+            Scope::Shard(shard) if !self.has_copy(shard) => Rejection::no_copy_within(shard, within).into(),
+            _ => ApiError::Timeout(Written::No),
+        }
     }
 
     fn has_copy(&self, shard: &ShardId) -> bool {

@@ -98,6 +98,16 @@ pub enum Rejection {
     DiskFull(String),
 }
 
+impl Rejection {
+    /// Of a use of a shard whose first copy is still fetched: it goes on, whoever waits for it or does not.
+    #[must_use]
+    pub fn no_copy_within(shard: &ShardId, within: Duration) -> Self {
+        Self::Busy(format!(
+            "this node has no copy of {shard} yet; it is on its way, but not within {within:?}; try again"
+        ))
+    }
+}
+
 /// Receives every committed frame of a node, in the order of commit, per key in the order of versions.
 pub trait Subscriber: Send + Sync + 'static {
     /// Takes one frame; called from the replicator's own task, so it must not block. When it returns, reads on this

@@ -25,9 +25,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Cluster, Node, PATIENCE, rows_of, until};
-use operator::{done, fails_with, members, outrigger, status};
+use operator::{PROPOSE_TIMEOUT, done, fails_with, members, outrigger, status};
 use outrigger::client::{Change, Client, Consistency, Watch};
 use outrigger::cluster::membership::Membership;
+use outrigger::cluster::status::ShardStatus;
 use outrigger::types::{NodeId, ShardId};
 
 /// The org of all shards here but those of a load.
@@ -79,13 +80,8 @@ fn outsiders(voters: usize, replicas: &BTreeSet<usize>) -> Vec<usize> {
 /// Who replicates each shard of an org that this node holds, as it says itself.
 async fn told(node: &Node, org: &str) -> BTreeMap<String, BTreeSet<usize>> {
     let output = done(&outrigger(node, &["--org", org, "shards", "--json"]));
-    let told: serde_json::Value = serde_json::from_str(&output).unwrap();
-    let shards = told.as_array().cloned().unwrap_or_else(|| told["shards"].as_array().unwrap().clone());
-    let of = |shard: &serde_json::Value| {
-        let replicas: Vec<NodeId> = serde_json::from_value(shard["replicas"].clone()).unwrap();
-        (shard["namespace"].as_str().unwrap().to_owned(), numbers(&replicas))
-    };
-    shards.iter().map(of).collect()
+    let shards = output.lines().map(|line| serde_json::from_str::<ShardStatus>(line).unwrap());
+    shards.map(|shard| (shard.namespace, numbers(&shard.replicas))).collect()
 }
 
 fn file(node: &Node, org: &str, namespace: &str) -> PathBuf {
@@ -260,6 +256,11 @@ async fn an_observer_holds_what_its_application_uses_and_reads_that_alone() {
     let asked = std::time::Instant::now();
     let error = listed(&client(observer, "s2")).await.unwrap_err();
     eprintln!("peers that stand still: {:?}: {error}", asked.elapsed());
+    assert!(error.is_unavailable() && error.to_string().contains("no copy of acme/s2"), "{error}");
+    let error = client(observer, "s2").get("k0").await.unwrap_err();
+    eprintln!("peers that stand still: {:?}: {error}", asked.elapsed());
+    assert!(error.is_unavailable() && error.to_string().contains("no copy of acme/s2"), "{error}");
+    assert!(asked.elapsed() < 2 * PROPOSE_TIMEOUT + Duration::from_secs(2), "{:?}", asked.elapsed());
     assert_eq!(listed(&client(observer, "s0")).await.unwrap(), rows);
     for voter in &cluster.nodes[..3] {
         voter.signal(common::Signal::CONT);
@@ -312,9 +313,10 @@ async fn a_backup_through_a_node_that_replicates_nothing_of_it_has_all_rows() {
         assert_eq!(rows, filled(n), "{}", copy.display());
         assert_sound(&copy);
     }
-    // A backup is no use of what it copies.
+    // Nobody else came to hold more for that.
     for (n, replicas) in placed.iter().enumerate() {
-        is_exactly_on(&cluster, replicas, n, &filled(n)).await;
+        let with_it = replicas.iter().copied().chain([outsider]).collect();
+        is_exactly_on(&cluster, &with_it, n, &filled(n)).await;
     }
 }
 

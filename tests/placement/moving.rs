@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use common::Signal;
 use load::Load;
-use operator::{PROPOSE_TIMEOUT, command, sees};
+use operator::{command, sees};
 
 /// The shard that a load writes: in the org that has no name.
 const ITS_ORG: &str = "_";

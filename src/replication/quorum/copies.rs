@@ -305,9 +305,7 @@ async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     match tokio::time::timeout(FETCH_WITHIN, make_whole(shard, rooms)).await {
         Ok(made) => made?,
         Err(_) => {
-            return Err(Rejection::Busy(format!(
-                "this node has no copy of {shard} yet; it is on its way, but not within {FETCH_WITHIN:?}; try again"
-            )));
+            return Err(Rejection::no_copy_within(shard, FETCH_WITHIN));
         }
     }
     rooms.copies.set_whole(shard);

@@ -108,7 +108,9 @@ async fn a_majority_of_the_replicas_decides_and_nobody_else() {
     cluster.network.heal(&node(FIVE[others[1]]), &node(FIVE[replicas[2]]));
     writer.status_is("three of five", |status| status.reachable == 3).await;
     match writer.update("k", put("x")).await {
-        Decision::Reject(Rejection::NoQuorum(why)) => assert!(why.contains("1 of 3 voters, 2 needed"), "{why}"),
+        Decision::Reject(Rejection::NoQuorum(why)) => {
+            assert!(why.contains("1 of 3 replicas of acme/orders, 2 needed; away: "), "{why}")
+        }
         other => panic!("{other:?}"),
     }
     for away in &replicas[..2] {
