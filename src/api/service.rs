@@ -400,6 +400,17 @@ impl Service {
         self.blocking(move || manager.shards_of(&org)).await
     }
 
+    /// The shards of `org` stored anywhere, sorted. Where this node does not hold every shard it takes a majority to tell.
+    pub(super) async fn every_shard_of(&self, org: Org) -> Result<Vec<ShardId>, ApiError> {
+        let mut shards = self.shards_of(org.clone()).await?;
+        if let Some(replicator) = self.manager.replicator().filter(|replicator| !replicator.holds_every_shard()) {
+            shards.extend(replicator.shards().await?.into_iter().filter(|shard| shard.org == org));
+            shards.sort();
+            shards.dedup();
+        }
+        Ok(shards)
+    }
+
     /// How many bytes the shards of `shard`'s org take up on this node's disk, about. It opens `shard`, if that is there: of
     /// a shard that is open, room that deletions left does not count.
     pub(super) async fn stored_bytes(&self, shard: &ShardId) -> Result<u64, ApiError> {

@@ -145,6 +145,11 @@ pub trait Replicator: Send + Sync + 'static {
         true
     }
 
+    /// Whether what is stored on this node is all there is: no shard is stored on others alone.
+    fn holds_every_shard(&self) -> bool {
+        true
+    }
+
     /// Waits until this node has a copy of `shard` to read. A rejection says why there is none.
     async fn fetch_copy(&self, _shard: &ShardId) -> Result<(), Rejection> {
         Ok(())

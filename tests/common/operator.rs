@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -75,4 +76,15 @@ pub(crate) async fn members(node: &Node, expected: &[&str]) {
 pub(crate) fn fails_with(output: &Output, code: i32, part: &str) {
     let said = err(output);
     assert!(output.status.code() == Some(code) && said.contains(part), "{}: {said:?} lacks {part:?}", output.status);
+}
+
+/// Sends these bytes, reads until the end.
+pub(crate) fn raw(node: &Node, request: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = UnixStream::connect(node.socket()).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

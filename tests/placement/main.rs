@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Cluster, Node, PATIENCE, rows_of, until};
-use operator::{PROPOSE_TIMEOUT, done, fails_with, members, outrigger, status};
+use operator::{PROPOSE_TIMEOUT, done, fails_with, members, outrigger, raw, status};
 use outrigger::client::{Change, Client, Consistency, Watch};
 use outrigger::cluster::membership::Membership;
 use outrigger::cluster::status::ShardStatus;
@@ -146,6 +146,11 @@ async fn is_exactly_on(cluster: &Cluster, nodes: &BTreeSet<usize>, n: usize, row
         until(&format!("{} has the rows of {}", node.name, name(n)), async || stored(node, &name(n)) == rows).await;
         assert_sound(&file(node, ORG, &name(n)));
     }
+}
+
+/// The names of namespaces, over all shards of the org.
+fn org_list(node: &Node) -> String {
+    raw(node, &format!("GET /v1/kv/{ORG}?prefix=ns/ HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n"))
 }
 
 async fn next(watch: &mut Watch) -> Change {
@@ -278,6 +283,8 @@ async fn an_observer_holds_what_its_application_uses_and_reads_that_alone() {
     let error = client(observer, "s2").get("k0").await.unwrap_err();
     eprintln!("nobody there: {:?}: {error}", asked.elapsed());
     assert!(asked.elapsed() < Duration::from_secs(5));
+    let listing = org_list(observer);
+    assert!(listing.starts_with("HTTP/1.1 503") && listing.contains("0 of 3 voters"), "not all of it: {listing}");
     let said = error.to_string();
     assert!(said.contains("no copy of acme/s2") && error.is_unavailable(), "{said}");
     for node in &mut cluster.nodes[..3] {
@@ -294,7 +301,13 @@ async fn an_observer_holds_what_its_application_uses_and_reads_that_alone() {
     })
     .await;
     assert_eq!(held(observer), (0..3).map(name).collect());
-    for n in 0..3 {
+    // A list of the whole org has the shards that it never used before, too.
+    for n in [4, 5] {
+        client(&cluster.nodes[n % 3], &name(n)).put(&format!("ns/{n}"), "x").await.unwrap();
+    }
+    let listing = org_list(observer);
+    assert!(listing.contains(r#""ns/4""#) && listing.contains(r#""ns/5""#), "{listing}");
+    for n in 0..SHARDS {
         assert_sound(&file(observer, ORG, &name(n)));
     }
 }

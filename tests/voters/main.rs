@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use common::{Cluster, Node, until};
 use load::Load;
-use operator::{PROPOSE_TIMEOUT, command, done, fails_with, members, names, out, outrigger, sees, status};
+use operator::{PROPOSE_TIMEOUT, command, done, err, fails_with, members, names, out, outrigger, sees, status};
 use outrigger::cluster::status::{ClusterStatus, Role};
 
 async fn voters_are(node: &Node, expected: &[&str]) {

@@ -90,6 +90,11 @@ impl Copies {
         holds_all
     }
 
+    /// True where this node replicates every shard.
+    pub(super) fn holds_every_shard(&self) -> bool {
+        self.holds_all.load(Ordering::Relaxed)
+    }
+
     /// Whether all that this node replicates has been compared with enough others since it came to replicate it.
     pub(super) fn set_level(&self, is_level: bool) {
         self.is_level.store(is_level, Ordering::Relaxed);
@@ -316,7 +321,7 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     let no_copy = |why: String| Rejection::NoQuorum(format!("this node has no copy of {shard} yet: {why}"));
     let (replicates, is_alone) = {
         let holding = rooms.holding();
-        if shard.is_system() || rooms.copies.holds_all.load(Ordering::Relaxed) {
+        if shard.is_system() || rooms.copies.holds_every_shard() {
             return Ok(());
         }
         let replicates = holding.replicates(holding.me, shard);
@@ -343,7 +348,7 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
 
 /// Asks every peer to tell of all that is followed, after this node has come to replicate other shards than before.
 async fn follow_all(rooms: &Rooms) {
-    if !rooms.copies.holds_all.load(Ordering::Relaxed) {
+    if !rooms.copies.holds_every_shard() {
         tell_all(rooms, &rooms.followed()).await;
     }
 }
@@ -364,7 +369,7 @@ async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
 /// Gives up the copies that this node neither replicates nor uses, where a majority of those who replicate them goes by this
 /// configuration, or a later one.
 async fn give_up(rooms: &Rooms) {
-    if rooms.copies.holds_all.load(Ordering::Relaxed) {
+    if rooms.copies.holds_every_shard() {
         return;
     }
     let Ok(Some(epochs)) = rooms.ask(|reply| Input::Epochs { reply }).await else { return };

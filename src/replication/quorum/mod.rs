@@ -442,6 +442,10 @@ impl Replicator for QuorumReplicator {
         self.copies.is_at_hand(shard)
     }
 
+    fn holds_every_shard(&self) -> bool {
+        self.copies.holds_every_shard()
+    }
+
     async fn fetch_copy(&self, shard: &ShardId) -> Result<(), Rejection> {
         copies::fetch(&self.first_copies, shard).await
     }
