@@ -223,14 +223,21 @@ impl Service {
     async fn read_local(&self, at: &Address, within: Duration) -> Result<Option<Row>, StoreError> {
         let mut attempts = 0;
         loop {
-            let fetched = tokio::time::timeout(within, self.fetch_copy(&at.shard)).await;
-            fetched.map_err(|_| Rejection::no_copy_within(&at.shard, within))??;
+            if !self.has_copy(&at.shard) && !self.has_own(at).await? {
+                let fetched = tokio::time::timeout(within, self.fetch_copy(&at.shard)).await;
+                fetched.map_err(|_| Rejection::no_copy_within(&at.shard, within))??;
+            }
             let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
             match shard.read(&at.key) {
                 Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
                 read => return read,
             }
         }
+    }
+
+    /// Whether a local write of this node is what it shows of the key, whatever else of the shard is here.
+    async fn has_own(&self, at: &Address) -> Result<bool, StoreError> {
+        Ok(self.manager.find(&at.shard).await?.is_some_and(|shard| shard.has_own(&at.key)))
     }
 
     async fn read_quorum(&self, at: Address, timeout: Option<Duration>) -> Result<Option<Row>, ApiError> {

@@ -283,6 +283,11 @@ async fn an_observer_holds_what_its_application_uses_and_reads_that_alone() {
     let error = client(observer, "s2").get("k0").await.unwrap_err();
     eprintln!("nobody there: {:?}: {error}", asked.elapsed());
     assert!(asked.elapsed() < Duration::from_secs(5));
+    // What it takes on its own it shows, of whichever shard, and hands on later.
+    let alone = Client::builder(observer.socket()).shard(ORG, "s3").unwrap().consistency(Consistency::Local).build();
+    alone.put("own", "x").await.unwrap();
+    assert_eq!(alone.get("own").await.unwrap().unwrap().value, "x");
+    assert!(alone.get("k0").await.unwrap_err().is_unavailable());
     let listing = org_list(observer);
     assert!(listing.starts_with("HTTP/1.1 503") && listing.contains("0 of 3 voters"), "not all of it: {listing}");
     let said = error.to_string();
@@ -300,7 +305,10 @@ async fn an_observer_holds_what_its_application_uses_and_reads_that_alone() {
         client(observer, "s0").get("k0").await.unwrap().unwrap().value == "later still"
     })
     .await;
-    assert_eq!(held(observer), (0..3).map(name).collect());
+    let others = client(&cluster.nodes[2], "s3");
+    until("others have what it took alone", async || others.get("own").await.unwrap().is_some()).await;
+    until("it has all of that shard", async || listed(&alone).await.is_ok_and(|rows| rows.len() == KEYS + 1)).await;
+    assert_eq!(held(observer), (0..4).map(name).collect());
     // A list of the whole org has the shards that it never used before, too.
     for n in [4, 5] {
         client(&cluster.nodes[n % 3], &name(n)).put(&format!("ns/{n}"), "x").await.unwrap();

@@ -342,6 +342,13 @@ impl QuorumReplicator {
         let _ = self.inputs.send(Input::Avoid(nodes)).await;
     }
 
+    /// Whoever was told of a row reads it here later on.
+    fn prefetch(&self, shard: &ShardId) {
+        if !self.copies.is_known(shard) {
+            copies::prefetch(&self.first_copies, shard);
+        }
+    }
+
     /// Hands it to the driver, and waits for its end.
     async fn hand_in(&self, input: Input, decision: oneshot::Receiver<Decision>) -> Decision {
         match self.inputs.try_send(input) {
@@ -413,15 +420,13 @@ impl QuorumReplicator {
 #[async_trait]
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
-        // Whoever was told of a row reads it here later on.
-        if !self.copies.is_known(&proposal.shard) {
-            copies::prefetch(&self.first_copies, &proposal.shard);
-        }
+        self.prefetch(&proposal.shard);
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Propose { proposal, reply }, decision).await
     }
 
     async fn accept(&self, proposal: Proposal) -> Decision {
+        self.prefetch(&proposal.shard);
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Accept { proposal, reply }, decision).await
     }
