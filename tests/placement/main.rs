@@ -216,8 +216,8 @@ async fn each_shard_is_on_its_replicas_alone_and_others_read_and_watch_it() {
     let reads = client(&cluster.nodes[outsider], "s0");
     until("what was missed is there", async || reads.get("k3").await.unwrap().unwrap().value == "missed").await;
     // Nobody else got any of these.
-    for n in 3..SHARDS {
-        is_exactly_on(&cluster, &placed[n], n, &filled(n)).await;
+    for (n, replicas) in placed.iter().enumerate().skip(3) {
+        is_exactly_on(&cluster, replicas, n, &filled(n)).await;
     }
     let mut users = placed[0].clone();
     users.insert(outsider);

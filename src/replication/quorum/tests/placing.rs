@@ -109,7 +109,7 @@ async fn a_majority_of_the_replicas_decides_and_nobody_else() {
     writer.status_is("three of five", |status| status.reachable == 3).await;
     match writer.update("k", put("x")).await {
         Decision::Reject(Rejection::NoQuorum(why)) => {
-            assert!(why.contains("1 of 3 replicas of acme/orders, 2 needed; away: "), "{why}")
+            assert!(why.contains("1 of 3 replicas of acme/orders, 2 needed; away: "), "{why}");
         }
         other => panic!("{other:?}"),
     }
