@@ -360,6 +360,13 @@ impl Service {
         self.manager.replicator().is_none_or(|replicator| replicator.has_copy(shard))
     }
 
+    /// Has a copy of the shard fetched where there is none; nobody waits for it.
+    pub(super) fn want_copy(&self, shard: &ShardId) {
+        if let Some(replicator) = self.manager.replicator() {
+            replicator.want_copy(shard);
+        }
+    }
+
     async fn fetch_copy(&self, shard: &ShardId) -> Result<(), StoreError> {
         match self.manager.replicator().filter(|replicator| !replicator.has_copy(shard)) {
             Some(replicator) => Ok(replicator.fetch_copy(shard).await?),

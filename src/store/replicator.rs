@@ -155,6 +155,9 @@ pub trait Replicator: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Has this node get a copy of `shard`; nobody waits for it.
+    fn want_copy(&self, _shard: &ShardId) {}
+
     /// Waits until this node's copy of `shard` has every write that any node acknowledged before the call. At once
     /// where there is no other node.
     async fn catch_up(&self, _shard: &ShardId) -> Result<(), Rejection> {

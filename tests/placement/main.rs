@@ -30,6 +30,7 @@ use outrigger::client::{Change, Client, Consistency, Watch};
 use outrigger::cluster::membership::Membership;
 use outrigger::cluster::status::ShardStatus;
 use outrigger::types::{NodeId, ShardId};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The org of all shards here but those of a load.
 const ORG: &str = "acme";
@@ -153,6 +154,18 @@ fn org_list(node: &Node) -> String {
     raw(node, &format!("GET /v1/kv/{ORG}?prefix=ns/ HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n"))
 }
 
+/// Reads on until this was sent.
+async fn hears(stream: &mut tokio::net::UnixStream, what: &str) {
+    let mut heard = Vec::new();
+    let reads = async {
+        while !String::from_utf8_lossy(&heard).contains(what) {
+            assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "it ended");
+        }
+    };
+    let is_heard = tokio::time::timeout(PATIENCE, reads).await.is_ok();
+    assert!(is_heard, "{what:?} was not told, but {:?}", String::from_utf8_lossy(&heard));
+}
+
 async fn next(watch: &mut Watch) -> Change {
     tokio::time::timeout(PATIENCE, watch.next()).await.expect("a change is told").unwrap()
 }
@@ -202,6 +215,15 @@ async fn each_shard_is_on_its_replicas_alone_and_others_read_and_watch_it() {
     }
     writes.del("seen").await.unwrap();
     assert!(matches!(next(&mut watch).await, Change::Del { key, .. } if key == "seen"));
+    // Redis' notifications, too.
+    let (replica, outsider) = (*placed[3].first().unwrap(), outsiders(5, &placed[3])[0]);
+    let mut stream = tokio::net::UnixStream::connect(cluster.nodes[outsider].socket()).await.unwrap();
+    let asked =
+        "*3\r\n$4\r\nAUTH\r\n$7\r\nacme/s3\r\n$1\r\np\r\n*2\r\n$9\r\nSUBSCRIBE\r\n$19\r\n__keyspace@0__:told\r\n";
+    stream.write_all(asked.as_bytes()).await.unwrap();
+    hears(&mut stream, "subscribe").await;
+    client(&cluster.nodes[replica], "s3").put("told", "x").await.unwrap();
+    hears(&mut stream, "set\r\n").await;
     let outsider = outsiders(5, &placed[2])[0];
     let quorum = Client::builder(cluster.nodes[outsider].socket()).shard(ORG, "s2").unwrap();
     let quorum = quorum.consistency(Consistency::Quorum).build();
@@ -216,7 +238,7 @@ async fn each_shard_is_on_its_replicas_alone_and_others_read_and_watch_it() {
     let reads = client(&cluster.nodes[outsider], "s0");
     until("what was missed is there", async || reads.get("k3").await.unwrap().unwrap().value == "missed").await;
     // Nobody else got any of these.
-    for (n, replicas) in placed.iter().enumerate().skip(3) {
+    for (n, replicas) in placed.iter().enumerate().skip(4) {
         is_exactly_on(&cluster, replicas, n, &filled(n)).await;
     }
     let mut users = placed[0].clone();

@@ -273,11 +273,7 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms, unus
                 let is_new = !waiting.contains_key(&shard);
                 waiting.entry(shard.clone()).or_default().extend(reply);
                 if is_new {
-                    let rooms = rooms.clone();
-                    fetching.push(async move {
-                        let fetched = first_copy(&shard, &rooms).await;
-                        (shard, fetched)
-                    });
+                    fetching.push(fetched(shard, rooms.clone()));
                 }
             },
             Some((shard, fetched)) = fetching.next() => {
@@ -299,9 +295,24 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms, unus
                 follow_all(&rooms).await;
             }
             _ = look_over.tick() => rooms.copies.let_unused_go(),
-            _ = look.tick() => give_up(&rooms).await,
+            _ = look.tick() => {
+                // To watch a shard is to use it, all the while.
+                for shard in rooms.manager.feed().watched() {
+                    let is_wanted = !shard.is_system() && !rooms.copies.is_at_hand(&shard);
+                    if is_wanted && fetching.len() < FETCHES_MAX && !waiting.contains_key(&shard) {
+                        waiting.insert(shard.clone(), Vec::new());
+                        fetching.push(fetched(shard, rooms.clone()));
+                    }
+                }
+                give_up(&rooms).await;
+            }
         }
     }
+}
+
+async fn fetched(shard: ShardId, rooms: Rooms) -> (ShardId, Result<(), Rejection>) {
+    let fetched = first_copy(&shard, &rooms).await;
+    (shard, fetched)
 }
 
 async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {

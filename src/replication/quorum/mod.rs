@@ -455,6 +455,10 @@ impl Replicator for QuorumReplicator {
         copies::fetch(&self.first_copies, shard).await
     }
 
+    fn want_copy(&self, shard: &ShardId) {
+        self.prefetch(shard);
+    }
+
     async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {
         level::ask(&self.levels, |reply| level::Wanted::Rows(shard.clone(), reply)).await
     }

@@ -217,3 +217,19 @@ async fn a_copy_that_nobody_uses_is_given_up() {
     cluster.nodes[replicas[0]].accepted("k", put("w")).await;
     follower.has("k", "w").await;
 }
+
+/// A watch that went on for longer than a copy is kept unused was told of nothing any more once peers had restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_watch_a_shard_is_to_use_it() {
+    let cluster = Placed::start(How { unused_after: Duration::from_secs(1), ..how() }).await;
+    let (replicas, others) = cluster.split();
+    cluster.nodes[replicas[0]].accepted("k", put("v")).await;
+    let follower = &cluster.nodes[others[0]];
+    let watch = follower.manager.feed().watch(&shard(), vec![String::new()], None, Arc::default()).unwrap();
+    until("fetched", async || follower.stored("k").await.is_some()).await;
+    until("let go, as nobody reads it", async || !follower.replicator.copies.is_known(&shard())).await;
+    until("used again", async || follower.replicator.copies.is_known(&shard())).await;
+    assert!(follower.holds_file());
+    drop(watch);
+    until("given up", async || !follower.holds_file()).await;
+}
