@@ -67,6 +67,10 @@ impl Guest {
         self.service.is_draining()
     }
 
+    pub(super) fn late(&self, scope: &Scope, within: Duration) -> ApiError {
+        self.service.late(scope, within)
+    }
+
     pub(super) fn timeout(&self, wanted: Option<Duration>) -> Duration {
         self.service.timeout(wanted)
     }
@@ -248,7 +252,9 @@ impl Guest {
         self.begin(Want::Read(shard), &shard.org)?;
         self.service.check_not_draining()?;
         let watch = self.service.feed().watch(shard, prefixes, None, Arc::clone(bell));
-        watch.map_err(|error| ApiError::from_store(error, Written::No))
+        let watch = watch.map_err(|error| ApiError::from_store(error, Written::No))?;
+        self.service.want_copy(shard);
+        Ok(watch)
     }
 
     pub(super) async fn orgs(&self) -> Result<Vec<Org>, ApiError> {

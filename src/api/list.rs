@@ -1,5 +1,7 @@
 //! Lists of keys, in pages or whole: of one shard, or of every shard of an org merged in key order.
 //!
+//! A list of an org has the shards that other nodes alone store, too: a majority is asked for their names where there may be such.
+//!
 //! A page is one snapshot of each shard it looks into. So is a whole list: of one shard it is handed on as it is taken,
 //! however large it is. That of an org needs the rows of all shards before it knows the first key, so it is gathered in
 //! memory, one shard after the other, and bounded.
@@ -97,7 +99,7 @@ impl Service {
             Scope::Org(org) => {
                 check_spans_namespaces(&query.prefix)?;
                 let _turn = self.org_list_turn().await?;
-                let shards = self.shards_of(org).await?.into_iter().filter(shows).collect();
+                let shards = self.every_shard_of(org).await?.into_iter().filter(shows).collect();
                 let listing = self.gather(shards, query, rows_max).await?;
                 let items: Vec<_> = listing.items.into_iter().map(|(_, item)| item).collect();
                 let clock = Arc::clone(&self.clock);
@@ -178,7 +180,7 @@ impl Service {
             }
             Scope::Org(org) => {
                 check_spans_namespaces(&query.prefix)?;
-                let shards = self.shards_of(org).await?.into_iter().filter(shows).collect();
+                let shards = self.every_shard_of(org).await?.into_iter().filter(shows).collect();
                 self.merge_pages(shards, query).await
             }
         }

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::command::{Address, Batch, BatchOp, Consistency, Get, Write};
+use super::command::{Address, Batch, BatchOp, Consistency, Get, Scope, Write};
 use super::error::{ApiError, Written};
 
 use super::metrics::Metrics;
@@ -21,6 +21,7 @@ use crate::clock::{Clock, OsClock};
 use crate::cluster::status::{Govern, Observe, ShardStatus};
 use crate::store::error::Error as StoreError;
 use crate::store::feed::Feed;
+use crate::store::replicator::Rejection;
 use crate::store::update::{Outcome, Row, Update};
 use crate::store::{CANONICAL_KINDS, Manager, Shard, ns_from_key};
 use crate::types::{Key, Namespace, Org, SYSTEM_ORG, ShardId};
@@ -209,7 +210,7 @@ impl Service {
             return self.read_quorum(get.at, get.timeout).await;
         }
         let _token = self.begin();
-        match self.read_local(&get.at).await {
+        match self.read_local(&get.at, self.timeout(get.timeout)).await {
             Ok(row) => Ok(row),
             // A restart left the key's last write undecided; a quorum read settles it.
             Err(StoreError::Unsettled) => {
@@ -219,16 +220,24 @@ impl Service {
         }
     }
 
-    async fn read_local(&self, at: &Address) -> Result<Option<Row>, StoreError> {
+    async fn read_local(&self, at: &Address, within: Duration) -> Result<Option<Row>, StoreError> {
         let mut attempts = 0;
         loop {
-            self.fetch_copy(&at.shard).await?;
+            if !self.has_copy(&at.shard) && !self.has_own(at).await? {
+                let fetched = tokio::time::timeout(within, self.fetch_copy(&at.shard)).await;
+                fetched.map_err(|_| Rejection::no_copy_within(&at.shard, within))??;
+            }
             let Some(shard) = self.manager.find(&at.shard).await? else { return Ok(None) };
             match shard.read(&at.key) {
                 Err(StoreError::Closed) if attempts < REOPEN_ATTEMPTS_MAX => attempts += 1,
                 read => return read,
             }
         }
+    }
+
+    /// Whether a local write of this node is what it shows of the key, whatever else of the shard is here.
+    async fn has_own(&self, at: &Address) -> Result<bool, StoreError> {
+        Ok(self.manager.find(&at.shard).await?.is_some_and(|shard| shard.has_own(&at.key)))
     }
 
     async fn read_quorum(&self, at: Address, timeout: Option<Duration>) -> Result<Option<Row>, ApiError> {
@@ -339,8 +348,23 @@ impl Service {
         self.manager.find(shard).await.map_err(|error| ApiError::from_store(error, Written::No))
     }
 
+    /// Why a list came to nothing in time.
+    pub(super) fn late(&self, scope: &Scope, within: Duration) -> ApiError {
+        match scope {
+            Scope::Shard(shard) if !self.has_copy(shard) => Rejection::no_copy_within(shard, within).into(),
+            _ => ApiError::Timeout(Written::No),
+        }
+    }
+
     fn has_copy(&self, shard: &ShardId) -> bool {
         self.manager.replicator().is_none_or(|replicator| replicator.has_copy(shard))
+    }
+
+    /// Has a copy of the shard fetched where there is none; nobody waits for it.
+    pub(super) fn want_copy(&self, shard: &ShardId) {
+        if let Some(replicator) = self.manager.replicator() {
+            replicator.want_copy(shard);
+        }
     }
 
     async fn fetch_copy(&self, shard: &ShardId) -> Result<(), StoreError> {
@@ -388,6 +412,17 @@ impl Service {
     pub async fn shards_of(&self, org: Org) -> Result<Vec<ShardId>, ApiError> {
         let manager = Arc::clone(&self.manager);
         self.blocking(move || manager.shards_of(&org)).await
+    }
+
+    /// The shards of `org` stored anywhere, sorted. Where this node does not hold every shard it takes a majority to tell.
+    pub(super) async fn every_shard_of(&self, org: Org) -> Result<Vec<ShardId>, ApiError> {
+        let mut shards = self.shards_of(org.clone()).await?;
+        if let Some(replicator) = self.manager.replicator().filter(|replicator| !replicator.holds_every_shard()) {
+            shards.extend(replicator.shards().await?.into_iter().filter(|shard| shard.org == org));
+            shards.sort();
+            shards.dedup();
+        }
+        Ok(shards)
     }
 
     /// How many bytes the shards of `shard`'s org take up on this node's disk, about. It opens `shard`, if that is there: of

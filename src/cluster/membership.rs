@@ -175,9 +175,18 @@ impl Quorums {
 
     /// How far those for which `has` holds are from deciding, for a person: "1 of 3 voters, 2 needed".
     pub fn tell(&self, has: impl Fn(usize) -> bool) -> String {
+        self.tell_of("voters", has)
+    }
+
+    /// The same where they are the replicas of this shard: "1 of 3 replicas of acme/pay, 2 needed".
+    pub fn tell_on(&self, shard: &ShardId, has: impl Fn(usize) -> bool) -> String {
+        if shard.is_system() { self.tell(has) } else { self.tell_of(&format!("replicas of {shard}"), has) }
+    }
+
+    fn tell_of(&self, what: &str, has: impl Fn(usize) -> bool) -> String {
         let each = self.0.iter().map(|replicas| {
             let there = replicas.iter().filter(|replica| has(**replica)).count();
-            format!("{there} of {} voters, {} needed", replicas.len(), majority(replicas.len()))
+            format!("{there} of {} {what}, {} needed", replicas.len(), majority(replicas.len()))
         });
         each.collect::<Vec<_>>().join(", and ")
     }

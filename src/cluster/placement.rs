@@ -213,7 +213,7 @@ impl Membership {
         if let Some(moved) = self.moved_pins() {
             let on = moved.into_iter().map(|shard| (shard, self.quorums_on(shard)));
             let mut stuck = on.filter(|(_, quorums)| !quorums.is_met(&is_there));
-            return stuck.next().map(|(shard, quorums)| format!("of {shard} {}", quorums.tell(&is_there)));
+            return stuck.next().map(|(shard, quorums)| quorums.tell_on(shard, &is_there));
         }
         [self.placement(), self.next_placement()].into_iter().find_map(|placement| {
             let away = placement.voters.iter().filter(|slot| !is_there(**slot)).count();
@@ -267,6 +267,16 @@ impl Electorate {
             None => self.voters.clone(),
             Some(membership) => Arc::new(membership.quorums_on(shard).into()),
         }
+    }
+
+    /// How far those that are there are from deciding on this shard, and who is away, for a person.
+    pub fn tell(&self, shard: &ShardId, is_there: impl Fn(usize) -> bool) -> String {
+        let electors = self.on(shard);
+        let told = electors.quorums.tell_on(shard, &is_there);
+        let away = electors.replicas.iter().copied().filter(|slot| !is_there(*slot)).collect();
+        let away = self.placing.as_ref().map(|membership| membership.names_of(&away)).unwrap_or_default();
+        let names: Vec<&str> = away.iter().map(NodeId::as_str).collect();
+        if names.is_empty() { told } else { format!("{told}; away: {}", names.join(", ")) }
     }
 }
 

@@ -98,6 +98,16 @@ pub enum Rejection {
     DiskFull(String),
 }
 
+impl Rejection {
+    /// Of a use of a shard whose first copy is still fetched: it goes on, whoever waits for it or does not.
+    #[must_use]
+    pub fn no_copy_within(shard: &ShardId, within: Duration) -> Self {
+        Self::Busy(format!(
+            "this node has no copy of {shard} yet; it is on its way, but not within {within:?}; try again"
+        ))
+    }
+}
+
 /// Receives every committed frame of a node, in the order of commit, per key in the order of versions.
 pub trait Subscriber: Send + Sync + 'static {
     /// Takes one frame; called from the replicator's own task, so it must not block. When it returns, reads on this
@@ -135,10 +145,18 @@ pub trait Replicator: Send + Sync + 'static {
         true
     }
 
+    /// Whether what is stored on this node is all there is: no shard is stored on others alone.
+    fn holds_every_shard(&self) -> bool {
+        true
+    }
+
     /// Waits until this node has a copy of `shard` to read. A rejection says why there is none.
     async fn fetch_copy(&self, _shard: &ShardId) -> Result<(), Rejection> {
         Ok(())
     }
+
+    /// Has this node get a copy of `shard`; nobody waits for it.
+    fn want_copy(&self, _shard: &ShardId) {}
 
     /// Waits until this node's copy of `shard` has every write that any node acknowledged before the call. At once
     /// where there is no other node.

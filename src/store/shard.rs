@@ -188,6 +188,12 @@ impl Shard {
         }
     }
 
+    /// True where this node itself accepted a mutation of `key` that is not agreed on yet: [`Shard::read`] shows that.
+    #[must_use]
+    pub fn has_own(&self, key: &Key) -> bool {
+        self.inner.state.overlay.own_version(key).is_some()
+    }
+
     /// Reads `key` from this node's copy, as [`Shard::get`] does, on the caller's thread: microseconds.
     pub fn read(&self, key: &Key) -> Result<Option<Row>, Error> {
         self.inner.check()?;

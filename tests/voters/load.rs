@@ -1,7 +1,6 @@
 //! What clients write while voters change, and what they were told of it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,16 +36,20 @@ pub(crate) struct Load {
     done: Arc<AtomicU64>,
     told: Arc<Mutex<Told>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    namespace: String,
 }
 
 impl Load {
-    pub(crate) fn on(node: &Node) -> Self {
+    /// On the shard of this name, in the org that has none.
+    pub(crate) fn on(node: &Node, namespace: &str) -> Self {
         let (stop, done, told) = (Arc::default(), Arc::default(), Arc::default());
         let tasks = (0..WRITERS).map(|writer| {
             let prefix = format!("{}w{writer}", node.name);
-            tokio::spawn(write(node.socket(), prefix, Arc::clone(&stop), Arc::clone(&done), Arc::clone(&told)))
+            let client = Client::builder(node.socket()).shard("", namespace).unwrap();
+            let client = client.consistency(Consistency::Quorum).build();
+            tokio::spawn(write(client, prefix, Arc::clone(&stop), Arc::clone(&done), Arc::clone(&told)))
         });
-        Self { tasks: tasks.collect(), stop, done, told }
+        Self { tasks: tasks.collect(), stop, done, told, namespace: namespace.to_owned() }
     }
 
     /// Waits until a good deal more was acknowledged.
@@ -68,12 +71,12 @@ impl Load {
             told.refused,
             told.left_open
         );
-        Outcome(told)
+        Outcome(told, self.namespace)
     }
 }
 
 /// What a load was told in the end.
-pub(crate) struct Outcome(Told);
+pub(crate) struct Outcome(Told, String);
 
 impl Outcome {
     /// Every acknowledged number, or one whose fate was left open after it, is read through a quorum from each of these.
@@ -81,7 +84,8 @@ impl Outcome {
         let Told { acknowledged, unknown, .. } = &self.0;
         assert!(acknowledged.len() as u64 > KEYS, "too little was written to prove anything: {}", acknowledged.len());
         for node in nodes {
-            let reader = node.quorum_reader();
+            let reader = Client::builder(node.socket()).shard("", &self.1).unwrap();
+            let reader = reader.consistency(Consistency::Quorum).build();
             for (key, number) in acknowledged {
                 let mut found = None;
                 until("a quorum read is answered", async || match reader.get(key).await {
@@ -106,8 +110,7 @@ impl Outcome {
     }
 }
 
-async fn write(socket: PathBuf, prefix: String, stop: Arc<AtomicBool>, done: Arc<AtomicU64>, told: Arc<Mutex<Told>>) {
-    let client = Client::builder(socket).consistency(Consistency::Quorum).build();
+async fn write(client: Client, prefix: String, stop: Arc<AtomicBool>, done: Arc<AtomicU64>, told: Arc<Mutex<Told>>) {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         number += 1;

@@ -13,81 +13,22 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod load;
+#[path = "../common/operator.rs"]
+mod operator;
 mod refused;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Cluster, Node, PATIENCE, until};
+use common::{Cluster, Node, until};
 use load::Load;
+use operator::{PROPOSE_TIMEOUT, command, done, err, fails_with, members, names, out, outrigger, sees, status};
 use outrigger::cluster::status::{ClusterStatus, Role};
-use outrigger::types::NodeId;
-
-/// What a proposal may take: as long may a client wait while a change goes on.
-const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A command as an operator types it, with this node's socket.
-fn command(node: &Node, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
-    command.args(args).env("OUTRIGGER_SOCKET", node.socket()).stdin(Stdio::null());
-    command
-}
-
-fn outrigger(node: &Node, args: &[&str]) -> Output {
-    tokio::task::block_in_place(|| command(node, args).output().unwrap())
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-#[track_caller]
-fn done(output: &Output) -> String {
-    assert!(output.status.success(), "{}: {}{}", output.status, out(output), err(output));
-    out(output)
-}
-
-async fn status(node: &Node) -> ClusterStatus {
-    let mut found = None;
-    until("the node answers", async || {
-        found = node.client().cluster().await.ok();
-        found.is_some()
-    })
-    .await;
-    found.unwrap()
-}
-
-fn names(nodes: &[NodeId]) -> Vec<&str> {
-    nodes.iter().map(NodeId::as_str).collect()
-}
-
-/// Waits until this node says so of its cluster.
-async fn sees(node: &Node, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
-    let until = std::time::Instant::now() + PATIENCE;
-    loop {
-        let status = status(node).await;
-        if is(&status) {
-            return status;
-        }
-        assert!(std::time::Instant::now() < until, "{} never sees {what}: {status:#?}\n{}", node.name, node.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
 
 async fn voters_are(node: &Node, expected: &[&str]) {
     sees(node, &format!("{expected:?} voting"), |now| !now.joint && names(&now.voters) == expected).await;
-}
-
-/// Waits until these are members of the cluster, by what this node knows.
-async fn members(node: &Node, expected: &[&str]) {
-    let is_member = |now: &ClusterStatus, name: &str| now.nodes.iter().any(|known| known.node.as_str() == name);
-    sees(node, &format!("members {expected:?}"), |now| expected.iter().all(|name| is_member(now, name))).await;
 }
 
 /// Starts these nodes, of which the first `voters` vote from the beginning, and waits until all of those are ready.
@@ -118,7 +59,7 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_become_five_and_three_again_under_load() {
     let mut cluster = start(5, 3).await;
-    let load = Load::on(&cluster.nodes[2]);
+    let load = Load::on(&cluster.nodes[2], "default");
     load.goes_on().await;
     for n in [3, 4] {
         cluster.nodes[n].start();
@@ -155,7 +96,7 @@ async fn three_become_five_and_three_again_under_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_outlives_the_node_that_drives_it() {
     let mut cluster = start(4, 3).await;
-    let load = Load::on(&cluster.nodes[1]);
+    let load = Load::on(&cluster.nodes[1], "default");
     cluster.nodes[3].start();
     cluster.nodes[3].ready().await;
     members(&cluster.nodes[1], &["n3"]).await;
@@ -204,7 +145,7 @@ async fn is_replaced(cluster: &mut Cluster, n: usize, other: usize, epoch: u64) 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_disk_is_replaced_on_its_own_again_and_again() {
     let mut cluster = start(3, 3).await;
-    let loads = [Load::on(&cluster.nodes[0]), Load::on(&cluster.nodes[1])];
+    let loads = [Load::on(&cluster.nodes[0], "default"), Load::on(&cluster.nodes[1], "default")];
     for n in [2, 0, 2, 1] {
         let other = (n + 1) % 3;
         loads[other % 2].goes_on().await;
@@ -230,7 +171,7 @@ async fn a_lost_disk_is_replaced_on_its_own_again_and_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_yesterday_never_votes_and_starts_over_in_the_same_process() {
     let mut cluster = start(3, 3).await;
-    let load = Load::on(&cluster.nodes[0]);
+    let load = Load::on(&cluster.nodes[0], "default");
     for round in 0..2 {
         load.goes_on().await;
         assert!(cluster.nodes[2].terminate().success());
@@ -271,7 +212,7 @@ async fn a_copy_of_yesterday_never_votes_and_starts_over_in_the_same_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_of_a_lost_majority_decides_alone_when_it_is_told_to() {
     let mut cluster = start(3, 3).await;
-    let load = Load::on(&cluster.nodes[0]);
+    let load = Load::on(&cluster.nodes[0], "default");
     load.goes_on().await;
     load.goes_on().await;
     let outcome = load.stop().await;

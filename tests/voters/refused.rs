@@ -1,15 +1,8 @@
 //! What cannot be done is refused: a clear line, an exit code, and nothing changed.
 
-use std::os::unix::net::UnixStream;
-
 use super::*;
 use crate::common::Signal;
-
-#[track_caller]
-fn fails_with(output: &Output, code: i32, part: &str) {
-    let said = err(output);
-    assert!(output.status.code() == Some(code) && said.contains(part), "{}: {said:?} lacks {part:?}", output.status);
-}
+use crate::operator::raw;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_cannot_be_are_refused_and_change_nothing() {
@@ -58,17 +51,6 @@ async fn changes_that_cannot_be_are_refused_and_change_nothing() {
     fails_with(&outrigger(&cluster.nodes[1], &["cluster", "remove", "n0"]), 1, "n0 is the last voter");
     voters_are(&cluster.nodes[0], &["n0"]).await;
     assert_eq!(cluster.nodes[1].quorum_reader().get("k").await.unwrap().unwrap().value, "v");
-}
-
-/// Sends these bytes, reads until the end.
-fn raw(node: &Node, request: &str) -> String {
-    use std::io::{Read as _, Write as _};
-    let mut stream = UnixStream::connect(node.socket()).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -216,8 +216,9 @@ async fn list(guest: &Guest, scope: Scope, head: &Parts) -> Result<Response, Api
     if wants_ndjson(&head.headers) {
         return stream(guest, list, options.limit).await;
     }
+    let scope = list.scope.clone();
     let page = tokio::time::timeout(timeout, guest.list(list));
-    let listing = page.await.map_err(|_| ApiError::Timeout(crate::api::error::Written::No))??;
+    let listing = page.await.map_err(|_| guest.late(&scope, timeout))??;
     Ok(json(&PageBody::from(listing)))
 }
 

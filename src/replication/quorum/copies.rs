@@ -97,6 +97,11 @@ impl Copies {
         holds_all
     }
 
+    /// True where this node replicates every shard.
+    pub(super) fn holds_every_shard(&self) -> bool {
+        self.holds_all.load(Ordering::Relaxed)
+    }
+
     /// Whether all that this node replicates has been compared with enough others since it came to replicate it.
     pub(super) fn set_level(&self, is_level: bool) {
         self.is_level.store(is_level, Ordering::Relaxed);
@@ -303,7 +308,7 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms) {
 }
 
 /// Goes on following what is used whatever is replicated here, and gives up what is of no use. Ends with the driver.
-pub(super) async fn follow(rooms: Rooms, unused_after: Duration) {
+pub(super) async fn follow(rooms: Rooms, wanted: mpsc::Sender<Wanted>, unused_after: Duration) {
     let mut changes = rooms.membership.subscribe();
     let mut known = changes.borrow_and_update().clone();
     let mut look_over = tokio::time::interval(unused_after / 2);
@@ -326,8 +331,13 @@ pub(super) async fn follow(rooms: Rooms, unused_after: Duration) {
                 follow_all(&rooms).await;
             }
             _ = look_over.tick() => rooms.copies.let_unused_go(|shard| rooms.manager.feed().is_watched(shard)),
-            // As of the configuration that was looked at above: what it leaves here may have to be kept.
-            _ = look.tick() => give_up(&rooms, &known).await,
+            _ = look.tick() => {
+                // To watch a shard is to use it, all the while.
+                let watched = rooms.manager.feed().watched().into_iter().filter(|shard| !shard.is_system());
+                watched.filter(|shard| !rooms.copies.is_at_hand(shard)).for_each(|shard| prefetch(&wanted, &shard));
+                // As of the configuration that was looked at above: what it leaves here may have to be kept.
+                give_up(&rooms, &known).await;
+            }
         }
     }
 }
@@ -340,9 +350,7 @@ async fn first_copy(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     match tokio::time::timeout(FETCH_WITHIN, make_whole(shard, rooms)).await {
         Ok(made) => made?,
         Err(_) => {
-            return Err(Rejection::Busy(format!(
-                "this node has no copy of {shard} yet; it is on its way, but not within {FETCH_WITHIN:?}; try again"
-            )));
+            return Err(Rejection::no_copy_within(shard, FETCH_WITHIN));
         }
     }
     rooms.copies.set_whole(shard);
@@ -353,7 +361,7 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     let no_copy = |why: String| Rejection::NoQuorum(format!("this node has no copy of {shard} yet: {why}"));
     let (replicates, is_alone) = {
         let holding = rooms.holding();
-        if shard.is_system() || rooms.copies.holds_all.load(Ordering::Relaxed) {
+        if shard.is_system() || rooms.copies.holds_every_shard() {
             return Ok(());
         }
         let replicates = holding.replicates(holding.me, shard);
@@ -380,7 +388,7 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
 
 /// Asks every peer to tell of all that is followed, after this node has come to replicate other shards than before.
 async fn follow_all(rooms: &Rooms) {
-    if !rooms.copies.holds_all.load(Ordering::Relaxed) {
+    if !rooms.copies.holds_every_shard() {
         tell_all(rooms, &rooms.followed()).await;
     }
 }
@@ -401,7 +409,7 @@ async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
 /// Gives up the copies that this node neither replicates nor uses, where a majority of those who replicate them goes by this
 /// configuration, or a later one.
 async fn give_up(rooms: &Rooms, known: &Membership) {
-    if rooms.copies.holds_all.load(Ordering::Relaxed) {
+    if rooms.copies.holds_every_shard() {
         return;
     }
     let Ok(Some(epochs)) = rooms.ask(|reply| Input::Epochs { reply }).await else { return };

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::catch_up::{Error, With};
 use super::serve::settle;
 use super::{Input, Rooms};
-use crate::cluster::membership::{Membership, Quorums};
+use crate::cluster::membership::Membership;
 use crate::store::replicator::Rejection;
 use crate::types::{NodeId, ShardId, Slot};
 
@@ -77,8 +77,7 @@ pub(super) async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection
         let (rooms, shard) = (rooms.clone(), shard.clone());
         async move { With::new(&peer, &rooms).level(&shard).await }.boxed()
     };
-    let replicas = |membership: &Membership| (membership.quorums_on(shard), None);
-    of_majority(rooms, replicas, fetch).await.map(drop)
+    of_majority(rooms, Some(shard), fetch).await.map(drop)
 }
 
 /// Fetches all rows that a majority has of the shards that this node is to replicate by `next` and does not yet.
@@ -93,12 +92,7 @@ pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejectio
         };
         async move { With::new(&peer, &rooms).fetch_all(comes_here).await }.boxed()
     };
-    of_majority(rooms, everywhere, fetch).await.map(drop)
-}
-
-/// So many of the voters that they include a majority of the replicas of any shard.
-fn everywhere(membership: &Membership) -> (Quorums, Option<usize>) {
-    (membership.quorums(), Some(membership.placement().spare().min(membership.next_placement().spare())))
+    of_majority(rooms, None, fetch).await.map(drop)
 }
 
 async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
@@ -106,29 +100,30 @@ async fn shards(rooms: &Rooms) -> Result<Vec<ShardId>, Rejection> {
         let rooms = rooms.clone();
         async move { Ok(With::new(&peer, &rooms).shards().await?.into_keys().collect::<Vec<_>>()) }.boxed()
     };
-    let mut shards = of_majority(rooms, everywhere, of).await?.concat();
+    let mut shards = of_majority(rooms, None, of).await?.concat();
     shards.sort();
     shards.dedup();
     Ok(shards)
 }
 
-/// What `each` gets from as many peers as make a quorum with this node, with no more than so many of the voters missing where
-/// that is said.
+/// What `each` gets from as many peers as make a quorum with this node on this shard; without one, from so many of the voters
+/// that they include a majority of the replicas of any shard.
 async fn of_majority<T>(
     rooms: &Rooms,
-    enough: impl Fn(&Membership) -> (Quorums, Option<usize>),
+    on: Option<&ShardId>,
     each: impl Fn(NodeId) -> BoxFuture<'static, Result<T, Error>>,
 ) -> Result<Vec<T>, Rejection> {
     let stopping = || Rejection::Busy("this node is shutting down".to_owned());
     let voters = rooms.ask(|reply| Input::Voters { reply }).await.ok().flatten();
     let Voters { me, peers, membership } = voters.ok_or_else(stopping)?;
-    let (quorums, missing_max) = enough(&membership);
+    let missing_max = membership.placement().spare().min(membership.next_placement().spare());
+    let quorums = on.map_or_else(|| membership.quorums(), |shard| membership.quorums_on(shard));
     let replicas = quorums.replicas();
     let peers = peers.into_iter().filter(|(slot, _)| replicas.contains(slot));
     let (mut got, mut answered, mut why) = (Vec::new(), BTreeSet::from_iter(me), String::new());
     let is_enough = |answered: &BTreeSet<usize>| {
         quorums.is_met(|slot| answered.contains(&slot))
-            && missing_max.is_none_or(|missing_max| replicas.difference(answered).count() <= missing_max)
+            && (on.is_some() || replicas.difference(answered).count() <= missing_max)
     };
     let ask = |(slot, peer): (usize, NodeId)| each(peer.clone()).map(move |answer| (slot, peer, answer));
     let mut asked: FuturesUnordered<_> = peers.map(ask).collect();
@@ -140,7 +135,11 @@ async fn of_majority<T>(
             }
             Some((_, peer, Err(error))) => why = format!("; {peer}: {error}"),
             None => {
-                let answered = quorums.tell(|slot| answered.contains(&slot));
+                let has = |slot| answered.contains(&slot);
+                let answered = match on {
+                    Some(shard) => quorums.tell_on(shard, has),
+                    None => format!("{}, and no more than {missing_max} away", quorums.tell(has)),
+                };
                 return Err(Rejection::NoQuorum(format!("what was acknowledged could be asked of {answered}{why}")));
             }
         }

@@ -312,7 +312,7 @@ impl QuorumReplicator {
         helping.spawn(scan::follow(helpers.clone()));
         helping.spawn(changing::serve(ordered, helpers.clone()));
         helping.spawn(copies::serve(wanted_copies, helpers.clone()));
-        helping.spawn(copies::follow(helpers.clone(), unused_after));
+        helping.spawn(copies::follow(helpers.clone(), this.first_copies.clone(), unused_after));
         helping.spawn(roots::ask(helpers.clone()));
         helping.spawn(collect::collect(helpers, grace));
         core.bar_at_start(damage);
@@ -343,6 +343,7 @@ impl QuorumReplicator {
         let _ = self.inputs.send(Input::Avoid(nodes)).await;
     }
 
+    /// Whoever was told of a row reads it here later on.
     fn note_use(&self, shard: &ShardId) {
         if !self.copies.note_use(shard) {
             copies::prefetch(&self.first_copies, shard);
@@ -420,7 +421,6 @@ impl QuorumReplicator {
 #[async_trait]
 impl Replicator for QuorumReplicator {
     async fn propose(&self, proposal: Proposal) -> Decision {
-        // Whoever was told of a row reads it here later on.
         self.note_use(&proposal.shard);
         let (reply, decision) = oneshot::channel();
         self.hand_in(Input::Propose { proposal, reply }, decision).await
@@ -448,8 +448,16 @@ impl Replicator for QuorumReplicator {
         self.copies.is_at_hand(shard)
     }
 
+    fn holds_every_shard(&self) -> bool {
+        self.copies.holds_every_shard()
+    }
+
     async fn fetch_copy(&self, shard: &ShardId) -> Result<(), Rejection> {
         copies::fetch(&self.first_copies, shard).await
+    }
+
+    fn want_copy(&self, shard: &ShardId) {
+        self.note_use(shard);
     }
 
     async fn catch_up(&self, shard: &ShardId) -> Result<(), Rejection> {

@@ -174,8 +174,7 @@ impl Proposer {
     pub fn set_reachable(&mut self, replicas: BTreeSet<usize>) {
         self.reachable = replicas;
         for (address, queue) in &mut self.keys {
-            let electors = self.config.electorate.on(&address.shard);
-            let Err(why) = find_quorum(&electors, &self.reachable) else { continue };
+            let Err(why) = find_quorum(&self.config.electorate, &address.shard, &self.reachable) else { continue };
             let unwritten = queue.round.iter_mut().flat_map(|round| round.updates.drain(..));
             let ended = queue.waiting.drain(..).chain(unwritten);
             let ended = ended.map(|pending| Action::Decide(pending.id, Decision::Reject(why.clone())));
@@ -613,7 +612,7 @@ impl Proposer {
 
     /// Whether enough replicas of this shard can be asked now; what is missing, if not.
     pub fn find_quorum(&self, shard: &ShardId) -> Result<(), Rejection> {
-        find_quorum(&self.electors(shard), &self.reachable)
+        find_quorum(&self.config.electorate, shard, &self.reachable)
     }
 
     /// Who decides on this shard.
@@ -622,8 +621,8 @@ impl Proposer {
     }
 
     fn no_majority_answered(&self, shard: &ShardId) -> Rejection {
-        let needed = self.electors(shard).quorums.tell(|voter| self.reachable.contains(&voter));
-        Rejection::NoQuorum(format!("too few voters answered in time (in reach: {needed}); nothing was stored"))
+        let needed = self.config.electorate.tell(shard, |replica| self.reachable.contains(&replica));
+        Rejection::NoQuorum(format!("too few replicas answered in time (in reach: {needed}); nothing was stored"))
     }
 
     /// SplitMix64 (Steele, Lea, Flood, 2014), as a fraction of one.
@@ -637,12 +636,12 @@ impl Proposer {
     }
 }
 
-fn find_quorum(electors: &Electors, reachable: &BTreeSet<usize>) -> Result<(), Rejection> {
-    let (quorums, is_there) = (&electors.quorums, |voter| reachable.contains(&voter));
-    if quorums.is_met(is_there) {
+fn find_quorum(electorate: &Electorate, shard: &ShardId, reachable: &BTreeSet<usize>) -> Result<(), Rejection> {
+    let is_there = |replica| reachable.contains(&replica);
+    if electorate.on(shard).quorums.is_met(is_there) {
         return Ok(());
     }
-    Err(Rejection::NoQuorum(format!("in reach: {}", quorums.tell(is_there))))
+    Err(Rejection::NoQuorum(format!("in reach: {}", electorate.tell(shard, is_there))))
 }
 
 fn decisions(outcomes: Vec<(Pending, Outcome)>) -> Vec<(OpId, Decision)> {

@@ -200,6 +200,12 @@ impl Feed {
         self.ring.lock().is_watched(shard)
     }
 
+    /// The shards that somebody watches.
+    #[must_use]
+    pub fn watched(&self) -> Vec<ShardId> {
+        self.ring.lock().watched()
+    }
+
     /// Rows went that nobody told of: the watchers of the shard begin again.
     pub(super) fn lose_shard(&self, shard: &ShardId) {
         let bells = self.ring.lock().lose_shard(shard);

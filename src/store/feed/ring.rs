@@ -218,6 +218,11 @@ impl<B: Clone> Ring<B> {
         self.channels.get(shard).is_some_and(|channel| channel.watchers > 0)
     }
 
+    pub(super) fn watched(&self) -> Vec<ShardId> {
+        let watched = self.channels.iter().filter(|(_, channel)| channel.watchers > 0);
+        watched.map(|(shard, _)| shard.clone()).collect()
+    }
+
     /// Whether [`Ring::push`] has to be told what the key showed before this frame.
     pub(super) fn has_to_be_told(&self, frame: &Frame) -> bool {
         self.channels.get(&frame.shard).is_some_and(|channel| !channel.latest.contains_key(&frame.key))

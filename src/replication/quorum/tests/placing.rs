@@ -108,7 +108,9 @@ async fn a_majority_of_the_replicas_decides_and_nobody_else() {
     cluster.network.heal(&node(FIVE[others[1]]), &node(FIVE[replicas[2]]));
     writer.status_is("three of five", |status| status.reachable == 3).await;
     match writer.update("k", put("x")).await {
-        Decision::Reject(Rejection::NoQuorum(why)) => assert!(why.contains("1 of 3 voters, 2 needed"), "{why}"),
+        Decision::Reject(Rejection::NoQuorum(why)) => {
+            assert!(why.contains("1 of 3 replicas of acme/orders, 2 needed; away: "), "{why}");
+        }
         other => panic!("{other:?}"),
     }
     for away in &replicas[..2] {
@@ -214,4 +216,22 @@ async fn a_copy_that_nobody_uses_is_given_up() {
     until("given up", async || !follower.holds_file()).await;
     cluster.nodes[replicas[0]].accepted("k", put("w")).await;
     follower.has("k", "w").await;
+}
+
+/// A watch that went on for longer than a copy is kept unused was told of nothing any more once peers had restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_watch_a_shard_is_to_use_it() {
+    let cluster = Placed::start(How { unused_after: Duration::from_secs(1), ..how() }).await;
+    let (replicas, others) = cluster.split();
+    cluster.nodes[replicas[0]].accepted("k", put("v")).await;
+    let follower = &cluster.nodes[others[0]];
+    let watch = follower.manager.feed().watch(&shard(), vec![String::new()], None, Arc::default()).unwrap();
+    until("fetched", async || follower.stored("k").await.is_some()).await;
+    // Much longer than it is kept unused.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(follower.replicator.copies.is_used(&shard()) && follower.holds_file());
+    cluster.nodes[replicas[0]].accepted("later", put("w")).await;
+    until("told", async || follower.stored("later").await.is_some()).await;
+    drop(watch);
+    until("given up", async || !follower.holds_file()).await;
 }
