@@ -220,7 +220,10 @@ impl<B: Clone> Ring<B> {
 
     pub(super) fn watched(&self) -> Vec<ShardId> {
         let watched = self.channels.iter().filter(|(_, channel)| channel.watchers > 0);
-        watched.map(|(shard, _)| shard.clone()).collect()
+        let mut shards: Vec<_> = watched.map(|(shard, _)| shard.clone()).collect();
+        // In an order that is the same each time, as a simulated world has to be.
+        shards.sort_unstable();
+        shards
     }
 
     /// Whether [`Ring::push`] has to be told what the key showed before this frame.
