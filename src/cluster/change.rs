@@ -124,7 +124,7 @@ pub enum Refused {
     /// More replicas than each shard has.
     #[error("{0} nodes are named, and each shard has {1} replicas")]
     TooManyReplicas(usize, usize),
-    /// More than [`PINS_MAX`](super::placement::PINS_MAX).
+    /// More than [`PINS_MAX`].
     #[error("{0} shards are pinned already, as many as there may be; move some back (`migrate --back`)")]
     TooManyPins(usize),
     /// The cluster's own.
