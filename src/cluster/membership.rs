@@ -388,9 +388,14 @@ impl Membership {
     /// Which of them decide, by their slots.
     #[must_use]
     pub fn quorums(&self) -> Quorums {
-        let quorums = Quorums::majority_of(self.now.voters.iter().copied());
+        self.deciding(|placement| placement.voters.clone())
+    }
+
+    /// A majority of these, and while it is joint a majority of those that are next.
+    pub(super) fn deciding(&self, of: impl Fn(&Placement) -> BTreeSet<usize>) -> Quorums {
+        let quorums = Quorums::majority_of(of(&self.now));
         match &self.next {
-            Some(next) => quorums.and(Quorums::majority_of(next.voters.iter().copied())),
+            Some(next) => quorums.and(Quorums::majority_of(of(next))),
             None => quorums,
         }
     }

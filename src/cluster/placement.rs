@@ -72,6 +72,11 @@ impl Placement {
         self.copies().saturating_sub(majority(self.copies()))
     }
 
+    /// True where those for which `has` holds include a majority of the replicas of *every* shard, whichever those are.
+    pub fn is_enough(&self, has: impl Fn(usize) -> bool) -> bool {
+        self.voters.iter().filter(|slot| !has(**slot)).count() <= self.spare()
+    }
+
     /// Another disk votes in the place of one, on the same shards.
     pub(super) fn exchange(&mut self, old: usize, new: usize) {
         for slots in std::iter::once(&mut self.voters).chain(self.pins.values_mut()) {
@@ -134,6 +139,12 @@ impl Membership {
         members.map(|member| member.node.clone()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// Which of the replicas of `shard` decide, by their slots.
+    #[must_use]
+    pub fn quorums_on(&self, shard: &ShardId) -> Quorums {
+        self.deciding(|placement| self.placed(placement, shard))
+    }
+
     /// True for who has, or will have, a vote on the keys of `shard`.
     #[must_use]
     pub fn is_replica(&self, shard: &ShardId, slot: usize) -> bool {
@@ -178,25 +189,27 @@ impl Membership {
                 Quorums::majority_of(new).is_met(|new| old.is_met(|old| has_compared(new, old)))
             });
         }
-        let next = self.next_placement();
-        next.voters.iter().filter(|new| !self.is_level(**new, &has_compared)).count() <= next.spare()
+        self.next_placement().is_enough(|new| self.is_level(new, &has_compared))
     }
 
     /// True where a new voter has compared its rows with so many of the old ones that they include a majority of the old
     /// replicas of any shard.
     #[must_use]
     pub fn is_level(&self, new: usize, has_compared: impl Fn(usize, usize) -> bool) -> bool {
-        let now = self.placement();
-        now.voters.iter().filter(|old| !has_compared(new, **old)).count() <= now.spare()
+        self.placement().is_enough(|old| has_compared(new, old))
+    }
+
+    /// True where this new voter has to replicate the shard, which it has not replicated before.
+    #[must_use]
+    pub fn gains(&self, slot: usize, shard: &ShardId) -> bool {
+        self.new_replicas(shard).contains(&slot) && !self.old_replicas(shard).contains(&slot)
     }
 
     /// True where this new voter may have to replicate what it has not replicated before.
     #[must_use]
     pub fn may_gain(&self, slot: usize) -> bool {
-        let gains =
-            |shard: &ShardId| self.new_replicas(shard).contains(&slot) && !self.old_replicas(shard).contains(&slot);
         match self.moved_pins() {
-            Some(moved) => self.is_joint() && moved.into_iter().any(gains),
+            Some(moved) => self.is_joint() && moved.into_iter().any(|shard| self.gains(slot, shard)),
             None if self.is_everywhere() => self.will_vote(slot) && !self.old_voters().contains(&slot),
             None => self.will_vote(slot),
         }
@@ -216,10 +229,9 @@ impl Membership {
             return stuck.next().map(|(shard, quorums)| quorums.tell_on(shard, &is_there));
         }
         [self.placement(), self.next_placement()].into_iter().find_map(|placement| {
-            let away = placement.voters.iter().filter(|slot| !is_there(**slot)).count();
+            let there = placement.voters.iter().filter(|slot| is_there(**slot)).count();
             let (copies, all, spare) = (placement.copies(), placement.voters.len(), placement.spare());
-            let there = all - away;
-            (away > spare).then(|| {
+            (!placement.is_enough(&is_there)).then(|| {
                 format!(
                     "{there} of {all} voters; with {copies} replicas of each shard no more than {spare} may be away"
                 )
@@ -284,15 +296,6 @@ impl From<Quorums> for Electorate {
     /// The same on every shard.
     fn from(quorums: Quorums) -> Self {
         Self { voters: Arc::new(quorums.into()), placing: None }
-    }
-}
-
-impl Membership {
-    /// Which of the replicas of `shard` decide, by their slots.
-    #[must_use]
-    pub fn quorums_on(&self, shard: &ShardId) -> Quorums {
-        let quorums = Quorums::majority_of(self.old_replicas(shard));
-        if self.is_joint() { quorums.and(Quorums::majority_of(self.new_replicas(shard))) } else { quorums }
     }
 }
 

@@ -87,9 +87,7 @@ pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejectio
     let next = Arc::new(next.clone());
     let fetch = |peer: NodeId| {
         let (rooms, next) = (rooms.clone(), next.clone());
-        let comes_here = move |shard: &ShardId| {
-            me.is_some_and(|me| next.new_replicas(shard).contains(&me) && !next.old_replicas(shard).contains(&me))
-        };
+        let comes_here = move |shard: &ShardId| me.is_some_and(|me| next.gains(me, shard));
         async move { With::new(&peer, &rooms).fetch_all(comes_here).await }.boxed()
     };
     of_majority(rooms, None, fetch).await.map(drop)

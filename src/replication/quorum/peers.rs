@@ -29,10 +29,8 @@ pub(super) struct Peer {
     pub(super) in_step: bool,
     /// The epoch that it was last heard to go by.
     pub(super) epoch: u64,
-    /// In which epoch the comparison that is under way was begun, or the last.
-    pub(super) comparing_in: u64,
-    /// In which epoch the last was begun that came to an end.
-    pub(super) compared_in: u64,
+    /// Rows were compared with it since this node came to replicate what it does.
+    pub(super) is_levelled: bool,
     /// What its root and ours say since.
     pub(super) doubt: Doubt,
     pub(super) storage_id: Option<StorageId>,
@@ -78,8 +76,7 @@ impl Peer {
             doubt: Doubt::default(),
             storage_id: None,
             epoch: 0,
-            comparing_in: 0,
-            compared_in: 0,
+            is_levelled: false,
             voted: None,
             comparing: None,
             skew: None,

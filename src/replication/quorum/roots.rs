@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::catch_up::{Error, With, blocking};
 use super::{Input, Rooms};
 use crate::store::digest::{Root, Summary};
@@ -16,10 +18,17 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The root of all shards that this node and that one hold, by what is known here.
 pub(super) async fn shared(rooms: &Rooms, peer: &NodeId) -> Result<Root, Error> {
+    Ok(of_both(&summaries(rooms).await?, rooms, peer))
+}
+
+async fn summaries(rooms: &Rooms) -> Result<BTreeMap<ShardId, Summary>, Error> {
     let manager = rooms.manager.clone();
-    let shards: BTreeMap<ShardId, Summary> = blocking(move || manager.summaries()).await?;
+    blocking(move || manager.summaries()).await
+}
+
+fn of_both(shards: &BTreeMap<ShardId, Summary>, rooms: &Rooms, peer: &NodeId) -> Root {
     let holding = rooms.holding();
-    Ok(shards.iter().filter(|(shard, _)| holding.is_mine(shard) && holding.is_of(peer, shard)).collect())
+    shards.iter().filter(|(shard, _)| holding.is_mine(shard) && holding.is_of(peer, shard)).collect()
 }
 
 /// Asks all peers with whom the root of everything tells nothing, again and again. Ends with the driver.
@@ -31,19 +40,24 @@ pub(super) async fn ask(rooms: Rooms) {
             let links = rooms.transport.links().into_iter().map(|link| link.node);
             links.filter(|peer| !holding.is_even(peer)).collect()
         };
-        for peer in uneven {
-            let asked =
-                async { Ok::<_, Error>((shared(&rooms, &peer).await?, With::new(&peer, &rooms).root().await?)) };
-            match tokio::time::timeout(ASK_TIMEOUT, asked).await {
-                Ok(Ok((mine, theirs))) => {
-                    let input = Input::LookAt { peer, mine, theirs };
-                    if rooms.inputs.send(input).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "asking for the root of what both hold"),
-                Err(_) => tracing::debug!(%peer, "asking for the root of what both hold took too long"),
-            }
+        if uneven.is_empty() {
+            continue;
         }
+        match summaries(&rooms).await {
+            Ok(shards) => drop(join_all(uneven.iter().map(|peer| ask_one(&rooms, &shards, peer))).await),
+            Err(error) => tracing::debug!(%error, "what is held here could not be summed up"),
+        }
+    }
+}
+
+async fn ask_one(rooms: &Rooms, shards: &BTreeMap<ShardId, Summary>, peer: &NodeId) {
+    let mine = of_both(shards, rooms, peer);
+    match tokio::time::timeout(ASK_TIMEOUT, With::new(peer, rooms).root()).await {
+        Ok(Ok(theirs)) => {
+            // Nobody listens any more only while the node stops.
+            let _ = rooms.inputs.send(Input::LookAt { peer: peer.clone(), mine, theirs }).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "asking for the root of what both hold"),
+        Err(_) => tracing::debug!(%peer, "asking for the root of what both hold took too long"),
     }
 }

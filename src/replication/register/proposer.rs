@@ -278,10 +278,7 @@ impl Proposer {
     pub fn on_message(&mut self, now: Now, voter: usize, message: Message) {
         let Message { address, body } = message;
         let Some(mut round) = self.keys.get_mut(&address).and_then(|queue| queue.round.take()) else { return };
-        // Who decides on this key no more has no say in what became of its vote.
-        let is_replica = round.electors.replicas.contains(&self.config.me);
-        let settles = round.updates.iter().any(|pending| pending.settles);
-        let required = (settles && is_replica).then_some(self.config.me);
+        let required = round.updates.iter().any(|pending| pending.settles).then_some(self.config.me);
         let going_on = match body {
             Body::Promised { ballot, vote } if ballot == round.ballot => match &mut round.phase {
                 Phase::Preparing(tally) => {

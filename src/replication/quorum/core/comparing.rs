@@ -13,12 +13,11 @@ use crate::types::NodeId;
 impl Core {
     /// Compares rows with a peer's from now on, in place of what was under way with it.
     pub(super) fn catch_up(&mut self, index: usize, node: NodeId) {
-        let (is_level, epoch) = (self.status().level().is_ok(), self.membership().epoch());
+        let is_level = self.status().level().is_ok();
         let Some(peer) = self.peers.get_mut(&index).filter(|peer| peer.is_live() && peer.link != Link::Forgot) else {
             return;
         };
         peer.stop_comparing();
-        peer.comparing_in = epoch;
         peer.comparing = Some(tokio::spawn(catch_up(index, node, self.rooms.clone(), is_level)).abort_handle());
     }
 
@@ -41,7 +40,7 @@ impl Core {
             tracing::info!(peer = %peer.node, rows, "caught up");
         }
         peer.caught_up = true;
-        peer.compared_in = peer.comparing_in;
+        peer.is_levelled = true;
         self.has_news = true;
         if self.is_level_since_it_gained() {
             self.rooms.copies.set_level(true);
@@ -51,12 +50,9 @@ impl Core {
     /// True where rows have been compared, since this node came to replicate what it does, with so many voters that they include
     /// a majority of the replicas of any shard.
     fn is_level_since_it_gained(&self) -> bool {
-        let has = |slot: &usize| {
-            let is_level = |peer: &Peer| peer.caught_up && peer.compared_in >= self.gained_in;
-            self.me == Some(*slot) || self.peers.get(slot).is_some_and(is_level)
-        };
-        let placement = self.membership().placement();
-        placement.voters.iter().filter(|slot| !has(slot)).count() <= placement.spare()
+        let is_level = |peer: &Peer| peer.caught_up && peer.is_levelled;
+        let has = |slot| self.me == Some(slot) || self.peers.get(&slot).is_some_and(is_level);
+        self.membership().placement().is_enough(has)
     }
 
     /// All rows were compared: both have the same, or the peer has missed some.

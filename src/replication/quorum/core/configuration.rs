@@ -142,13 +142,15 @@ impl Core {
         let Some(me) = self.me.filter(|me| self.membership().is_voter(*me)) else { return };
         let is_new = !former.is_voter(me);
         // One that missed the beginning of a change cannot tell what it came to.
-        if is_new || former.may_gain(me) || self.membership().may_gain(me) || !self.membership().follows_on(former) {
-            self.gained_in = self.membership().epoch();
-            self.rooms.copies.set_level(false);
+        let gains = is_new || former.may_gain(me) || self.membership().may_gain(me);
+        if !gains && self.membership().follows_on(former) {
+            return;
         }
+        self.rooms.copies.set_level(false);
+        self.peers.values_mut().for_each(|peer| peer.is_levelled = false);
         if is_new {
             self.compare_anew();
-        } else if self.gained_in == self.membership().epoch() {
+        } else {
             for (index, node) in self.peers.iter().map(|(slot, peer)| (*slot, peer.node.clone())).collect::<Vec<_>>() {
                 self.catch_up(index, node);
             }

@@ -86,8 +86,6 @@ pub(super) struct Core {
     peers: BTreeMap<usize, Peer>,
     /// Who is connected, members and others, with which disk.
     connected: BTreeMap<NodeId, StorageId>,
-    /// The latest epoch in which it came to replicate what it had not, as far as can be told.
-    gained_in: u64,
     /// What was voted for when the joint epoch was installed and is open still.
     inherited: BTreeMap<Address, Ballot>,
     /// Those who compare rows with us and whose connection this driver has not heard of yet; bounded by the calls
@@ -143,7 +141,6 @@ impl Core {
             me: rooms.greeter.slot().map(Slot::replica),
             peers: others.map(|member| (member.replica(), Peer::new(member.node.clone()))).collect(),
             connected: BTreeMap::new(),
-            gained_in: membership.epoch(),
             inherited: BTreeMap::new(),
             configuration: Configuration::new(membership, row),
             acceptor,
