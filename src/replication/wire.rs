@@ -11,6 +11,9 @@ use crate::messagepack::{self, at_most};
 use crate::store::digest::{Buckets, Digest, Summary};
 use crate::types::{Ballot, Key, ShardId, StorageId, Value};
 
+/// The most messages of one batch.
+pub const BATCH_MESSAGES_MAX: usize = 131_072;
+
 /// Messages of one tick for one peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Batch {
@@ -20,8 +23,8 @@ pub struct Batch {
     /// The sender's wall clock in Unix nanoseconds, to show how far the clocks are apart.
     #[serde(rename = "w")]
     pub wall: i64,
-    /// The messages.
-    #[serde(rename = "m")]
+    /// The messages, [`BATCH_MESSAGES_MAX`] at most.
+    #[serde(rename = "m", deserialize_with = "at_most::<_, _, BATCH_MESSAGES_MAX>")]
     pub messages: Vec<Message>,
 }
 
@@ -158,6 +161,7 @@ pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
 mod tests {
     use super::*;
     use crate::cluster::hello::Hello;
+    use crate::replication::register::{LINEAGE_MAX, Lineage};
 
     /// The address space that this process has ever taken, in KiB: also what was only reserved. Nothing else in these tests
     /// reserves what a bomb would.
@@ -223,5 +227,21 @@ mod tests {
             matches!(decode(&pairs(PAIRS_PER_ANSWER_MAX)), Ok(Answer::Pairs(read)) if read.len() == PAIRS_PER_ANSWER_MAX)
         );
         assert!(decode::<Answer>(&pairs(PAIRS_PER_ANSWER_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_batch_and_a_lineage_hold_no_more_than_they_may() {
+        let address = crate::replication::register::Address {
+            shard: ShardId::parse("", "s").unwrap(),
+            key: Key::parse("k").unwrap(),
+        };
+        let body = crate::replication::register::Body::Commit { ballot: Ballot(1) };
+        let message = Message { address, body };
+        let batch = |n: usize| encode(&Batch { epoch: 1, wall: 1, messages: vec![message.clone(); n] }).unwrap();
+        assert_eq!(decode::<Batch>(&batch(BATCH_MESSAGES_MAX)).unwrap().messages.len(), BATCH_MESSAGES_MAX);
+        assert!(decode::<Batch>(&batch(BATCH_MESSAGES_MAX + 1)).is_err());
+        let lineage = |n: usize| rmp_serde::to_vec(&vec![Ballot(1); n]).unwrap();
+        assert!(messagepack::decode::<Lineage>(&lineage(LINEAGE_MAX)).is_ok());
+        assert!(messagepack::decode::<Lineage>(&lineage(LINEAGE_MAX + 1)).is_err());
     }
 }

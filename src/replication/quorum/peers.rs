@@ -16,7 +16,7 @@ use crate::types::{Ballot, NodeId, StorageId};
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Commits that wait for a peer whose queue is full.
-const UNTOLD_COMMITS_MAX: usize = 65_536;
+const UNTOLD_COMMITS_MAX: usize = wire::BATCH_MESSAGES_MAX / 2;
 
 /// One other replica.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ impl Peer {
         }
         self.outbox_bytes += message.weight();
         self.outbox.push(message);
-        if self.outbox_bytes >= BATCH_BYTES {
+        if self.outbox_bytes >= BATCH_BYTES || self.outbox.len() >= wire::BATCH_MESSAGES_MAX {
             self.flush(stamp, transport);
         }
     }

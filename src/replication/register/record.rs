@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::messagepack::at_most;
 use crate::store::StoredRow;
 use crate::store::replicator::Op;
 use crate::types::Ballot;
@@ -13,7 +14,7 @@ pub const LINEAGE_MAX: usize = 16;
 /// ([`Ballot::ZERO`] or the GC floor), so that its list is known to be whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Lineage(pub(super) Vec<Ballot>);
+pub struct Lineage(#[serde(deserialize_with = "at_most::<_, _, LINEAGE_MAX>")] pub(super) Vec<Ballot>);
 
 /// What a lineage tells about one ballot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
