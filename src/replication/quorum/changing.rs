@@ -323,9 +323,18 @@ async fn how_far(rooms: &Rooms, new: &Member) -> Option<(usize, Scanned)> {
 /// Decides alone from now on, as the only voter.
 async fn recover(rooms: &Rooms) -> Result<(), ChangeError> {
     let (membership, disk) = (rooms.membership.borrow().clone(), rooms.greeter.figures().storage_id);
-    if has_quorum(rooms).await? {
+    let voters = rooms.ask(|reply| Input::Voters { reply }).await.map_err(unavailable)?;
+    let Voters { me: voting, peers, .. } = voters.ok_or_else(|| unavailable(Error::Stopping))?;
+    if membership.quorums().is_met(|slot| voting == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)) {
         return Err(ChangeError::NotLost(
             "a majority of the voters is in reach; to replace a disk, see `cluster replace`",
+        ));
+    }
+    if voting.is_none() && rooms.greeter.slot().is_some() {
+        // It would be a cluster whose only voter may not vote.
+        return Err(ChangeError::NotLost(
+            "this node's disk must not vote any more; restart the node, which makes it another disk with the same rows, \
+             and ask it again",
         ));
     }
     let me = rooms.greeter.node();
@@ -351,12 +360,6 @@ async fn install(rooms: &Rooms, address: Address, record: Record) -> Result<(), 
     let installed =
         rooms.ask(|done| Input::Install { rows: vec![(address, record)], done }).await.map_err(unavailable)?;
     installed.ok_or_else(|| unavailable("the configuration could not be written to this disk"))
-}
-
-async fn has_quorum(rooms: &Rooms) -> Result<bool, ChangeError> {
-    let voters = rooms.ask(|reply| Input::Voters { reply }).await.map_err(unavailable)?;
-    let Voters { me, peers, membership } = voters.ok_or_else(|| unavailable(Error::Stopping))?;
-    Ok(membership.quorums().is_met(|slot| me == Some(slot) || peers.iter().any(|(peer, _)| *peer == slot)))
 }
 
 /// Who is there, this node included, by slots.

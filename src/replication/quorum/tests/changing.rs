@@ -311,6 +311,44 @@ async fn with_two_of_three_disks_lost_the_last_one_decides_alone_when_it_is_told
     assert!(refused.contains("a majority of the voters is in reach"), "{refused}");
 }
 
+/// The last disk that is left is one that went back itself. Told to decide alone, it once made itself the only voter of a
+/// cluster, and could not vote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_must_not_vote_decides_alone_only_as_another() {
+    let mut cluster = Cluster::start().await;
+    cluster.nodes[0].accepted("k", put("v")).await;
+    cluster.nodes[2].has("k", "v").await;
+    // Brought up to date by a connection, as there is no gossip here.
+    cluster.isolate(2);
+    cluster.nodes[2].status_is("cut off", |status| status.reachable == 1).await;
+    let yesterday = tempfile::tempdir().unwrap();
+    copy(cluster.dirs[2].path(), yesterday.path());
+    cluster.rejoin(2);
+    cluster.nodes[2].status_is("back", |status| status.reachable == 3).await;
+    for n in 0..20 {
+        cluster.nodes[2].accepted("other", put(&format!("{n}"))).await;
+    }
+    cluster.isolate(2);
+    cluster.nodes[2].status_is("cut off again", |status| status.reachable == 1).await;
+    cluster.rejoin(2);
+    cluster.nodes[2].status_is("back again", |status| status.reachable == 3).await;
+    let lost = std::mem::replace(&mut cluster.dirs[2], yesterday);
+    cluster.restart(2).await;
+    drop(lost);
+    cluster.nodes[2].status_is("barred", |status| status.barred.is_some()).await;
+    cluster.isolate(2);
+    cluster.nodes[2].status_is("nobody there", |status| status.no_quorum.is_some()).await;
+
+    let refused = cluster.nodes[2].replicator.recover().await.unwrap_err().to_string();
+    assert!(refused.contains("restart the node"), "{refused}");
+    assert_eq!(cluster.nodes[2].replicator.membership().borrow().epoch(), 1, "nothing was changed");
+    cluster.restart(2).await;
+    assert!(matches!(cluster.nodes[2].update("k", put("w")).await, Decision::Reject(_)));
+    cluster.nodes[2].replicator.recover().await.unwrap();
+    cluster.nodes[2].has("k", "v").await;
+    cluster.nodes[2].accepted("k", put("w")).await;
+}
+
 /// Whoever began a change may be gone before it is done: another ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_whose_driver_is_gone_is_ended_by_another() {
