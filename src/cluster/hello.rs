@@ -187,6 +187,17 @@ pub enum Refusal {
     /// One name at two places.
     #[error("another node has our own name, {0}: give each node its own [node] name, and run it once")]
     OurName(NodeId),
+    /// One name at two places, neither of them here.
+    #[error(
+        "a node called {node} is connected to {us} already, on another disk: give each node its own [node] name, and run it \
+         once; where that one was killed just now, its end is noticed within seconds"
+    )]
+    Twin {
+        /// The peer.
+        node: NodeId,
+        /// This node.
+        us: NodeId,
+    },
     /// Majorities of different lists need not intersect.
     #[error(
         "the voters of epoch {epoch} differ: {node} has [{}], {us} has [{}]: [cluster] voters must be the same on every \

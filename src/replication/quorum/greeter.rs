@@ -1,10 +1,12 @@
 //! What this node says first to a peer, and what it makes of the peer's first words (rule 12): kept apart from the core
 //! because connections are made on other tasks, and a hello must tell what is durable at that very moment.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::cluster::hello::{self, Hello, Local};
+use crate::cluster::hello::{self, Hello, Local, Refusal};
 use crate::cluster::membership::Membership;
 use crate::cluster::memory::{Figures, PeerMemory, Standing, self_standing};
 use crate::replication::journal::Header;
@@ -26,6 +28,8 @@ struct State {
     memory: PeerMemory,
     /// The memory holds something that is not on disk yet and must be before a vote of that peer counts.
     unsaved: bool,
+    /// Who is connected, with which disk.
+    connected: BTreeMap<NodeId, StorageId>,
     /// What a peer said that this disk has lost.
     accused: Option<String>,
     /// Why this disk is not the one that epoch 1 means by this node's name.
@@ -63,7 +67,8 @@ impl Greeter {
         let mine = Figures { storage_id: header.storage_id(), run, ceiling, position: header.position() };
         let displaced = header.displaced().map(str::to_owned);
         let membership = local.membership.clone();
-        let mut state = State { local, mine, memory: header.peers().clone(), unsaved: false, accused: None, displaced };
+        let (memory, connected) = (header.peers().clone(), BTreeMap::new());
+        let mut state = State { local, mine, memory, unsaved: false, connected, accused: None, displaced };
         state.go_by(membership);
         Self { boot: header.boot(), clock, state: Mutex::new(state) }
     }
@@ -146,6 +151,16 @@ impl Greeter {
         self.state.lock().memory.voted(peer, disk, at);
     }
 
+    /// `peer` is connected with this disk.
+    pub(super) fn met(&self, peer: &NodeId, disk: StorageId) {
+        self.state.lock().connected.insert(peer.clone(), disk);
+    }
+
+    /// `peer` is connected no more.
+    pub(super) fn lost(&self, peer: &NodeId) {
+        self.state.lock().connected.remove(peer);
+    }
+
     /// Figures that `peer` spread by gossip.
     pub fn heard(&self, peer: &NodeId, figures: &Figures) {
         self.state.lock().memory.raise(peer, figures);
@@ -178,6 +193,10 @@ impl transport::Greeter for Greeter {
         let theirs = Hello::decode(hello).map_err(|bad| bad.to_string())?;
         let mut state = self.state.lock();
         hello::judge(&state.local, &theirs, peer).map_err(|refusal| refusal.to_string())?;
+        if state.connected.get(peer).is_some_and(|disk| *disk != theirs.storage_id) {
+            // Each of two that run under one name would have itself put in the other's place, without end.
+            return Err(Refusal::Twin { node: peer.clone(), us: state.local.node.clone() }.to_string());
+        }
         if let Some(seen) = theirs.remembered
             && let Standing::Forgot { reason } = self_standing(&state.mine, &seen)
         {

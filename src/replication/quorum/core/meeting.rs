@@ -24,6 +24,7 @@ impl Core {
         // The transport has decoded it before it said that the peer is there.
         let Ok(hello) = Hello::decode(hello) else { return };
         self.connected.insert(node.clone(), hello.storage_id);
+        self.rooms.greeter.met(node, hello.storage_id);
         self.configuration.reconnected(node);
         self.see_epoch(now, node, hello.epoch);
         if hello.slot.is_none() {

@@ -260,6 +260,7 @@ impl Core {
             Event::Down { node, reason } => {
                 let index = self.index(&node);
                 self.connected.remove(&node);
+                self.rooms.greeter.lost(&node);
                 tracing::debug!(peer = %node, reason, "peer lost");
                 let Some(index) = index else { return };
                 self.note_votes();

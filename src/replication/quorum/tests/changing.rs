@@ -192,6 +192,33 @@ async fn a_lost_disk_is_replaced_without_anybody_asking_again_and_again() {
     load.ends_on(&cluster.nodes[2]).await;
 }
 
+/// Two processes of one name each had the other's disk replaced, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_of_a_name_waits_until_the_first_is_gone() {
+    let mut cluster = Cluster::start().await;
+    cluster.nodes[0].accepted("k", put("v")).await;
+    let dir = tempfile::tempdir().unwrap();
+    let twin = Node::start(&cluster.network, dir.path(), "c", &NAMES).await;
+    for other in &cluster.nodes[..2] {
+        twin.transport.dial(other.transport.local_addr());
+        other.transport.dial(twin.transport.local_addr());
+    }
+    let refused_by = |other: &str| {
+        let known = twin.transport.refusals();
+        known.iter().any(|refusal| refusal.node == Some(node(other)) && refusal.reason.contains("on another disk"))
+    };
+    until("it is told why", async || refused_by("a") && refused_by("b")).await;
+    cluster.nodes[0].accepted("k", put("w")).await;
+    assert_eq!(cluster.nodes[0].replicator.status().reachable, 3);
+    assert_eq!(cluster.nodes[0].replicator.membership().borrow().epoch(), 1);
+
+    cluster.nodes.remove(2).stop().await;
+    let mut membership = twin.replicator.membership();
+    let replaced = membership.wait_for(|membership| membership.epoch() >= 3 && !membership.is_joint());
+    tokio::time::timeout(PATIENCE, replaced).await.unwrap().unwrap();
+    twin.has("k", "w").await;
+}
+
 /// Whoever replaces pods one by one goes on to the next as soon as this one is ready: with its vote still that of the lost disk,
 /// the next one's disk would have been one too many.
 #[tokio::test(flavor = "multi_thread")]
