@@ -65,6 +65,7 @@ pub const KEYS: &[KeySpec] = &[
     text("cluster.ceiling_lead", None),
     text("admin.listen", Some("--admin")),
     text("store.idle_evict_after", None),
+    text("store.unused_drop_after", None),
     text("store.tombstone_grace", None),
     text("store.durability", None),
     text("store.value_size_max", None),

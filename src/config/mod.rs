@@ -119,6 +119,8 @@ pub struct AdminConfig {
 pub struct StoreConfig {
     /// A shard unused for this long is closed.
     pub idle_evict_after: Duration,
+    /// A copy of a shard that this node does not replicate is given up, unused for this long.
+    pub unused_drop_after: Duration,
     /// What an accepted frame has reached when the node says so.
     pub durability: Durability,
     /// How long a deletion is remembered at least.

@@ -55,6 +55,7 @@ pub(super) fn to_toml(config: &Config) -> String {
         "store",
         &[
             ("idle_evict_after", duration(config.store.idle_evict_after)),
+            ("unused_drop_after", duration(config.store.unused_drop_after)),
             ("tombstone_grace", duration(config.store.tombstone_grace)),
             ("durability", text(durability)),
             ("value_size_max", text(size(config.store.value_size_max))),

@@ -48,6 +48,7 @@ fn with_nothing_set_a_node_is_alone() {
     assert_eq!(config.store.key_size_max, 1024);
     assert_eq!((config.store.outbox_entries_max, config.store.outbox_size_max), (10_000, 64 * 1024 * 1024));
     assert_eq!(config.store.idle_evict_after, Duration::from_secs(600));
+    assert_eq!(config.store.unused_drop_after, Duration::from_secs(3600));
     assert_eq!(config.timeouts.propose, Duration::from_secs(2));
 }
 

@@ -18,6 +18,7 @@ use crate::replication::outbox::{OUTBOX_BYTES_LIMIT, OUTBOX_ENTRIES_LIMIT};
 use crate::types::{KEY_BYTES_LIMIT, NodeId, VALUE_BYTES_LIMIT};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -43,6 +44,7 @@ pub(super) fn validate(layers: &Layers, pod_ip: Option<&str>) -> Result<Config, 
         admin: AdminConfig { listen: fields.listen("admin.listen", "127.0.0.1:9464")? },
         store: StoreConfig {
             idle_evict_after: fields.duration("store.idle_evict_after", "10m", MILLISECOND..=365 * DAY)?,
+            unused_drop_after: fields.duration("store.unused_drop_after", "1h", SECOND..=365 * DAY)?,
             tombstone_grace: fields.duration("store.tombstone_grace", "1h", 100 * MILLISECOND..=365 * DAY)?,
             durability: fields.parsed("store.durability", "fsync", "\"fsync\" or \"os\"", |text| match text {
                 "fsync" => Some(Durability::Fsync),

@@ -34,8 +34,6 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
 /// How long the driver may take to end.
 const DRAIN_DRIVER: Duration = Duration::from_secs(3);
-/// How long after its last use a copy of a shard is kept that this node does not replicate.
-const UNUSED_AFTER: Duration = Duration::from_secs(60 * 60);
 /// How often the card is renewed and idle shards are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -49,8 +47,6 @@ pub struct Surroundings {
     pub network: Network,
     /// Bytes preallocated for each journal segment.
     pub segment_bytes: u64,
-    /// How long after its last use a copy of a shard is kept that this node does not replicate.
-    pub unused_after: Duration,
 }
 
 /// How a node reaches its peers.
@@ -68,7 +64,6 @@ impl Default for Surroundings {
             disk: OsDisk::shared(),
             network: Network::Quic,
             segment_bytes: journal::SEGMENT_BYTES,
-            unused_after: UNUSED_AFTER,
         }
     }
 }
@@ -85,7 +80,7 @@ impl Member {
     /// Opens the data, replays the journal and joins the others. Returns before a quorum answers; see
     /// [`Member::wait_ready`].
     pub async fn start(config: &Config, surroundings: Surroundings) -> Result<Self, Error> {
-        let Surroundings { clock, disk, network, segment_bytes, unused_after } = surroundings;
+        let Surroundings { clock, disk, network, segment_bytes } = surroundings;
         let (data_dir, node) = (&config.node.data_dir, &config.node.name);
         let unmade = |source| Error::DataDirectory { path: data_dir.clone(), source };
         disk::create_directory(&*disk, data_dir).map_err(unmade)?;
@@ -128,7 +123,7 @@ impl Member {
                 bytes_max: config.store.outbox_size_max,
             },
             tombstone_grace: config.store.tombstone_grace,
-            unused_after,
+            unused_drop_after: config.store.unused_drop_after,
             seed: rand::random(),
             is_alone: config.is_alone(),
         };

@@ -182,7 +182,7 @@ impl Sound {
             value_bytes_max: 1 << 20,
             outbox: OutboxBounds::default(),
             tombstone_grace: Duration::from_secs(3600),
-            unused_after: Duration::from_secs(3600),
+            unused_drop_after: Duration::from_secs(3600),
             seed: 1,
             is_alone: false,
         };

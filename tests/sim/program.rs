@@ -23,7 +23,7 @@ use crate::story::tell;
 /// So small that segments are given up within a world's life.
 const SEGMENT_BYTES: u64 = 24 * 1024;
 /// So short that copies are given up within a world's life.
-const UNUSED_AFTER: Duration = Duration::from_secs(4);
+const UNUSED_DROP_AFTER: &str = "4s";
 const DATA_DIR: &str = "/data";
 /// As the program's own.
 const START_OVER_PAUSE: Duration = Duration::from_secs(2);
@@ -106,6 +106,7 @@ fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>, factor: Opt
         .list("peer.seeds", seeds)
         .list("cluster.voters", voters.iter().map(NodeId::to_string).collect())
         .text("store.tombstone_grace", grace.map(|grace| format!("{}ms", grace.as_millis())))
+        .text("store.unused_drop_after", Some(UNUSED_DROP_AFTER.to_owned()))
         .text("cluster.replication_factor", factor.map(|factor| factor.to_string()))
         .text("cluster.key_file", Some("/key".to_owned()));
     Config::load(None, &Environment::default(), overrides).expect("a configuration")
@@ -114,13 +115,8 @@ fn config(name: &NodeId, voters: &[NodeId], grace: Option<Duration>, factor: Opt
 impl Program {
     pub(crate) async fn run(self, clock: Arc<dyn Clock>) {
         let Self { name, voters, boot, grace, factor, disk, network, shared, log, random } = self;
-        let surroundings = Surroundings {
-            clock,
-            disk,
-            network: Network::Memory(network),
-            segment_bytes: SEGMENT_BYTES,
-            unused_after: UNUSED_AFTER,
-        };
+        let surroundings =
+            Surroundings { clock, disk, network: Network::Memory(network), segment_bytes: SEGMENT_BYTES };
         let member = match Box::pin(Member::start(&config(&name, &voters, grace, factor), surroundings)).await {
             Ok(member) => member,
             Err(error) => {

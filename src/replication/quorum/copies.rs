@@ -308,10 +308,10 @@ pub(super) async fn serve(mut wanted: mpsc::Receiver<Wanted>, rooms: Rooms) {
 }
 
 /// Goes on following what is used whatever is replicated here, and gives up what is of no use. Ends with the driver.
-pub(super) async fn follow(rooms: Rooms, wanted: mpsc::Sender<Wanted>, unused_after: Duration) {
+pub(super) async fn follow(rooms: Rooms, wanted: mpsc::Sender<Wanted>, unused_drop_after: Duration) {
     let mut changes = rooms.membership.subscribe();
     let mut known = changes.borrow_and_update().clone();
-    let mut look_over = tokio::time::interval(unused_after / 2);
+    let mut look_over = tokio::time::interval(unused_drop_after / 2);
     look_over.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     look_over.tick().await;
     let mut look = tokio::time::interval(LOOK_AGAIN);

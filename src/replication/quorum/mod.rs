@@ -102,7 +102,7 @@ pub struct QuorumConfig {
     /// How long deletions are remembered at least.
     pub tombstone_grace: Duration,
     /// How long after its last use a copy of a shard is kept that this node does not replicate.
-    pub unused_after: Duration,
+    pub unused_drop_after: Duration,
     /// Seeds the back-off's randomness.
     pub seed: u64,
     /// There are no others and never will be: there is no clock to mistrust.
@@ -301,7 +301,7 @@ impl QuorumReplicator {
         };
         let helpers = rooms.clone();
         copies::begin(&rooms).await;
-        let (grace, unused_after) = (config.tombstone_grace, config.unused_after);
+        let (grace, unused_drop_after) = (config.tombstone_grace, config.unused_drop_after);
         let mut core = Core::new(config, installed, rooms, acceptor, proposer, disk::Disk::new(writer));
         core.recover(chosen, open);
         restore(&mut core, &helpers.manager, outbox).await;
@@ -312,7 +312,7 @@ impl QuorumReplicator {
         helping.spawn(scan::follow(helpers.clone()));
         helping.spawn(changing::serve(ordered, helpers.clone()));
         helping.spawn(copies::serve(wanted_copies, helpers.clone()));
-        helping.spawn(copies::follow(helpers.clone(), this.first_copies.clone(), unused_after));
+        helping.spawn(copies::follow(helpers.clone(), this.first_copies.clone(), unused_drop_after));
         helping.spawn(roots::ask(helpers.clone()));
         helping.spawn(collect::collect(helpers, grace));
         core.bar_at_start(damage);

@@ -77,14 +77,14 @@ struct How<'a> {
     /// How long it remembers deletions.
     grace: Duration,
     /// How long it keeps a copy that nobody uses.
-    unused_after: Duration,
+    unused_drop_after: Duration,
     /// How far its clock is off.
     seconds: i64,
 }
 
 impl Default for How<'_> {
     fn default() -> Self {
-        Self { voters: &NAMES, factor: None, grace: GRACE, unused_after: GRACE, seconds: 0 }
+        Self { voters: &NAMES, factor: None, grace: GRACE, unused_drop_after: GRACE, seconds: 0 }
     }
 }
 
@@ -119,7 +119,7 @@ impl Node {
         how: How<'_>,
         events: impl FnOnce(mpsc::Receiver<Event>) -> mpsc::Receiver<Event>,
     ) -> Self {
-        let How { voters, factor, grace, unused_after, seconds } = how;
+        let How { voters, factor, grace, unused_drop_after, seconds } = how;
         let clock = Arc::new(SettableClock { os: OsClock::shared(), off: AtomicI64::new(0) });
         clock.set_off(seconds);
         let segment_bytes = 64 * 1024;
@@ -151,7 +151,7 @@ impl Node {
             value_bytes_max: 1 << 20,
             outbox: OUTBOX,
             tombstone_grace: grace,
-            unused_after,
+            unused_drop_after,
             seed: 1,
             is_alone: voters == [name],
         };

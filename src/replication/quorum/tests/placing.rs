@@ -207,7 +207,7 @@ async fn what_is_missed_on_the_way_to_a_follower_is_repaired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_nobody_uses_is_given_up() {
-    let cluster = Placed::start(How { unused_after: Duration::from_secs(1), ..how() }).await;
+    let cluster = Placed::start(How { unused_drop_after: Duration::from_secs(1), ..how() }).await;
     let (replicas, others) = cluster.split();
     cluster.nodes[replicas[0]].accepted("k", put("v")).await;
     let follower = &cluster.nodes[others[0]];
@@ -221,7 +221,7 @@ async fn a_copy_that_nobody_uses_is_given_up() {
 /// A watch that went on for longer than a copy is kept unused was told of nothing any more once peers had restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn to_watch_a_shard_is_to_use_it() {
-    let cluster = Placed::start(How { unused_after: Duration::from_secs(1), ..how() }).await;
+    let cluster = Placed::start(How { unused_drop_after: Duration::from_secs(1), ..how() }).await;
     let (replicas, others) = cluster.split();
     cluster.nodes[replicas[0]].accepted("k", put("v")).await;
     let follower = &cluster.nodes[others[0]];
