@@ -30,13 +30,16 @@ use crate::types::ShardId;
 
 impl Core {
     /// See [`super::Manager::discard`].
-    pub(super) fn discard(&self, id: &ShardId) -> Result<bool, Error> {
+    pub(super) fn discard(&self, id: &ShardId, may: impl FnOnce() -> bool) -> Result<bool, Error> {
         self.check_open()?;
         let state = self.state(id);
         let last = state.overlay.last();
+        if !may() {
+            return Ok(false);
+        }
         let _changing = state.changing.lock();
         state.poisoned()?;
-        // Whatever has come since the call is not given up, though it be in the file by now.
+        // Whatever has come since `may` was asked is not given up, though it be in the file by now.
         let is_wanted = || state.overlay.last() != last || state.has_pending() || self.feed.is_watched(id);
         self.close_locked(&state, |shard| is_held_here_alone(&state, shard) && !is_wanted())?;
         // A closed shard may have readers still, and SQLite minds if a file goes from under them.

@@ -237,13 +237,13 @@ impl Manager {
     }
 
     /// Gives up this node's copy of a shard: its file goes, durably on return, and with it all that was known of it. True
-    /// where there is no copy any more, or was none; false, and nothing changed, where it is in use: held by somebody,
-    /// watched, or with something in memory that is not in the file or not settled. A frame that is committed meanwhile
-    /// or later is not lost: it begins a new file, of which it is all. Blocking.
+    /// where there is no copy any more, or was none; false, and nothing changed, where `may` says no, or it is in use: held by
+    /// somebody, watched, or with something in memory that is not in the file or not settled, or committed since `may` was
+    /// asked. A frame that is committed later is not lost: it begins a new file, of which it is all. Blocking.
     ///
     /// Busy where another program reads the file, so that its log cannot be brought into it.
-    pub fn discard(&self, shard: &ShardId) -> Result<bool, Error> {
-        self.core.discard(shard)
+    pub fn discard(&self, shard: &ShardId, may: impl FnOnce() -> bool) -> Result<bool, Error> {
+        self.core.discard(shard, may)
     }
 
     /// Whether this node's copy of a shard was [marked](Manager::mark_whole) as whole; false where there is no file.

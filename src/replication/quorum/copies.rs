@@ -39,6 +39,8 @@ const USED_MAX: usize = 1 << 18;
 const FOLLOWED_MAX: usize = 65_536;
 /// How long until what could not be given up is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a peer may take to hear which shards are used here.
+const TELL_WITHIN: Duration = Duration::from_secs(10);
 
 type Reply = oneshot::Sender<Result<(), Rejection>>;
 
@@ -76,6 +78,10 @@ pub(super) struct Copies {
     holds_all: AtomicBool,
     /// It has compared what it replicates with so many that nothing is missing in it, of whichever shard.
     is_level: AtomicBool,
+    /// It has come to replicate what it did not, and not been level since: most of it may be missing still.
+    is_filling: AtomicBool,
+    /// Held while a copy is being given up.
+    giving_up: tokio::sync::Mutex<()>,
 }
 
 impl Copies {
@@ -85,9 +91,9 @@ impl Copies {
             if !copy.is_used.load(Ordering::Relaxed) {
                 copy.is_used.store(true, Ordering::Relaxed);
             }
-            return copy.is_whole || self.holds_all.load(Ordering::Relaxed);
+            return copy.is_whole || self.holds_every_shard();
         }
-        let holds_all = self.holds_all.load(Ordering::Relaxed);
+        let holds_all = self.holds_every_shard();
         if holds_all {
             let mut used = self.used.write();
             if used.len() < USED_MAX {
@@ -97,14 +103,28 @@ impl Copies {
         holds_all
     }
 
-    /// True where this node replicates every shard.
+    /// True where this node replicates every shard, and has for long enough to have what is in them.
     pub(super) fn holds_every_shard(&self) -> bool {
-        self.holds_all.load(Ordering::Relaxed)
+        self.holds_all.load(Ordering::Relaxed) && !self.is_filling.load(Ordering::Relaxed)
     }
 
     /// Whether all that this node replicates has been compared with enough others since it came to replicate it.
     pub(super) fn set_level(&self, is_level: bool) {
         self.is_level.store(is_level, Ordering::Relaxed);
+        if is_level {
+            self.is_filling.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// This node has come to replicate what it did not: it is there once this is level.
+    pub(super) fn has_gained(&self) {
+        self.is_filling.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for a copy that is being given up. Whoever has been told before what this node is to hold from now on finds all
+    /// of that there, or none of it, and not half-way.
+    pub(super) async fn none_given_up(&self) {
+        drop(self.giving_up.lock().await);
     }
 
     /// Counts as a use of the shard. False where it is news that it is used, and a copy has to be fetched.
@@ -232,26 +252,34 @@ pub(super) async fn begin(rooms: &Rooms) {
 /// Goes on holding what is on the disk and this node does not replicate, as if it had just been used: it may have voted on
 /// what nobody else has, where others were made to decide without it.
 async fn keep_for_now(rooms: &Rooms) {
-    let holding = rooms.holding();
     let manager = rooms.manager.clone();
-    let listed = blocking(move || {
-        stored(&manager)?.into_iter().map(|shard| Ok((manager.is_whole(&shard)?, shard))).collect::<Result<Vec<_>, _>>()
-    });
-    let listed = match listed.await {
+    let listed = match blocking(move || stored(&manager)).await {
         Ok(listed) => listed,
         Err(error) => {
             return tracing::warn!(%error, "which shards are on this disk could not be told; they are fetched anew");
         }
     };
-    let mut used = rooms.copies.used.write();
-    for (is_whole, shard) in listed.into_iter().filter(|(_, shard)| !holding.replicates(holding.me, shard)) {
-        used.entry(shard).or_insert_with(|| Copy { is_whole, is_used: AtomicBool::new(true) });
+    let kept: Vec<ShardId> = {
+        let holding = rooms.holding();
+        listed.into_iter().filter(|shard| !holding.replicates(holding.me, shard)).collect()
+    };
+    for shard in kept {
+        let (manager, of) = (rooms.manager.clone(), shard.clone());
+        // Kept though it cannot be told: it is fetched again where it is used.
+        let is_whole = blocking(move || manager.is_whole(&of)).await.unwrap_or_else(|error| {
+            tracing::warn!(%shard, %error, "whether this copy is whole could not be told");
+            false
+        });
+        let kept = Copy { is_whole, is_used: AtomicBool::new(true) };
+        rooms.copies.used.write().entry(shard).or_insert(kept);
     }
 }
 
 fn set_holds_all(holding: &Holding<'_>) {
-    let is_voter = holding.me.is_some_and(|me| holding.membership.will_vote(me));
-    let holds_all = holding.membership.is_everywhere() && is_voter;
+    let membership = &holding.membership;
+    // Who gets its vote by a change that is under way has yet to compare.
+    let is_voter = holding.me.is_some_and(|me| membership.will_vote(me) && membership.old_voters().contains(&me));
+    let holds_all = membership.is_everywhere() && is_voter;
     holding.copies.holds_all.store(holds_all, Ordering::Relaxed);
 }
 
@@ -380,7 +408,10 @@ async fn make_whole(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection> {
     if !is_level {
         // In a turn of its own: it does not wait for comparisons of everything.
         let rooms = Rooms { fetching: Arc::default(), ..rooms.clone() };
-        level::rows(shard, &rooms).await.map_err(|why| no_copy(why.to_string()))?;
+        level::rows(shard, &rooms).await.map_err(|why| match why {
+            Rejection::NoQuorum(why) => no_copy(why),
+            other => other,
+        })?;
     }
     let (manager, of) = (rooms.manager.clone(), shard.clone());
     blocking(move || manager.mark_whole(&of)).await.map_err(|error| no_copy(error.to_string()))
@@ -399,8 +430,10 @@ async fn tell_all(rooms: &Rooms, shards: &[ShardId]) {
     let peers: Vec<NodeId> =
         rooms.transport.links().into_iter().map(|link| link.node).filter(|node| members.contains(node)).collect();
     let told = peers.iter().map(async |peer| {
-        if let Err(error) = With::new(peer, rooms).follow(shards, false).await {
-            tracing::debug!(%peer, %error, "a peer was not told which shards are used here");
+        match tokio::time::timeout(TELL_WITHIN, With::new(peer, rooms).follow(shards, false)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "a peer was not told which shards are used here"),
+            Err(_) => tracing::debug!(%peer, "telling a peer which shards are used here took too long"),
         }
     });
     futures_util::future::join_all(told).await;
@@ -415,28 +448,14 @@ async fn give_up(rooms: &Rooms, known: &Membership) {
     let Ok(Some(epochs)) = rooms.ask(|reply| Input::Epochs { reply }).await else { return };
     let manager = rooms.manager.clone();
     let Ok(listed) = blocking(move || stored(&manager)).await else { return };
-    let vain: Vec<ShardId> = {
-        let holding = rooms.holding();
-        if holding.membership != *known || known.is_joint() || holding.me.is_none() {
-            return;
-        }
-        let expected = rooms.copies.expected.read();
-        let is_expected = |shard: &ShardId| {
-            expected.as_ref().zip(holding.me).is_some_and(|(next, me)| next.new_replicas(shard).contains(&me))
-        };
-        let epoch = holding.membership.epoch();
-        let has_it = |slot: usize| holding.me == Some(slot) || epochs.get(&slot).is_some_and(|theirs| *theirs >= epoch);
-        let is_vain = |shard: &ShardId| {
-            !holding.is_mine(shard)
-                && !is_expected(shard)
-                && Quorums::majority_of(holding.membership.new_replicas(shard)).is_met(has_it)
-        };
-        listed.into_iter().filter(is_vain).collect()
+    let is_vain = {
+        let (rooms, known) = (rooms.clone(), known.clone());
+        move |shard: &ShardId| is_vain(&rooms, &known, &epochs, shard)
     };
-    for shard in vain {
-        let (manager, of) = (rooms.manager.clone(), shard.clone());
-        let copies = Arc::clone(&rooms.copies);
-        match blocking(move || if copies.is_used(&of) { Ok(false) } else { manager.discard(&of) }).await {
+    for shard in listed.into_iter().filter(&is_vain) {
+        let _giving_up = rooms.copies.giving_up.lock().await;
+        let (manager, of, is_vain) = (rooms.manager.clone(), shard.clone(), is_vain.clone());
+        match blocking(move || manager.discard(&of, || is_vain(&of))).await {
             Ok(true) => {
                 tracing::info!(%shard, "this node's copy was given up: it neither replicates nor uses the shard");
             }
@@ -445,6 +464,15 @@ async fn give_up(rooms: &Rooms, known: &Membership) {
             Err(error) => tracing::warn!(%shard, %error, "a copy could not be given up; it is tried again"),
         }
     }
+}
+
+/// True where the shard is of no use here: as of `known`, which is asked for anew, as a change may make it so meanwhile.
+fn is_vain(rooms: &Rooms, known: &Membership, epochs: &BTreeMap<usize, u64>, shard: &ShardId) -> bool {
+    let holding = rooms.holding();
+    let Some(me) = holding.me.filter(|_| holding.membership == *known && !known.is_joint()) else { return false };
+    let is_expected = rooms.copies.expected.read().as_ref().is_some_and(|next| next.new_replicas(shard).contains(&me));
+    let has_it = |slot: usize| slot == me || epochs.get(&slot).is_some_and(|theirs| *theirs >= known.epoch());
+    !holding.is_mine(shard) && !is_expected && Quorums::majority_of(known.new_replicas(shard)).is_met(has_it)
 }
 
 #[cfg(test)]

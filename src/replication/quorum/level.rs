@@ -84,6 +84,7 @@ pub(super) async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection
 pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejection> {
     let me = rooms.greeter.slot().map(Slot::replica);
     rooms.copies.expect(next.clone());
+    rooms.copies.none_given_up().await;
     let next = Arc::new(next.clone());
     let fetch = |peer: NodeId| {
         let (rooms, next) = (rooms.clone(), next.clone());

@@ -36,23 +36,30 @@ pub(super) async fn follow(rooms: Rooms) {
     let mut changes = rooms.membership.subscribe();
     loop {
         let membership = changes.borrow_and_update().clone();
-        let changed = tokio::select! {
-            () = scan(&membership, &rooms) => changes.changed().await,
-            changed = changes.changed() => changed,
+        let me = rooms.greeter.slot().map(Slot::replica);
+        let scanning = async {
+            scan(&membership, me, &rooms).await;
+            std::future::pending::<()>().await;
         };
-        if changed.is_err() {
-            return;
+        // Whoever registers meanwhile changes nothing for those who compare.
+        let is_another =
+            |now: &Membership| now.epoch() != membership.epoch() || rooms.greeter.slot().map(Slot::replica) != me;
+        tokio::select! {
+            () = scanning => {}
+            changed = changes.wait_for(is_another) => if changed.is_err() {
+                return;
+            },
         }
     }
 }
 
-async fn scan(membership: &Membership, rooms: &Rooms) {
+async fn scan(membership: &Membership, me: Option<usize>, rooms: &Rooms) {
     let epoch = membership.epoch();
     *rooms.scanned.lock() = Scanned { epoch, with: BTreeSet::new() };
-    let me = rooms.greeter.slot().map(Slot::replica);
     if !membership.is_joint() || !me.is_some_and(|me| membership.new_voters().contains(&me)) {
         return;
     }
+    rooms.copies.none_given_up().await;
     let old = membership.voters().filter(|voter| membership.old_voters().contains(&voter.replica()));
     let mut comparing: FuturesUnordered<_> = old.map(|old| compare(old, membership, me, rooms)).collect();
     while let Some(slot) = comparing.next().await {

@@ -15,7 +15,7 @@ use crate::store::compare::{PAIRS_PER_SCAN_MAX, Place};
 use crate::store::digest::{Buckets, Digest};
 use crate::store::{Manager, StoredRow};
 use crate::transport::{Call, CallError};
-use crate::types::{Ballot, Key, NodeId, ShardId};
+use crate::types::{Ballot, Key, ShardId};
 
 /// Calls served at once, over all peers.
 const CALLS_MAX: usize = 16;
@@ -42,7 +42,7 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
     let manager = &rooms.manager;
     match wire::decode(&call.request)? {
         Request::Shards => {
-            meet(&call.node, rooms).await?;
+            meet(call, rooms).await?;
             let manager = manager.clone();
             let shards: Vec<_> = blocking(move || manager.summaries()).await?.into_iter().collect();
             for some in shards.chunks(SHARDS_PER_ANSWER_MAX) {
@@ -69,7 +69,7 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
         }
         Request::Follow { shards, anew } => {
             rooms.copies.follow(&call.node, shards, anew);
-            meet(&call.node, rooms).await
+            meet(call, rooms).await
         }
         Request::Root => say(call, &Answer::Root(roots::shared(rooms, &call.node).await?.0)).await,
         Request::Register(disk) => {
@@ -89,8 +89,12 @@ async fn answer(call: &Call, rooms: &Rooms) -> Result<(), Error> {
 
 /// Waits until this node's own driver knows the peer and all that was chosen before is visible: what is chosen from
 /// then on is told, so that nothing falls between the comparison and that.
-async fn meet(peer: &NodeId, rooms: &Rooms) -> Result<(), Error> {
-    rooms.ask(|met| Input::Meet { peer: peer.clone(), met }).await?.ok_or(Error::Stopping)
+async fn meet(call: &Call, rooms: &Rooms) -> Result<(), Error> {
+    tokio::select! {
+        met = rooms.ask(|met| Input::Meet { peer: call.node.clone(), met }) => met?.ok_or(Error::Stopping),
+        // It may never come back, and whoever waits takes a place from others.
+        () = call.answers.closed() => Err(Error::TurnedAway),
+    }
 }
 
 /// Waits until all of `shard` that this node had accepted before is committed here, and visible.

@@ -51,14 +51,14 @@ fn a_discarded_shard_is_as_if_it_had_never_been() {
     assert_ne!(manager.root().unwrap(), root);
     assert!(manager.remembering().contains_key(&a()));
 
-    assert!(manager.discard(&a()).unwrap());
+    assert!(manager.discard(&a(), || true).unwrap());
     assert_eq!(names(dir.path()).iter().filter(|name| name.to_string_lossy().starts_with("a.")).count(), 0);
     assert_eq!(manager.root().unwrap(), root);
     assert!(!manager.exists(&a()) && manager.cached(&a()).is_none() && manager.remembering().is_empty());
     assert_eq!(manager.shards_of(&a().org).unwrap(), [id("", "kept")]);
     assert_eq!(manager.summaries().unwrap().into_keys().collect::<Vec<_>>(), [id("", "kept")]);
     assert_eq!(manager.stored_bytes(&a().org).unwrap(), bytes);
-    assert!(manager.discard(&a()).unwrap(), "there is none any more");
+    assert!(manager.discard(&a(), || true).unwrap(), "there is none any more");
     assert!(!manager.exists(&a()));
 
     commit(&manager, &put(&a(), "new", "w", 7));
@@ -75,7 +75,7 @@ fn an_org_without_shards_is_not_named() {
     let (_dir, manager) = store();
     fill(&manager, &id("acme", "a"));
     assert_eq!(manager.orgs().unwrap().len(), 1);
-    assert!(manager.discard(&id("acme", "a")).unwrap());
+    assert!(manager.discard(&id("acme", "a"), || true).unwrap());
     assert!(manager.orgs().unwrap().is_empty());
 }
 
@@ -89,7 +89,7 @@ async fn what_is_in_use_stays() {
     let manager = Manager::with_config(config, clock.clone()).unwrap();
     fill(&manager, &a());
     let stays = |why: &str| {
-        assert!(!manager.discard(&a()).unwrap(), "{why}");
+        assert!(!manager.discard(&a(), || true).unwrap(), "{why}");
         assert_eq!(value_of(&manager.open(&a()).unwrap(), "k").unwrap(), b"v", "{why}");
     };
     let shard = manager.open(&a()).unwrap();
@@ -106,6 +106,16 @@ async fn what_is_in_use_stays() {
     stays("a key is unsettled");
     manager.settle(&a(), &key("other"));
 
+    assert!(!manager.discard(&a(), || false).unwrap(), "it may not go");
+    // What came after that was asked was lost where it was in the file by the time that the file went.
+    let comes_meanwhile = || {
+        commit(&manager, &put(&a(), "meanwhile", "w", 9));
+        manager.sync_all().unwrap();
+        true
+    };
+    assert!(!manager.discard(&a(), comes_meanwhile).unwrap(), "a frame came meanwhile");
+    assert_eq!(value_of(&manager.open(&a()).unwrap(), "meanwhile").unwrap(), b"w");
+
     let watch = manager.feed().watch(&a(), vec![String::new()], None, Arc::default()).unwrap();
     let seen = watch.begin_now();
     stays("watched");
@@ -121,19 +131,19 @@ async fn what_is_in_use_stays() {
     let mut rows = shard.rows(ListQuery::prefix("")).await.unwrap();
     let mut listed = rows.next().await.unwrap().unwrap().len();
     drop(shard);
-    assert!(!manager.discard(&a()).unwrap(), "listed");
+    assert!(!manager.discard(&a(), || true).unwrap(), "listed");
     clock.advance(idle_evict_after);
     manager.evict_idle();
     assert_eq!(manager.open_shard_count(), 0);
-    assert!(!manager.discard(&a()).unwrap(), "listed, and closed");
+    assert!(!manager.discard(&a(), || true).unwrap(), "listed, and closed");
     while let Some(portion) = rows.next().await.unwrap() {
         listed += portion.len();
     }
-    assert_eq!(listed, 5);
+    assert_eq!(listed, 6);
 
     let discarded = async {
         // The list's thread is perhaps not gone yet.
-        while !manager.discard(&a()).unwrap() {
+        while !manager.discard(&a(), || true).unwrap() {
             tokio::task::yield_now().await;
         }
     };
@@ -152,7 +162,7 @@ fn frames_on_their_way_keep_a_shard() {
     disk.is_full.store(1, Ordering::SeqCst);
     commit(&manager, &put(&id("other", "a"), "k", "v", 5));
     assert!(matches!(manager.sync_all(), Err(Error::Rejected(Rejection::DiskFull(_)))));
-    assert!(!manager.discard(&id("other", "a")).unwrap());
+    assert!(!manager.discard(&id("other", "a"), || true).unwrap());
     disk.is_full.store(0, Ordering::SeqCst);
     manager.open(&id("other", "a")).unwrap().wait_applied();
     assert_eq!(value_of(&manager.open(&id("other", "a")).unwrap(), "k").unwrap(), b"v");
@@ -303,7 +313,7 @@ fn crash_at_each_step(dir: &Path, open: bool) {
     }
     let first = image(&dir.join("_"));
     *disk.watched.lock() = Some(dir.join("_"));
-    assert!(manager.discard(&a()).unwrap());
+    assert!(manager.discard(&a(), || true).unwrap());
     *disk.watched.lock() = None;
     let (steps, last) = (std::mem::take(&mut *disk.steps.lock()), image(&dir.join("_")));
     assert!(last.is_empty() && steps.last().unwrap().is_sync, "gone, and durably");
@@ -337,10 +347,10 @@ fn a_file_that_another_program_reads_stays_whole() {
     theirs.execute_batch("BEGIN; SELECT count(*) FROM kv").unwrap();
     commit(&manager, &put(&a(), "later", "w", ROWS + 1));
     manager.sync_all().unwrap();
-    assert!(matches!(manager.discard(&a()), Err(Error::Rejected(Rejection::Busy(_)))));
+    assert!(matches!(manager.discard(&a(), || true), Err(Error::Rejected(Rejection::Busy(_)))));
     assert_eq!(manager.open(&a()).unwrap().stats().unwrap().keys, u64::try_from(ROWS).unwrap() + 1);
     drop(theirs);
-    assert!(manager.discard(&a()).unwrap());
+    assert!(manager.discard(&a(), || true).unwrap());
 }
 
 #[test]
@@ -354,7 +364,7 @@ fn frames_committed_at_every_step_begin_the_next_file() {
     let manager = Manager::with_config(config(dir.path(), &disk), OsClock::shared()).unwrap();
     *disk.watched.lock() = Some(dir.path().join("_"));
     *disk.busy.lock() = Some(Arc::clone(&manager));
-    assert!(manager.discard(&a()).unwrap());
+    assert!(manager.discard(&a(), || true).unwrap());
     (*disk.busy.lock(), *disk.watched.lock()) = (None, None);
     let steps = disk.steps.lock().len();
     assert!(steps >= 3);
@@ -408,7 +418,7 @@ fn no_frame_is_lost_to_a_discard_beside_it() {
                 let mut last = None;
                 while is_over.load(Ordering::SeqCst) == 0 {
                     let before = committed.load(Ordering::SeqCst);
-                    if manager.discard(&a()).unwrap() {
+                    if manager.discard(&a(), || true).unwrap() {
                         last = Some((before, committed.load(Ordering::SeqCst) + 1));
                     }
                 }
@@ -458,7 +468,7 @@ fn the_mark_is_of_one_file_and_goes_with_it() {
 
     let manager = Manager::new(dir.path()).unwrap();
     assert!(manager.is_whole(&a()).unwrap() && manager.open_shard_count() == 0);
-    assert!(manager.discard(&a()).unwrap());
+    assert!(manager.discard(&a(), || true).unwrap());
     assert!(!manager.is_whole(&a()).unwrap());
     fill(&manager, &a());
     assert!(!manager.is_whole(&a()).unwrap());

@@ -147,6 +147,9 @@ impl Core {
             return;
         }
         self.rooms.copies.set_level(false);
+        if gains {
+            self.rooms.copies.has_gained();
+        }
         self.peers.values_mut().for_each(|peer| peer.is_levelled = false);
         if is_new {
             self.compare_anew();

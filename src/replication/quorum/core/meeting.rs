@@ -93,6 +93,7 @@ impl Core {
             let sealed = self.acceptor.after_all(Effect::Done(met));
             self.take(now, sealed);
         } else {
+            self.unmet.retain(|(_, met)| !met.is_closed());
             self.unmet.push((node.clone(), met));
         }
     }

@@ -192,6 +192,30 @@ async fn a_lost_disk_is_replaced_without_anybody_asking_again_and_again() {
     load.ends_on(&cluster.nodes[2]).await;
 }
 
+/// A voter on an empty disk answered local reads from nothing as soon as it was to vote, which is before it has the rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_voter_s_local_reads_wait_for_its_rows() {
+    const KEYS: usize = 64;
+    let mut cluster = Cluster::start().await;
+    let value = "v".repeat(512 * 1024);
+    for n in 0..KEYS {
+        cluster.nodes[0].accepted(&format!("k{n}"), put(&value)).await;
+    }
+    cluster.wipe(2).await;
+    let node = &cluster.nodes[2];
+    let mut looks = 0;
+    while node.replicator.status().ready().is_err() {
+        if node.replicator.has_copy(&shard()) {
+            looks += 1;
+            let shard = node.manager.get(&shard()).await.unwrap();
+            let there = (0..KEYS).filter(|n| shard.read(&key(&format!("k{n}"))).unwrap().is_some()).count();
+            assert_eq!(there, KEYS, "look {looks}");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.has("k0", &value).await;
+}
+
 /// Two processes of one name each had the other's disk replaced, again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_of_a_name_waits_until_the_first_is_gone() {
