@@ -161,7 +161,7 @@ pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
 mod tests {
     use super::*;
     use crate::cluster::hello::Hello;
-    use crate::replication::register::{LINEAGE_MAX, Lineage};
+    use crate::replication::register::{Address, Body, LINEAGE_MAX, Lineage};
 
     /// The address space that this process has ever taken, in KiB: also what was only reserved. Nothing else in these tests
     /// reserves what a bomb would.
@@ -185,10 +185,10 @@ mod tests {
             ballot: Ballot(1),
             upd: Ballot(1),
             op: crate::store::replicator::Op::Put("v".into()),
-            lineage: crate::replication::register::Lineage::default(),
+            lineage: Lineage::default(),
         };
-        let address = crate::replication::register::Address { shard: shard(), key: key() };
-        let body = crate::replication::register::Body::Chosen { record: record() };
+        let address = Address { shard: shard(), key: key() };
+        let body = Body::Chosen { record: record() };
         let messages = vec![Message { address, body }];
         let seeds = [
             encode(&Batch { epoch: 1, wall: 1, messages }).unwrap(),
@@ -231,11 +231,8 @@ mod tests {
 
     #[test]
     fn a_batch_and_a_lineage_hold_no_more_than_they_may() {
-        let address = crate::replication::register::Address {
-            shard: ShardId::parse("", "s").unwrap(),
-            key: Key::parse("k").unwrap(),
-        };
-        let body = crate::replication::register::Body::Commit { ballot: Ballot(1) };
+        let address = Address { shard: ShardId::parse("", "s").unwrap(), key: Key::parse("k").unwrap() };
+        let body = Body::Commit { ballot: Ballot(1) };
         let message = Message { address, body };
         let batch = |n: usize| encode(&Batch { epoch: 1, wall: 1, messages: vec![message.clone(); n] }).unwrap();
         assert_eq!(decode::<Batch>(&batch(BATCH_MESSAGES_MAX)).unwrap().messages.len(), BATCH_MESSAGES_MAX);

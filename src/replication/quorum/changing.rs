@@ -26,7 +26,7 @@ use crate::cluster::status::ChangeStatus;
 use crate::replication::register::{Address, Lineage, Record};
 use crate::store::replicator::{Decision, Op, Proposal};
 use crate::store::update::{self, Condition, Update, Verdict};
-use crate::types::{Ballot, NodeId, Slot, StorageId, Value};
+use crate::types::{Ballot, NodeId, StorageId, Value};
 
 /// Orders that wait.
 pub(super) const ORDERS_MAX: usize = 4;
@@ -116,7 +116,7 @@ enum Task {
 impl Due {
     async fn look(&mut self, rooms: &Rooms) {
         let membership = rooms.membership.borrow().clone();
-        let Some(me) = rooms.greeter.slot().map(Slot::replica) else {
+        let Some(me) = rooms.me() else {
             self.0 = None;
             return have_registered(rooms, &membership).await;
         };

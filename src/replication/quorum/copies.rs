@@ -227,12 +227,13 @@ impl Holding<'_> {
 }
 
 impl Rooms {
+    /// This node's own slot, if it has one.
+    pub(super) fn me(&self) -> Option<usize> {
+        self.greeter.slot().map(Slot::replica)
+    }
+
     pub(super) fn holding(&self) -> Holding<'_> {
-        Holding {
-            membership: self.membership.borrow().clone(),
-            me: self.greeter.slot().map(Slot::replica),
-            copies: &self.copies,
-        }
+        Holding { membership: self.membership.borrow().clone(), me: self.me(), copies: &self.copies }
     }
 
     /// What this node's application uses and it does not replicate: peers must be asked to tell of it.
@@ -448,14 +449,14 @@ async fn give_up(rooms: &Rooms, known: &Membership) {
     let Ok(Some(epochs)) = rooms.ask(|reply| Input::Epochs { reply }).await else { return };
     let manager = rooms.manager.clone();
     let Ok(listed) = blocking(move || stored(&manager)).await else { return };
-    let is_vain = {
+    let vain = {
         let (rooms, known) = (rooms.clone(), known.clone());
-        move |shard: &ShardId| is_vain(&rooms, &known, &epochs, shard)
+        move |listed: Vec<ShardId>| vain(&rooms, &known, &epochs, listed)
     };
-    for shard in listed.into_iter().filter(&is_vain) {
+    for shard in vain(listed) {
         let _giving_up = rooms.copies.giving_up.lock().await;
-        let (manager, of, is_vain) = (rooms.manager.clone(), shard.clone(), is_vain.clone());
-        match blocking(move || manager.discard(&of, || is_vain(&of))).await {
+        let (manager, of, vain) = (rooms.manager.clone(), shard.clone(), vain.clone());
+        match blocking(move || manager.discard(&of, || !vain(vec![of.clone()]).is_empty())).await {
             Ok(true) => {
                 tracing::info!(%shard, "this node's copy was given up: it neither replicates nor uses the shard");
             }
@@ -466,13 +467,18 @@ async fn give_up(rooms: &Rooms, known: &Membership) {
     }
 }
 
-/// True where the shard is of no use here: as of `known`, which is asked for anew, as a change may make it so meanwhile.
-fn is_vain(rooms: &Rooms, known: &Membership, epochs: &BTreeMap<usize, u64>, shard: &ShardId) -> bool {
+/// Those of the shards that are of no use here, by `known`: none where a change has come since that was looked at.
+fn vain(rooms: &Rooms, known: &Membership, epochs: &BTreeMap<usize, u64>, mut listed: Vec<ShardId>) -> Vec<ShardId> {
     let holding = rooms.holding();
-    let Some(me) = holding.me.filter(|_| holding.membership == *known && !known.is_joint()) else { return false };
-    let is_expected = rooms.copies.expected.read().as_ref().is_some_and(|next| next.new_replicas(shard).contains(&me));
-    let has_it = |slot: usize| slot == me || epochs.get(&slot).is_some_and(|theirs| *theirs >= known.epoch());
-    !holding.is_mine(shard) && !is_expected && Quorums::majority_of(known.new_replicas(shard)).is_met(has_it)
+    let me = holding.me.filter(|_| holding.membership == *known && !known.is_joint());
+    let expected = rooms.copies.expected.read();
+    listed.retain(|shard| {
+        let Some(me) = me.filter(|_| !holding.is_mine(shard)) else { return false };
+        let is_expected = expected.as_ref().is_some_and(|next| next.new_replicas(shard).contains(&me));
+        let has_it = |slot: usize| slot == me || epochs.get(&slot).is_some_and(|theirs| *theirs >= known.epoch());
+        !is_expected && Quorums::majority_of(known.new_replicas(shard)).is_met(has_it)
+    });
+    listed
 }
 
 #[cfg(test)]

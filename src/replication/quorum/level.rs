@@ -19,7 +19,7 @@ use super::serve::settle;
 use super::{Input, Rooms};
 use crate::cluster::membership::Membership;
 use crate::store::replicator::Rejection;
-use crate::types::{NodeId, ShardId, Slot};
+use crate::types::{NodeId, ShardId};
 
 /// Requests that wait; further ones are refused as busy.
 pub(super) const WANTED_MAX: usize = 16;
@@ -82,7 +82,7 @@ pub(super) async fn rows(shard: &ShardId, rooms: &Rooms) -> Result<(), Rejection
 
 /// Fetches all rows that a majority has of the shards that this node is to replicate by `next` and does not yet.
 pub(super) async fn all(rooms: &Rooms, next: &Membership) -> Result<(), Rejection> {
-    let me = rooms.greeter.slot().map(Slot::replica);
+    let me = rooms.me();
     rooms.copies.expect(next.clone());
     rooms.copies.none_given_up().await;
     let next = Arc::new(next.clone());

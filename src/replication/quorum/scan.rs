@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::catch_up::{Error, With};
 use super::{Input, Rooms};
 use crate::cluster::membership::{Member, Membership};
-use crate::types::{Ballot, ShardId, Slot};
+use crate::types::{Ballot, ShardId};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 /// How long after a failed comparison the next is tried.
@@ -36,14 +36,13 @@ pub(super) async fn follow(rooms: Rooms) {
     let mut changes = rooms.membership.subscribe();
     loop {
         let membership = changes.borrow_and_update().clone();
-        let me = rooms.greeter.slot().map(Slot::replica);
+        let me = rooms.me();
         let scanning = async {
             scan(&membership, me, &rooms).await;
             std::future::pending::<()>().await;
         };
         // Whoever registers meanwhile changes nothing for those who compare.
-        let is_another =
-            |now: &Membership| now.epoch() != membership.epoch() || rooms.greeter.slot().map(Slot::replica) != me;
+        let is_another = |now: &Membership| now.epoch() != membership.epoch() || rooms.me() != me;
         tokio::select! {
             () = scanning => {}
             changed = changes.wait_for(is_another) => if changed.is_err() {

@@ -579,7 +579,7 @@ fn a_raised_floor_is_a_promise_for_every_key() {
 fn votes_that_count_no_more_are_gone_for_good_and_what_is_chosen_stays() {
     let now = Now { wall: 1_000_000, monotonic: Duration::ZERO };
     let (mut acceptor, _) = node(0, Restored::default(), 3);
-    let vote = acceptor.on_accept(now, &address(), record(4096), None, &Stored::default()).unwrap();
+    let _ = acceptor.on_accept(now, &address(), record(4096), None, &Stored::default()).unwrap();
     let _ = acceptor.take_entries();
     assert!(acceptor.let_go(|_| true).is_empty());
     assert_eq!(acceptor.let_go(|_| false), [(address(), Ballot(4096))]);
@@ -590,7 +590,6 @@ fn votes_that_count_no_more_are_gone_for_good_and_what_is_chosen_stays() {
     acceptor.on_durable(durable);
     let promised = acceptor.on_prepare(now, &address(), Ballot(8192), None, &Stored::default()).unwrap();
     assert!(matches!(promised.open(durable), Ok(Body::Promised { vote: Vote::Absent(_), .. })));
-    drop(vote);
 
     let _ = acceptor.on_accept(now, &address(), record(12288), None, &Stored::default()).unwrap();
     let _ = acceptor.on_commit(&address(), Ballot(12288), &Stored::default());

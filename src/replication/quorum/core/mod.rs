@@ -39,7 +39,7 @@ use crate::replication::register::{
 use crate::replication::wire::{self, Batch};
 use crate::store::replicator::{Decision, Proposal, Rejection};
 use crate::transport::Event;
-use crate::types::{Ballot, NodeId, ShardId, Slot, StorageId};
+use crate::types::{Ballot, NodeId, ShardId, StorageId};
 
 /// Tasks that wait for their shard file to be opened.
 const PARKED_TASKS_MAX: usize = 65_536;
@@ -138,7 +138,7 @@ impl Core {
         let Installed { membership, row } = installed;
         let others = membership.members().iter().filter(|member| member.node != config.node);
         Self {
-            me: rooms.greeter.slot().map(Slot::replica),
+            me: rooms.me(),
             peers: others.map(|member| (member.replica(), Peer::new(member.node.clone()))).collect(),
             connected: BTreeMap::new(),
             inherited: BTreeMap::new(),
