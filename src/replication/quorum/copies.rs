@@ -108,6 +108,14 @@ impl Copies {
         self.holds_all.load(Ordering::Relaxed) && !self.is_filling.load(Ordering::Relaxed)
     }
 
+    /// Looks whether this node replicates every shard: after a change of voters, or where it turns out that its disk has no vote.
+    pub(super) fn set_holds_all(&self, holding: &Holding<'_>) {
+        let membership = &holding.membership;
+        // Who gets its vote by a change that is under way has yet to compare.
+        let is_voter = holding.me.is_some_and(|me| membership.will_vote(me) && membership.old_voters().contains(&me));
+        self.holds_all.store(membership.is_everywhere() && is_voter, Ordering::Relaxed);
+    }
+
     /// Whether all that this node replicates has been compared with enough others since it came to replicate it.
     pub(super) fn set_level(&self, is_level: bool) {
         self.is_level.store(is_level, Ordering::Relaxed);
@@ -246,7 +254,11 @@ impl Rooms {
 
 /// Notes what is on the disk when the node starts: that goes on being held, until it turns out to be of no use.
 pub(super) async fn begin(rooms: &Rooms) {
-    set_holds_all(&rooms.holding());
+    rooms.copies.set_holds_all(&rooms.holding());
+    if rooms.greeter.boot() == 1 && rooms.membership.borrow().voters().count() > 1 {
+        // A voter by the file alone: the disk that is meant may be another one, and much may have been written since.
+        rooms.copies.has_gained();
+    }
     keep_for_now(rooms).await;
 }
 
@@ -274,14 +286,6 @@ async fn keep_for_now(rooms: &Rooms) {
         let kept = Copy { is_whole, is_used: AtomicBool::new(true) };
         rooms.copies.used.write().entry(shard).or_insert(kept);
     }
-}
-
-fn set_holds_all(holding: &Holding<'_>) {
-    let membership = &holding.membership;
-    // Who gets its vote by a change that is under way has yet to compare.
-    let is_voter = holding.me.is_some_and(|me| membership.will_vote(me) && membership.old_voters().contains(&me));
-    let holds_all = membership.is_everywhere() && is_voter;
-    holding.copies.holds_all.store(holds_all, Ordering::Relaxed);
 }
 
 fn stored(manager: &Manager) -> Result<Vec<ShardId>, crate::store::Error> {
@@ -353,7 +357,7 @@ pub(super) async fn follow(rooms: Rooms, wanted: mpsc::Sender<Wanted>, unused_dr
                 }
                 let before = std::mem::replace(&mut known, changes.borrow_and_update().clone());
                 rooms.copies.on_membership(&before, &known);
-                set_holds_all(&rooms.holding());
+                rooms.copies.set_holds_all(&rooms.holding());
                 if !known.follows_on(&before) {
                     keep_for_now(&rooms).await;
                 }

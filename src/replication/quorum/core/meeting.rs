@@ -81,6 +81,7 @@ impl Core {
         tracing::error!(why, "this node came back on another disk");
         self.disk.displace(why);
         self.find_own_slot();
+        self.rooms.copies.set_holds_all(&self.rooms.holding());
         self.update_reachable();
     }
 

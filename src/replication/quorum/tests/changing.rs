@@ -232,6 +232,8 @@ async fn a_second_process_of_a_name_waits_until_the_first_is_gone() {
         known.iter().any(|refusal| refusal.node == Some(node(other)) && refusal.reason.contains("on another disk"))
     };
     until("it is told why", async || refused_by("a") && refused_by("b")).await;
+    // By the list that it was started with it would vote, and have every shard: it answered "not found".
+    assert!(!twin.replicator.has_copy(&shard()));
     cluster.nodes[0].accepted("k", put("w")).await;
     assert_eq!(cluster.nodes[0].replicator.status().reachable, 3);
     assert_eq!(cluster.nodes[0].replicator.membership().borrow().epoch(), 1);
